@@ -1,0 +1,79 @@
+# Needs git, a C toolchain, cargo and Python; everything else goes into .venv and target.
+
+PYTHON ?= python3.13 python3.12 python3.11 python3
+ROUNDS ?= 3
+
+VENV := .venv/bin/python
+PIP := $(VENV) -m pip --quiet --disable-pip-version-check
+RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+# Both maturin and clippy build pyo3: with the same interpreter, neither undoes the other's work.
+export PYO3_PYTHON := $(CURDIR)/$(VENV)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+# maturin refuses to choose between two environments.
+unexport CONDA_PREFIX
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-exhaustive lint build bench-convert bench-cast clean tools
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
+
+demo: build  ## convert a small model and compare the result with torch's, bit for bit
+	@$(VENV) examples/demo.py
+
+test: build  ## run the Rust and the Python tests
+	cargo test --release --quiet
+	$(VENV) -m pytest
+
+test-exhaustive: build  ## every input of every cast, at every level, against torch (minutes)
+	$(VENV) tests/exhaustive.py
+
+lint: .venv/installed  ## check formatting, lints and types
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --features python -- -D warnings
+	$(VENV) -m ruff check --quiet
+	$(VENV) -m ruff format --check --quiet
+	$(VENV) -m mypy
+
+# A target directory of its own: `cargo test` builds the library without the feature `python`, and
+# in one directory each would rebuild what the other has just built.
+build: .venv/installed  ## build the extension into .venv
+	@echo "building the extension (a minute, the first time)"
+	@$(VENV) -m maturin develop --release --target-dir target/python > .venv/build.log 2>&1 || \
+	    { cat .venv/build.log >&2; exit 1; }
+
+bench-convert: build  ## time convert against a script with torch (2.2 GB on disk; ROUNDS=3)
+	@$(VENV) benches/convert.py --rounds $(ROUNDS)
+
+bench-cast: build  ## time the casts beside memcpy, torch, numpy, ml_dtypes and half
+	@$(VENV) benches/cast.py --write docs/benchmarks.md
+
+clean:  ## remove what was built and the benchmark's data; .venv stays
+	rm -rf target bench-data dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f python/recast/*.so
+
+tools:
+	@command -v cc >/dev/null || \
+	    { echo "error: no C compiler; install gcc or clang" >&2; exit 1; }
+	@command -v cargo >/dev/null || \
+	    { echo "error: cargo not found; install Rust $(RUST) or newer, for example with rustup" >&2; exit 1; }
+	@found=$$(cargo --version | cut -d ' ' -f 2); printf '%s\n' $(RUST) "$$found" | sort -VC || \
+	    { echo "error: cargo $$found is too old; install Rust $(RUST) or newer, for example with rustup" >&2; exit 1; }
+
+# pip is the last thing venv installs: where it is missing, venv did not finish.
+.venv/bin/pip: | tools
+	@for python in $(PYTHON); do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "creating .venv with $$python"; exec "$$python" -m venv .venv; \
+	    fi; \
+	done; \
+	echo "error: no Python 3.11 or newer with venv; install one, or name it with PYTHON=" >&2; exit 1
+
+.venv/installed: pyproject.toml | tools .venv/bin/pip
+	@echo "installing the development dependencies (once; torch is large)"
+	@$(PIP) install 'pip>=25.1'  # the first with --group
+	@$(VENV) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > .venv/runtime.txt
+	@$(PIP) install --requirement .venv/runtime.txt --group dev --group models
+	@touch $@

@@ -1,0 +1,144 @@
+"""Times the casts in memory beside memcpy, torch, numpy, ml_dtypes and half, in one run.
+
+`make bench-cast` writes the table into docs/benchmarks.md. The programs take turns, round by
+round; a cell is the median over the rounds, in GB/s read and written. The audit is on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parent.parent
+NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PAIRS = [(a, b) for a in NAMES for b in NAMES if a != b]
+COLUMNS = ("memcpy", "portable", "avx2", "avx512", "torch", "numpy", "ml_dtypes", "half")
+BEGIN, END = "<!-- bench-cast begin -->", "<!-- bench-cast end -->"
+
+
+def timed(nbytes, work):
+    """GB/s of `work`, which moves `nbytes`."""
+    started = time.perf_counter()
+    work()
+    return nbytes / (time.perf_counter() - started) / 1e9
+
+
+def python_rates(elements, threads, note):
+    """One round of torch, numpy and ml_dtypes on every pair they have."""
+    torch.set_num_threads(threads)
+    base = torch.randn(elements) * 0.02
+    for source, target in PAIRS:
+        x = base.to(NAMES[source])
+        out = torch.empty(elements, dtype=NAMES[target])
+        out.zero_()
+        nbytes = x.nbytes + out.nbytes
+        note(f"{source}->{target} torch", timed(nbytes, lambda out=out, x=x: out.copy_(x)))
+        if threads > 1:
+            continue
+        name = "ml_dtypes" if "bf16" in (source, target) else "numpy"
+
+        def as_numpy(t):
+            if t.dtype == torch.bfloat16:
+                return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            return t.numpy()
+
+        a, b = as_numpy(x), as_numpy(out)
+        note(
+            f"{source}->{target} {name}",
+            timed(nbytes, lambda a=a, b=b: np.copyto(b, a, casting="unsafe")),
+        )
+
+
+def rust_rates(binary, elements, threads, note):
+    """One round of recast at every level, half and memcpy."""
+    command = [binary, str(elements), str(threads), "1"]
+    rates = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    for name, values in rates.items():
+        note(name, *values)
+
+
+def build():
+    """The compiled benches/cast.rs."""
+    command = ["cargo", "bench", "--bench", "cast", "--no-run", "--message-format=json"]
+    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.splitlines()
+    messages = (json.loads(line) for line in lines)
+    return next(m["executable"] for m in messages if m.get("executable"))
+
+
+def table(threads, rates):
+    """The rates of one thread count as a markdown table."""
+    columns = [c for c in COLUMNS if any(key.endswith(f" {c}") for key in rates)]
+    best = next(c for c in ("avx512", "avx2", "portable") if c in columns)
+    lines = [
+        f"\n**{threads} thread{'s' if threads > 1 else ''}**, GB/s read + written\n",
+        f"| cast | {' | '.join(columns)} | {best} / memcpy | {best} / torch |",
+        "|---|" + "---:|" * (len(columns) + 2),
+    ]
+    for source, target in PAIRS:
+        median = {
+            column: statistics.median(rates[key])
+            for column in columns
+            if (key := f"{source}->{target} {column}") in rates
+        }
+        cells = [f"{median[c]:.1f}" if c in median else "" for c in columns]
+        ratios = [f"{median[best] / median[other]:.2f}" for other in ("memcpy", "torch")]
+        lines.append(f"| {source} -> {target} | {' | '.join(cells + ratios)} |")
+    return lines
+
+
+def machine():
+    """What the numbers were measured on."""
+    model = "unknown CPU"
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        model = next((line.split(":")[1].strip() for line in file if "model name" in line), model)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return (
+        f"{model}, {os.cpu_count()} CPUs, Linux {platform.release()}, torch {torch.__version__}, "
+        f"numpy {np.__version__}, ml_dtypes {ml_dtypes.__version__}, commit {commit}"
+    )
+
+
+def main():
+    """Runs the rounds and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--elements", type=int, default=64 << 20)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--write", type=Path, help="markdown file whose table is replaced")
+    options = parser.parse_args()
+    binary = build()
+    lines = [
+        f"{options.elements:,} elements, {options.rounds} rounds, medians. {machine()}.",
+        "The columns portable, avx2 and avx512 are recast with its audit on.",
+    ]
+    for threads in sorted({1, os.cpu_count() or 1}):
+        rates = {}
+
+        def note(name, *values, rates=rates):
+            rates.setdefault(name, []).extend(values)
+
+        for done in range(options.rounds):
+            rust_rates(binary, options.elements, threads, note)
+            python_rates(options.elements, threads, note)
+            print(f"{threads} threads: round {done + 1} of {options.rounds}", file=sys.stderr)
+        lines += table(threads, rates)
+    text = "\n".join(lines)
+    print(text)
+    if options.write:
+        page = options.write.read_text(encoding="utf-8")
+        head, tail = page.split(BEGIN)[0], page.split(END)[1]
+        options.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

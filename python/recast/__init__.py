@@ -1,0 +1,58 @@
+"""recast changes the dtype of a model checkpoint on disk: exactly, fast, all or nothing.
+
+    import recast
+
+    plan = recast.plan("model", to="bf16", keep=["lm_head.*"])   # headers only; writes nothing
+    report = recast.convert("model", "model-bf16", to="bf16")    # the whole checkpoint
+    recast.inspect("model-bf16").gpu_memory["as_stored"]         # bytes on a GPU
+    y = recast.cast(x, "bf16")                                   # one tensor, in memory
+
+Why not load and save? Loading needs memory for the whole model, may drop what the model class
+does not know, and a run that dies half way leaves something that looks like a model. recast
+streams every tensor through one audited cast, rounds to nearest even once, and renames the result
+into place when it is complete.
+
+`convert` returns a `Report`: what was cast, kept and copied, and what it did to the values.
+Whatever goes wrong is a `RecastError`; `recast.errors` draws the tree. The command `recast` has
+the same options.
+"""
+
+from recast._core import Plan, __version__
+from recast.api import convert, inspect, plan
+from recast.array import cast
+from recast.errors import (
+    CastOverflowError,
+    CheckError,
+    HeaderError,
+    IndexFileError,
+    InputError,
+    OutputError,
+    QuantizedError,
+    RecastError,
+    StorageError,
+    UsageError,
+    VerificationError,
+)
+from recast.report import Inspection, Report
+
+__all__ = [
+    "CastOverflowError",
+    "CheckError",
+    "HeaderError",
+    "IndexFileError",
+    "InputError",
+    "Inspection",
+    "OutputError",
+    "Plan",
+    "QuantizedError",
+    "RecastError",
+    "Report",
+    "StorageError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "cast",
+    "convert",
+    "inspect",
+    "plan",
+]

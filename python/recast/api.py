@@ -1,0 +1,139 @@
+"""The API: `plan`, `convert` and `inspect`, in the order a run takes its steps."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from recast import memory
+from recast._core import Checkpoint, Plan
+from recast.array import check_policy, float_name
+from recast.errors import UsageError
+from recast.report import Inspection, Report, exactness
+
+Path = str | os.PathLike[str]
+
+
+def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
+    """What converting `source` will do, to the byte. Reads headers only and writes nothing.
+
+    `source` is a `.safetensors` file or a directory that holds some. `to` is `"fp32"`, `"fp16"`,
+    `"bf16"`, another usual spelling, or a numpy or torch dtype. Tensors whose name matches a
+    pattern of `keep` (a glob; `re:` starts a regular expression) keep their dtype, and so do
+    those that loaders need in fp32, unless `auto_keep` is false.
+
+    Raises `UsageError` for options that make no sense and `InputError` for a source that cannot
+    be converted.
+    """
+    if isinstance(keep, str):
+        raise UsageError("keep is a string", f"give a list of patterns: keep=[{keep!r}]")
+    return Checkpoint.open(os.fspath(source)).plan(float_name(to), list(keep), auto_keep)
+
+
+def check_destination(planned: Plan, dest: Path) -> None:
+    """Raises unless `planned` can be carried out into the directory `dest`.
+
+    Raises `UsageError` for a name that is a file's, and `OutputError` where the destination
+    exists, is the source, or has no room.
+    """
+    if os.fspath(dest).endswith(".safetensors"):
+        raise UsageError(
+            f"{os.fspath(dest)}: DEST is a directory; the converted file keeps its name",
+            f"give '{os.path.splitext(os.fspath(dest))[0]}', for example",
+        )
+    planned.check_destination(os.fspath(dest))
+
+
+def convert(
+    source: Path,
+    dest: Path,
+    *,
+    to: object,
+    keep: Sequence[str] = (),
+    auto_keep: bool = True,
+    on_overflow: str = "error",
+    threads: int | None = None,
+    sync: bool = True,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Report:
+    """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
+
+    `source`, `to`, `keep` and `auto_keep` are those of `plan`. Finite values beyond the target's
+    range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or the largest finite
+    value (`"saturate"`). `threads` limits the worker threads; `sync=False` does without fsync,
+    so that a power cut can lose the result. `progress(done, total)` is called with bytes, from
+    this thread; what it raises stops the run.
+
+    Nothing is visible in `dest` before every file is complete. Raises what `plan` raises,
+    `OutputError` for the destination, `StorageError` when reading or writing fails, and
+    `CastOverflowError`.
+    """
+    check_policy(on_overflow, threads)
+    started = time.perf_counter()
+    planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
+    check_destination(planned, dest)
+    staged = planned.stage(
+        os.fspath(dest), threads=threads, sync=sync, on_overflow=on_overflow, progress=progress
+    )
+    published = False
+    try:
+        staged.publish()
+        published = True
+        report = Report.of(planned, staged, os.fspath(dest), time.perf_counter() - started)
+        staged.finish(report.to_json())
+    except BaseException as error:
+        # An interrupt counts too, and must say truthfully what it leaves behind.
+        if published:
+            error.add_note(f"{os.fspath(dest)} was published; its recast.json may be missing")
+        else:
+            staged.discard()
+        raise
+    return report
+
+
+def inspect(path: Path) -> Inspection:
+    """What `path`, a `.safetensors` file or a directory that holds some, is made of.
+
+    Gives dtypes, parameters and bytes, and the memory the model takes on a GPU as it is stored
+    and in each dtype recast converts to. Reads headers only. Raises `InputError`.
+    """
+    checkpoint = Checkpoint.open(os.fspath(path))
+    tensors = checkpoint.tensors
+    dtypes: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        row = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["parameters"] += tensor.elements
+        row["bytes"] += tensor.bytes
+    gpu_memory = {"as_stored": memory.predict(tensor.bytes for tensor in tensors)._asdict()}
+    notes = exactness(checkpoint)
+    if checkpoint.quantized is None:
+        for to in ("fp32", "fp16", "bf16"):
+            sizes = (tensor.bytes for tensor in checkpoint.plan(to).tensors)
+            gpu_memory[to] = memory.predict(sizes)._asdict()
+    else:
+        notes.append(
+            f"the checkpoint is quantised ({checkpoint.quantized}): recast does not convert it, "
+            "so its GPU memory is given as stored only"
+        )
+    return Inspection(
+        path=checkpoint.path,
+        files=checkpoint.shards,
+        tensors=len(tensors),
+        parameters=sum(row["parameters"] for row in dtypes.values()),
+        bytes=sum(row["bytes"] for row in dtypes.values()),
+        dtypes=dtypes,
+        gpu_memory=gpu_memory,
+        device=memory.device(),
+        notes=notes,
+        tensor_list=[
+            {
+                "name": tensor.name,
+                "dtype": tensor.dtype,
+                "shape": tensor.shape,
+                "bytes": tensor.bytes,
+                "file": tensor.file,
+            }
+            for tensor in tensors
+        ],
+    )

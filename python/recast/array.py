@@ -1,0 +1,230 @@
+"""`cast`: the same cast as a conversion, for one array or tensor in memory."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, overload
+
+from recast import _core
+from recast.errors import CastOverflowError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    Bits = npt.NDArray[np.integer[Any]]
+
+# Strided input is gathered in pieces of this many elements: at most 1 MiB, which stays in cache.
+PIECE = 262_144
+POLICIES = ("error", "inf", "saturate")
+LARGEST = {"fp32": "3.40e38", "fp16": "65504", "bf16": "3.39e38"}
+LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def float_name(to: object) -> str:
+    """`fp32`, `fp16` or `bf16`, for any of their spellings or a numpy or torch dtype.
+
+    Raises `UsageError` for everything else.
+    """
+    # The builtin `float` is 64 bits wide; its name alone would pass for torch's `float`.
+    is_scalar_type = isinstance(to, type) and to.__module__ != "builtins"
+    name = _core.float_name(to.__name__ if is_scalar_type else str(to))  # type: ignore[attr-defined]
+    if name is None:
+        raise UsageError(
+            f"'{to}' is not a dtype recast casts to",
+            "use fp32, fp16 or bf16 (float32, float16 and bfloat16 mean the same)",
+        )
+    return name
+
+
+def check_policy(on_overflow: str, threads: int | None) -> None:
+    """Raises `UsageError` unless the two options every cast has make sense."""
+    if on_overflow not in POLICIES:
+        raise UsageError(f"on_overflow is '{on_overflow}'", f"use one of: {', '.join(POLICIES)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}", "use 1 or more, or leave it out")
+
+
+@overload
+def cast(
+    x: npt.NDArray[Any],
+    to: object,
+    *,
+    out: npt.NDArray[Any] | None = None,
+    on_overflow: str = "inf",
+    threads: int | None = None,
+) -> npt.NDArray[Any]: ...
+@overload
+def cast(
+    x: torch.Tensor,
+    to: object,
+    *,
+    out: torch.Tensor | None = None,
+    on_overflow: str = "inf",
+    threads: int | None = None,
+) -> torch.Tensor: ...
+def cast(
+    x: Any,
+    to: object,
+    *,
+    out: Any = None,
+    on_overflow: str = "inf",
+    threads: int | None = None,
+) -> Any:
+    """Casts an array or tensor of any shape; the result is the same kind, in the same shape.
+
+    `x` is a numpy array or a CPU torch tensor of float32, float16 or bfloat16 (numpy's is
+    `ml_dtypes.bfloat16`); it may have any strides and is not changed. `to` is a name such as
+    `"bf16"` or a numpy or torch dtype. The result is always new memory, in C order, and does not
+    require grad; it is `out`, when that is given: a writeable contiguous array or tensor of the
+    right shape and dtype that shares no memory with `x`.
+
+    Rounds to nearest even once. Finite values beyond the target's range become infinite
+    (`on_overflow="inf"`, what torch does), its largest finite value (`"saturate"`), or raise
+    `CastOverflowError` (`"error"`; the content of `out` is then unspecified). `threads` limits
+    the worker threads.
+
+    Raises `UsageError` for any other kind, dtype or option.
+    """
+    import numpy as np
+
+    target = float_name(to)
+    check_policy(on_overflow, threads)
+    source = _float_of(x)
+    if out is None:
+        result = _new(x, target)
+    else:
+        _check_out(out, x, target)
+        result = out
+    source_bits, result_bits = _bits(x, source), _bits(result, target)
+    if out is not None and np.may_share_memory(source_bits, result_bits):
+        raise UsageError("out shares memory with x", "give an out of its own memory")
+    _cast_bits(source_bits, source, result_bits, target, on_overflow, threads)
+    return result
+
+
+def _is_tensor(x: object) -> bool:
+    # A torch tensor cannot exist unless torch is loaded, so there is never a need to load it.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _cast_bits(
+    source: Bits, source_name: str, out: Bits, name: str, on_overflow: str, threads: int | None
+) -> None:
+    """Casts the values whose bits `source` holds, in any strides, into contiguous `out`."""
+    import numpy as np
+
+    if source_name == name:
+        np.copyto(out, source, casting="no")
+        return
+    out_bytes = out.reshape(-1).view(np.uint8)
+    pieces: Any = [source.reshape(-1)]
+    if not source.flags.c_contiguous:
+        # numpy's stub does not know `contig`, which makes every piece contiguous.
+        options: Any = {
+            "flags": ["external_loop", "buffered", "zerosize_ok"],
+            "op_flags": [["readonly", "contig"]],
+        }
+        pieces = np.nditer(source, order="C", buffersize=PIECE, **options)
+    policy = "saturate" if on_overflow == "saturate" else "inf"
+    done = overflows = 0
+    largest = 0.0
+    for piece in pieces:
+        end = done + piece.size * out.itemsize
+        audit = _core.cast_bytes(
+            piece.view(np.uint8),
+            source_name,
+            out_bytes[done:end],
+            name,
+            threads=threads,
+            on_overflow=policy,
+        )
+        done = end
+        overflows += audit.to_inf
+        largest = max(largest, audit.max_abs)
+    if overflows and on_overflow == "error":
+        raise CastOverflowError(
+            f"{overflows} of {source.size} values do not fit in {name}: the largest magnitude "
+            f"is {largest:g}, the limit {LARGEST[name]}",
+            "choose on_overflow='inf' or 'saturate'"
+            + ("; bf16 has the range of fp32" if name == "fp16" else ""),
+        )
+
+
+def _float_of(x: Any) -> str:
+    """The name of the floats `x` holds; raises `UsageError` for what cannot be cast."""
+    import numpy as np
+
+    kind = "torch tensor"
+    if not _is_tensor(x):
+        kind = "numpy array"
+        # A masked array would lose its mask without a word.
+        if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+            _refuse(f"a {type(x).__module__}.{type(x).__qualname__}")
+    elif x.device.type != "cpu":
+        raise UsageError(
+            f"x is on {x.device}; recast.cast works in host memory",
+            "use x.to(dtype) on the device, or x.cpu() first",
+        )
+    elif str(x.layout) != "torch.strided":
+        _refuse(f"a torch tensor of layout {x.layout}")
+    return _core.float_name(str(x.dtype)) or _refuse(f"a {kind} of {x.dtype}")
+
+
+def _new(x: Any, name: str) -> Any:
+    """Memory for the result: like `x`, of the floats called `name`."""
+    if _is_tensor(x):
+        import torch
+
+        return torch.empty(x.shape, dtype=getattr(torch, LONG_NAMES[name]), device="cpu")
+    import ml_dtypes
+    import numpy as np
+
+    return np.empty(x.shape, getattr(ml_dtypes if name == "bf16" else np, LONG_NAMES[name]))
+
+
+def _check_out(out: Any, x: Any, name: str) -> None:
+    """Raises `UsageError` unless `out` can take the result of casting `x`."""
+    import numpy as np
+
+    if _is_tensor(x):
+        same_kind = _is_tensor(out) and out.device.type == "cpu"
+        usable = same_kind and out.is_contiguous() and not (out.requires_grad or out.is_neg())
+    else:
+        same_kind = isinstance(out, np.ndarray)
+        usable = same_kind and out.flags.c_contiguous and out.flags.writeable
+    if not same_kind:
+        need = "a CPU torch tensor, as x is" if _is_tensor(x) else "a numpy array, as x is"
+    elif out.shape != x.shape or _core.float_name(str(out.dtype)) != name:
+        need = f"{LONG_NAMES[name]} of shape {tuple(x.shape)}, not {out.dtype} {tuple(out.shape)}"
+    elif not usable:
+        need = "contiguous and writeable, without requires_grad"
+    else:
+        return
+    raise UsageError(f"out must be {need}", "leave out= away to have it made")
+
+
+def _bits(x: Any, name: str) -> Bits:
+    """The bits of `x` as integers of the same width, strides and memory."""
+    import numpy as np
+
+    bits: Bits
+    if _is_tensor(x):
+        import torch
+
+        # A lazily negated view holds its sign in a flag, which a view of the bits would miss.
+        plain = x.detach().resolve_neg()
+        bits = plain.view(torch.int32 if name == "fp32" else torch.int16).numpy()
+    else:
+        # `asarray` drops subclasses such as matrix, whose reshape does not flatten.
+        bits = np.asarray(x).view(np.int32 if name == "fp32" else np.int16)
+    return bits
+
+
+def _refuse(what: str) -> NoReturn:
+    raise UsageError(
+        f"cannot cast {what}",
+        "recast.cast takes numpy arrays and CPU torch tensors of float32, float16 or bfloat16",
+    )

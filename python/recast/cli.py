@@ -1,0 +1,229 @@
+"""The command `recast`: options in, data on stdout, everything else on stderr."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+import recast
+from recast.array import POLICIES, float_name
+from recast.errors import RecastError, StorageError, UsageError
+
+Progress = Callable[[int, int], None]
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop. Not an `Exception`, so that only cleanup stands in its way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+@click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
+@click.version_option(recast.__version__, prog_name="recast")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Change the dtype of a model checkpoint: exactly, fast, all or nothing.
+
+    \b
+    recast inspect model                      what it is made of; does it fit on the GPU
+    recast convert model model-bf16 --to bf16
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(UsageError.exit_code)
+
+
+def _target(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    return float_name(value)
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("dest")
+@click.option(
+    "--to",
+    required=True,
+    callback=_target,
+    metavar="fp32|fp16|bf16",
+    help="The dtype to cast to; float32, half, bfloat16 and the like work too.",
+)
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave matching tensors as they are: a glob, or a regular expression after 're:'. "
+    "Can be given many times.",
+)
+@click.option(
+    "--no-auto-keep", is_flag=True, help="Also cast the tensors that loaders need in fp32."
+)
+@click.option(
+    "--on-overflow",
+    type=click.Choice(POLICIES),
+    default="error",
+    show_default=True,
+    help="What to do when finite values are beyond the target's range.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads; default: all CPUs."
+)
+@click.option(
+    "--no-sync", is_flag=True, help="Skip fsync: faster, but a power cut can lose the result."
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def convert(
+    source: str,
+    dest: str,
+    to: str,
+    keep: tuple[str, ...],
+    no_auto_keep: bool,
+    on_overflow: str,
+    threads: int | None,
+    no_sync: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Convert the checkpoint SOURCE into the new directory DEST.
+
+    SOURCE is a .safetensors file or a directory that holds some. DEST appears complete or not at
+    all.
+
+    \b
+    recast convert model model-bf16 --to bf16
+    recast convert model model-fp16 --to fp16 --keep 'lm_head.*' --on-overflow saturate
+    recast convert model model-bf16 --to bf16 --dry-run
+    """
+    from recast import api, report
+
+    if dry_run:
+        planned = api.plan(source, to=to, keep=keep, auto_keep=not no_auto_keep)
+        api.check_destination(planned, dest)
+        if as_json:
+            _print(report.json_text(report.plan_json(planned, dest)))
+        elif not quiet:
+            _print(report.plan_text(planned, dest))
+        return
+    with _progress(sys.stderr.isatty() and not (quiet or as_json)) as progress:
+        done = api.convert(
+            source,
+            dest,
+            to=to,
+            keep=keep,
+            auto_keep=not no_auto_keep,
+            on_overflow=on_overflow,
+            threads=threads,
+            sync=not no_sync,
+            progress=progress,
+        )
+    if as_json:
+        _print(done.to_json())
+    elif not quiet:
+        _print(report.report_text(done))
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--tensors", is_flag=True, help="List every tensor: name, dtype, shape, bytes, file.")
+def inspect(path: str, as_json: bool, tensors: bool) -> None:
+    """Show what PATH is made of, and the memory it takes on a GPU in each dtype.
+
+    \b
+    recast inspect model
+    recast inspect model/model.safetensors --tensors | grep norm
+    """
+    from recast import api, report
+
+    inspection = api.inspect(path)
+    if as_json:
+        _print(inspection.to_json(tensor_list=tensors))
+    elif tensors:
+        _print(report.tensors_text(inspection))
+    else:
+        _print(report.inspection_text(inspection))
+
+
+@contextmanager
+def _progress(wanted: bool) -> Iterator[Progress | None]:
+    """A bar on stderr with bytes, rate and time left, drawn while the block runs."""
+    if not wanted:
+        yield None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.BarColumn(),
+        bars.DownloadColumn(binary_units=True),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("convert", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print(text: str) -> None:
+    """Writes data to stdout. A reader that has seen enough, such as `head`, is no error."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # Python flushes stdout again on its way out, and must find nothing to complain about.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise StorageError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _complain(message: str, hint: str | None = None) -> None:
+    from recast.report import plain
+
+    # The messages of the core can have several lines: one for each tensor, for example.
+    click.echo("error: " + "\n".join(plain(line) for line in message.splitlines()), err=True)
+    if hint is not None:
+        click.echo(f"hint: {plain(hint)}", err=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
+
+
+def _run() -> int:
+    """Runs the command and returns its exit code: every way to fail ends here."""
+    try:
+        # In this mode click returns the code of `--help` and `--version`, and raises its errors.
+        code = cli.main(prog_name="recast", standalone_mode=False)
+    except RecastError as error:
+        _complain(error.message, error.hint)
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "recast"
+        _complain(error.format_message(), f"`{command} --help` lists the options")
+        return UsageError.exit_code
+    except Interrupted as error:
+        notes = getattr(error, "__notes__", ["nothing was published"])
+        click.echo(f"interrupted; {'; '.join(notes)}", err=True)
+        return error.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The entry point of the command."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # What the parent chose to ignore (nohup, a background job) stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    if hasattr(sys.stdout, "reconfigure"):
+        # A tensor's name may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(_run())

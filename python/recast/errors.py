@@ -1,0 +1,83 @@
+"""What can go wrong, as one tree; the number is the exit code of the command.
+
+RecastError
+├── UsageError (also ValueError)     2   options that make no sense
+├── InputError                      65   the source cannot be converted as it is
+│   ├── HeaderError                      a safetensors header breaks the format's rules
+│   ├── IndexFileError                   an index and its shards do not agree
+│   └── QuantizedError                   packed tensors, which a cast would break
+├── OutputError                     73   the destination cannot be created
+├── StorageError                    74   reading or writing failed
+└── CheckError                       1   the result is not what was asked for
+    ├── CastOverflowError                finite values would become infinite
+    └── VerificationError                the result differs from what it should be
+"""
+
+from typing import ClassVar
+
+
+class RecastError(Exception):
+    """Everything recast raises on purpose.
+
+    `message` says what happened and to which file and tensor; `hint` says the way out, where
+    there is one. `str()` gives both, the hint on a line of its own.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        # Both go into `args`, so that the exception survives pickling between processes.
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+class UsageError(RecastError, ValueError):
+    """An option or an argument that makes no sense."""
+
+    exit_code = 2
+
+
+class InputError(RecastError):
+    """The source is missing, damaged, or not something recast converts."""
+
+    exit_code = 65
+
+
+class HeaderError(InputError):
+    """A safetensors header breaks the format's rules."""
+
+
+class IndexFileError(InputError):
+    """An index names a shard or a tensor that is not there, or that lies outside the model."""
+
+
+class QuantizedError(InputError):
+    """The checkpoint holds packed tensors and scales, which a cast would break."""
+
+
+class OutputError(RecastError):
+    """The destination cannot be created: it exists, is the source, or has no room."""
+
+    exit_code = 73
+
+
+class StorageError(RecastError):
+    """The operating system failed to read or write."""
+
+    exit_code = 74
+
+
+class CheckError(RecastError):
+    """The conversion ran, and its result is not what was asked for."""
+
+
+class CastOverflowError(CheckError):
+    """Finite values are beyond the range of the target dtype."""
+
+
+class VerificationError(CheckError):
+    """The converted model differs from what it should be."""

@@ -1,0 +1,88 @@
+//! The audit: what the cast did to the numbers, counted per tensor in the same pass.
+
+use super::element::{Element, INFINITY, MAGNITUDE};
+use super::kernel::Summary;
+
+/// What a cast did to a tensor's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// Finite values that became infinite (or were saturated).
+    pub to_inf: u64,
+    /// Non-zero values that became zero.
+    pub to_zero: u64,
+    /// NaN in the source.
+    pub nan: u64,
+    /// Infinities in the source.
+    pub inf: u64,
+    /// Bits of the largest finite magnitude in the source, as binary32.
+    pub max_abs_bits: u32,
+    /// Every value, NaN aside, survives the round trip.
+    pub exact: bool,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Audit { to_inf: 0, to_zero: 0, nan: 0, inf: 0, max_abs_bits: 0, exact: true }
+    }
+}
+
+impl Audit {
+    /// The largest finite magnitude in the source.
+    pub fn max_abs(&self) -> f32 {
+        f32::from_bits(self.max_abs_bits)
+    }
+
+    /// Joins the audit of another part of the same tensor.
+    pub fn merge(&mut self, other: &Audit) {
+        self.to_inf += other.to_inf;
+        self.to_zero += other.to_zero;
+        self.nan += other.nan;
+        self.inf += other.inf;
+        self.max_abs_bits = self.max_abs_bits.max(other.max_abs_bits);
+        self.exact &= other.exact;
+    }
+
+    /// Takes in a block. Nearly always its summary says all there is to say; only a block with
+    /// something to count is read a second time, while it is still in the first-level cache.
+    #[inline(always)]
+    pub(super) fn add_block<S: Element, D: Element>(&mut self, summary: Summary, src: &[u8]) {
+        let special = summary.largest >= D::INFINITE_FROM;
+        let vanishes = summary.smallest_less_one < D::ZERO_UP_TO;
+        if special || vanishes {
+            return self.merge(&count::<S, D>(src));
+        }
+        self.max_abs_bits = self.max_abs_bits.max(summary.largest);
+        if self.exact {
+            let subnormal = summary.smallest_less_one < D::NORMAL_FROM.saturating_sub(1);
+            self.exact =
+                summary.union & D::DROPPED == 0 && (!subnormal || count::<S, D>(src).exact);
+        }
+    }
+}
+
+/// Counts a block value by value.
+#[inline(always)]
+fn count<S: Element, D: Element>(src: &[u8]) -> Audit {
+    let (mut to_inf, mut to_zero, mut nan, mut inf) = (0_u32, 0_u32, 0_u32, 0_u32);
+    let (mut max_abs_bits, mut inexact) = (0, 0);
+    for src in src.chunks_exact(S::BYTES) {
+        let bits = S::load(src).to_f32();
+        let magnitude = bits & MAGNITUDE;
+        let finite = magnitude < INFINITY;
+        nan += u32::from(magnitude > INFINITY);
+        inf += u32::from(magnitude == INFINITY);
+        to_inf += u32::from(finite & (magnitude >= D::INFINITE_FROM));
+        to_zero += u32::from(magnitude.wrapping_sub(1) < D::ZERO_UP_TO);
+        max_abs_bits = if finite { magnitude.max(max_abs_bits) } else { max_abs_bits };
+        let changed = D::from_f32(bits).to_f32() != bits;
+        inexact |= u32::from((magnitude <= INFINITY) & changed);
+    }
+    Audit {
+        to_inf: u64::from(to_inf),
+        to_zero: u64::from(to_zero),
+        nan: u64::from(nan),
+        inf: u64::from(inf),
+        max_abs_bits,
+        exact: inexact == 0,
+    }
+}

@@ -1,0 +1,111 @@
+//! `config.json`: the dtypes it states, the model types it names, and whether it says that the
+//! checkpoint is quantised.
+
+use std::path::Path;
+
+use serde_json::value::RawValue;
+
+use super::edit::{self, Edit, Object};
+use crate::dtype::Float;
+use crate::error::Error;
+
+/// A config file's text and what recast reads in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    text: String,
+    /// Every `model_type` in the file, nested ones too.
+    pub model_types: Vec<String>,
+    /// The quantisation method, when the config has a `quantization_config`.
+    pub quantised: Option<String>,
+}
+
+impl Config {
+    /// Reads a config's bytes; `path` is for the error message.
+    ///
+    /// # Errors
+    /// When it is not JSON.
+    pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, Error> {
+        let text = super::json_text(path, bytes)?;
+        let (mut model_types, mut quantised) = (Vec::new(), None);
+        walk(&text, &mut |key, value| match key {
+            "model_type" => model_types.extend(string(value)),
+            "quantization_config" if value.get() != "null" => {
+                let object = Object::parse(value.get());
+                let named = object.as_ref().and_then(|object| object.get("quant_method"));
+                quantised = Some(named.and_then(string).unwrap_or_else(|| "unknown".into()));
+            }
+            _ => {}
+        });
+        Ok(Config { text, model_types, quantised })
+    }
+
+    /// The text with every `dtype` and `torch_dtype` that names a float saying `to`.
+    pub fn with_dtype(&self, to: Float) -> String {
+        let mut edits: Vec<Edit> = Vec::new();
+        walk(&self.text, &mut |key, value| {
+            if key == "dtype" || key == "torch_dtype" {
+                edits.extend(dtype_edit(&self.text, value, to));
+            }
+        });
+        edit::apply(&self.text, edits)
+    }
+}
+
+/// Calls `visit` with every member of every nested object of a JSON text.
+fn walk<'a>(text: &'a str, visit: &mut dyn FnMut(&str, &'a RawValue)) {
+    let Some(object) = Object::parse(text) else { return };
+    for (key, value) in object.0 {
+        visit(&key, value);
+        if value.get().starts_with('{') {
+            walk(value.get(), visit);
+        }
+    }
+}
+
+/// The edit that makes a stated dtype say `to`, when `value` is the name of a float.
+pub fn dtype_edit(text: &str, value: &RawValue, to: Float) -> Option<Edit> {
+    let name = string(value)?;
+    Float::parse(&name)?;
+    let prefix = if name.starts_with("torch.") { "torch." } else { "" };
+    Some((edit::span(text, value), format!("\"{prefix}{}\"", to.torch_name())))
+}
+
+fn string(value: &RawValue) -> Option<String> {
+    serde_json::from_str(value.get()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse(Path::new("config.json"), text.into()).expect("valid")
+    }
+
+    #[test]
+    fn only_dtype_names_change_and_every_other_byte_stays() {
+        let text = "{\n \"b\": 1e-05, \"torch_dtype\": \"float16\",\t\"vocab\": {\"dtype\": 7},\n \
+                    \"text_config\": {\"dtype\": \"torch.float32\", \"z\": \"\\u00e9\"},\n \
+                    \"a\": {\"dtype\": null, \"torch_dtype\": \"auto\"}}\n\n";
+        let expected =
+            text.replace("torch.float32", "torch.bfloat16").replace("\"float16", "\"bfloat16");
+        assert_eq!(config(text).with_dtype(Float::Bf16), expected);
+    }
+
+    #[test]
+    fn quantisation_is_seen_wherever_it_stands() {
+        for text in [
+            r#"{"quantization_config": {"quant_method": "gptq"}}"#,
+            r#"{"text_config": {"quantization_config": {"quant_method": "gptq"}}}"#,
+        ] {
+            assert_eq!(config(text).quantised.as_deref(), Some("gptq"));
+        }
+        assert_eq!(config(r#"{"quantization_config": null}"#).quantised, None);
+    }
+
+    #[test]
+    fn model_types_are_found_in_nested_configs() {
+        let types = config(r#"{"model_type": "x", "text_config": {"model_type": "t5"}}"#);
+        assert_eq!(types.model_types, ["x", "t5"]);
+    }
+}

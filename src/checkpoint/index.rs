@@ -1,0 +1,143 @@
+//! `*.safetensors.index.json`: which shard holds which tensor, and the sizes it states.
+
+use std::path::Path;
+
+use super::config::dtype_edit;
+use super::edit::{self, Object};
+use crate::dtype::Float;
+use crate::error::Error;
+
+/// An index file's text and its map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Index {
+    text: String,
+    /// Tensor name to shard file name, in the file's order.
+    pub weight_map: Vec<(String, String)>,
+}
+
+/// Whether a file name is an index's. transformers puts a variant's name in the middle:
+/// `model.safetensors.index.fp16.json`.
+pub fn is_index(name: &str) -> bool {
+    name.ends_with(".json") && name.contains(".safetensors.index.")
+}
+
+impl Index {
+    /// Reads an index's bytes; `path` is for the error message.
+    ///
+    /// # Errors
+    /// When it is not an index, or maps a tensor to anything but a plain file name.
+    pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Index, Error> {
+        let text = super::json_text(path, bytes)?;
+        let invalid = |reason: &str| Error::Json { path: path.to_owned(), reason: reason.into() };
+        let object = Object::parse(&text).ok_or_else(|| invalid("the index is not an object"))?;
+        let map = object
+            .get("weight_map")
+            .and_then(|value| Object::parse(value.get()))
+            .ok_or_else(|| invalid("the index has no object 'weight_map'"))?;
+        let mut weight_map = Vec::with_capacity(map.0.len());
+        for (tensor, shard) in map.0 {
+            let shard: String = serde_json::from_str(shard.get())
+                .map_err(|_| invalid(&format!("tensor '{tensor}' is not mapped to a file name")))?;
+            if !is_plain_name(&shard) {
+                let (index, tensor) = (path.to_owned(), tensor.into_owned());
+                return Err(Error::ShardPath { index, tensor, shard });
+            }
+            weight_map.push((tensor.into_owned(), shard));
+        }
+        Ok(Index { text, weight_map })
+    }
+
+    /// The text with `metadata.total_size` saying `total_size` bytes, added when missing because
+    /// readers look it up, and `metadata.dtype` saying `to` where it names a float.
+    pub fn updated(&self, total_size: u64, to: Float) -> String {
+        let object = Object::parse(&self.text).expect("parsed before");
+        let insert_first = |inside: usize, member: String, empty: bool| {
+            (inside..inside, format!("{member}{}", if empty { "" } else { ", " }))
+        };
+        let size = format!("\"total_size\": {total_size}");
+        let mut edits = Vec::new();
+        match object.get("metadata").map(|value| (value, Object::parse(value.get()))) {
+            Some((value, Some(metadata))) => {
+                match metadata.get("total_size") {
+                    Some(value) => {
+                        edits.push((edit::span(&self.text, value), total_size.to_string()))
+                    }
+                    None => {
+                        let inside = edit::span(&self.text, value).start + 1;
+                        edits.push(insert_first(inside, size, metadata.0.is_empty()));
+                    }
+                }
+                if let Some(value) = metadata.get("dtype") {
+                    edits.extend(dtype_edit(&self.text, value, to));
+                }
+            }
+            Some((value, None)) => {
+                edits.push((edit::span(&self.text, value), format!("{{{size}}}")))
+            }
+            None => {
+                let inside = self.text.find('{').expect("an object") + 1;
+                edits.push(insert_first(inside, format!("\"metadata\": {{{size}}}"), false));
+            }
+        }
+        edit::apply(&self.text, edits)
+    }
+}
+
+/// A name that stays in its directory on every platform.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0', ':'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(text: &str) -> Index {
+        Index::parse(Path::new("i"), text.into()).expect("valid")
+    }
+
+    #[test]
+    fn total_size_changes_and_every_other_byte_stays() {
+        let text = "{\n  \"metadata\": {\n    \"total_parameters\": 5,\n    \"total_size\": 20.0,\n    \
+                    \"dtype\": \"float32\"\n  },\n  \"weight_map\": {\"a\": \"s\"}\n}\n";
+        let expected = text.replace("20.0", "10").replace("float32", "float16");
+        assert_eq!(index(text).updated(10, Float::F16), expected);
+    }
+
+    #[test]
+    fn a_missing_total_size_is_added() {
+        for (text, expected) in [
+            (r#"{"weight_map": {}}"#, r#"{"metadata": {"total_size": 10}, "weight_map": {}}"#),
+            (
+                r#"{"metadata": {}, "weight_map": {}}"#,
+                r#"{"metadata": {"total_size": 10}, "weight_map": {}}"#,
+            ),
+            (
+                r#"{"metadata": {"x": 1}, "weight_map": {}}"#,
+                r#"{"metadata": {"total_size": 10, "x": 1}, "weight_map": {}}"#,
+            ),
+            (
+                r#"{"metadata": null, "weight_map": {}}"#,
+                r#"{"metadata": {"total_size": 10}, "weight_map": {}}"#,
+            ),
+        ] {
+            assert_eq!(index(text).updated(10, Float::F16), expected);
+        }
+    }
+
+    #[test]
+    fn a_shard_path_that_leaves_the_directory_is_refused() {
+        for shard in ["../x", "/etc/passwd", "a/b", "a\\\\b", "..", ".", "", "a\\u0000b", "C:x"] {
+            let text = format!(r#"{{"weight_map": {{"t": "{shard}"}}}}"#);
+            let error = Index::parse(Path::new("i"), text.into()).expect_err(shard);
+            assert!(matches!(error, Error::ShardPath { .. }), "{shard}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_indexes_of_variants_are_recognised() {
+        assert!(is_index("model.safetensors.index.json"));
+        assert!(is_index("model.safetensors.index.fp16.json"));
+        assert!(!is_index("pytorch_model.bin.index.json"));
+    }
+}

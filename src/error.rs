@@ -1,0 +1,265 @@
+//! One error enum. A variant holds what went wrong; `Display` says what happened and to which
+//! file and tensor, `hint` says the way out, `class` says which Python exception it becomes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error as ThisError;
+
+/// Everything that can go wrong in recast.
+#[derive(Clone, Debug, ThisError)]
+#[non_exhaustive]
+pub enum Error {
+    /// `RECAST_SIMD` names no level this CPU runs.
+    #[error("{}={name}: no such instruction set on this machine", crate::cast::level::VARIABLE)]
+    NoSuchLevel {
+        /// What the variable says.
+        name: String,
+        /// The names that would work.
+        available: String,
+    },
+    /// A dtype recast does not cast to.
+    #[error("'{name}' is not a dtype recast casts to")]
+    NoSuchDtype {
+        /// What was asked for.
+        name: String,
+    },
+    /// An overflow policy that does not exist.
+    #[error("'{name}' is not an overflow policy")]
+    NoSuchPolicy {
+        /// What was asked for.
+        name: String,
+    },
+    /// A `--keep` pattern that does not parse.
+    #[error("--keep '{pattern}': {reason}")]
+    BadPattern {
+        /// The pattern.
+        pattern: String,
+        /// What its parser says.
+        reason: String,
+    },
+    /// A `--keep` pattern that matches no tensor.
+    #[error("--keep '{pattern}' matches no tensor")]
+    UnmatchedPattern {
+        /// The pattern.
+        pattern: String,
+        /// Tensor names that look like it.
+        nearest: Vec<String>,
+    },
+    /// The source does not exist.
+    #[error("{}: no such file or directory", path.display())]
+    NoSuchPath {
+        /// The path given.
+        path: PathBuf,
+    },
+    /// There is nothing to convert.
+    #[error("{}: no .safetensors file found", path.display())]
+    NoShards {
+        /// The path given.
+        path: PathBuf,
+        /// A file with weights in another format, when there is one.
+        other_weights: Option<PathBuf>,
+    },
+    /// A file that is neither a regular file nor a directory, or a link to a directory.
+    #[error("{}: is {what}", path.display())]
+    NotRegular {
+        /// The entry.
+        path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
+    },
+    /// A safetensors header that breaks the format's rules.
+    #[error("{}: not a valid safetensors file: {reason}", path.display())]
+    Header {
+        /// The shard.
+        path: PathBuf,
+        /// The rule it breaks, with the tensor's name where there is one.
+        reason: String,
+    },
+    /// A config or an index that is not the JSON it should be.
+    #[error("{}: {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An index that sends a tensor to a file outside its own directory.
+    #[error("{}: tensor '{tensor}' is mapped to '{shard}', which is not a plain file name", index.display())]
+    ShardPath {
+        /// The index.
+        index: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where it is mapped to.
+        shard: String,
+    },
+    /// An index that names a shard which is not there.
+    #[error("{}: shard '{shard}' (which holds tensor '{tensor}') is missing", index.display())]
+    MissingShard {
+        /// The index.
+        index: PathBuf,
+        /// The shard.
+        shard: String,
+        /// A tensor it should hold.
+        tensor: String,
+    },
+    /// An index that names a tensor its shard does not hold.
+    #[error("{}: shard '{shard}' does not hold tensor '{tensor}'", index.display())]
+    MissingTensor {
+        /// The index.
+        index: PathBuf,
+        /// The shard.
+        shard: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A checkpoint of packed or scaled tensors.
+    #[error("{}: the checkpoint is quantised (quantization_config, method '{method}'): its packed tensors and scales belong together, and casting the scales alone would change the model", path.display())]
+    Quantised {
+        /// The config.
+        path: PathBuf,
+        /// The quantisation method it names.
+        method: String,
+    },
+    /// A destination that recast will not write into.
+    #[error("{}: {reason}", path.display())]
+    Destination {
+        /// The destination.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Finite values would become infinite, and the policy is to stop.
+    #[error("{summary}")]
+    Overflow {
+        /// The worst tensors, with counts and magnitudes.
+        summary: String,
+    },
+    /// The source changed while it was read.
+    #[error("{}: changed while it was being converted", path.display())]
+    Changed {
+        /// The source file.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: Arc<std::io::Error>,
+    },
+    /// The caller asked to stop.
+    #[error("stopped")]
+    Cancelled,
+    /// A worker thread panicked: a bug.
+    #[error("a worker thread panicked; this is a bug in recast")]
+    Panicked,
+}
+
+impl Error {
+    /// For `map_err`: what was tried, on which file.
+    pub fn io<'a>(
+        action: &'static str,
+        path: &'a Path,
+    ) -> impl FnOnce(std::io::Error) -> Error + 'a {
+        move |source| Error::Io { path: path.to_owned(), action, source: Arc::new(source) }
+    }
+
+    /// The exception in `recast.errors` this becomes.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Error::NoSuchLevel { .. }
+            | Error::NoSuchDtype { .. }
+            | Error::NoSuchPolicy { .. }
+            | Error::BadPattern { .. }
+            | Error::UnmatchedPattern { .. } => "UsageError",
+            Error::Header { .. } => "HeaderError",
+            Error::ShardPath { .. } | Error::MissingShard { .. } | Error::MissingTensor { .. } => {
+                "IndexFileError"
+            }
+            Error::Quantised { .. } => "QuantizedError",
+            Error::NoSuchPath { .. }
+            | Error::NoShards { .. }
+            | Error::NotRegular { .. }
+            | Error::Json { .. }
+            | Error::Changed { .. } => "InputError",
+            Error::Destination { .. } => "OutputError",
+            Error::Overflow { .. } => "CastOverflowError",
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "OutputError"
+            }
+            Error::Io { .. } | Error::Panicked | Error::Cancelled => "StorageError",
+        }
+    }
+
+    /// The way out, for a line of its own.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::NoSuchLevel { available, .. } => format!(
+                "unset {} to let recast choose, or use one of: {available}",
+                crate::cast::level::VARIABLE
+            ),
+            Error::NoSuchDtype { .. } => "use fp32, fp16 or bf16".into(),
+            Error::NoSuchPolicy { .. } => "use error, inf or saturate".into(),
+            Error::BadPattern { .. } => {
+                "patterns are globs such as 'lm_head.*'; 're:' starts a regular expression".into()
+            }
+            Error::UnmatchedPattern { nearest, .. } if nearest.is_empty() => {
+                "`recast inspect --tensors` lists the names".into()
+            }
+            Error::UnmatchedPattern { nearest, .. } => {
+                format!("the nearest names are: {}", nearest.join(", "))
+            }
+            Error::NoSuchPath { .. } => {
+                "recast converts local files; download the checkpoint first, for example with \
+                 `hf download`"
+                    .into()
+            }
+            Error::NoShards { other_weights: Some(file), .. } => format!(
+                "'{}' holds weights in another format; load it with its framework and save it \
+                 with save_pretrained(..., safe_serialization=True) first",
+                file.display()
+            ),
+            Error::NoShards { .. } => "give a .safetensors file or a directory that has one".into(),
+            Error::NotRegular { .. } => {
+                "recast reads regular files and links to them; replace it by a copy or remove it"
+                    .into()
+            }
+            Error::Header { .. } => "the file is damaged or incomplete; download it again".into(),
+            Error::Json { .. } => "mend or remove the file; nothing was written".into(),
+            Error::ShardPath { .. } => {
+                "an index may only name files in its own directory; do not trust this checkpoint"
+                    .into()
+            }
+            Error::MissingShard { .. } => {
+                "the download is incomplete; fetch the missing shard".into()
+            }
+            Error::MissingTensor { .. } => {
+                "index and shards are from different versions; download both again".into()
+            }
+            Error::Quantised { .. } => {
+                "convert the unquantised original, or dequantise with the tool that made it".into()
+            }
+            Error::Destination { hint, .. } => (*hint).into(),
+            Error::Overflow { .. } => {
+                "keep those tensors with --keep PATTERN, or choose --on-overflow inf or \
+                 --on-overflow saturate; bf16 has the range of fp32"
+                    .into()
+            }
+            Error::Changed { .. } => "convert again when nothing writes to the source".into(),
+            Error::Io { source, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull => "free space on the destination's disk".into(),
+                std::io::ErrorKind::PermissionDenied => "check the permissions".into(),
+                _ => return None,
+            },
+            Error::Panicked => "please report it with the command you ran".into(),
+            Error::Cancelled => return None,
+        })
+    }
+}

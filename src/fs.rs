@@ -1,0 +1,162 @@
+//! The one place that writes to the file system, and where what is Linux-only has its plain
+//! fallback.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+use crate::error::Error;
+
+/// Bytes waited for at a time while a file is synced, so that a request to stop is seen soon.
+const SYNC_STEP: u64 = 8 << 20;
+
+/// Creates a new file at `path` with the mode the umask gives; never opens an existing one.
+///
+/// # Errors
+/// When it exists or the system refuses.
+pub fn create_new(path: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).open(path).map_err(Error::io("create", path))
+}
+
+/// Creates a directory and those above it.
+///
+/// # Errors
+/// When the system refuses.
+pub fn create_dirs(path: &Path) -> Result<(), Error> {
+    fs::create_dir_all(path).map_err(Error::io("create", path))
+}
+
+/// Writes all of `bytes` at `offset`.
+///
+/// # Errors
+/// When the system refuses; what was written is then unknown.
+#[cfg(unix)]
+pub fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), Error> {
+    use std::os::unix::fs::FileExt;
+    file.write_all_at(bytes, offset).map_err(Error::io("write", path))
+}
+
+/// Writes all of `bytes` at `offset`.
+///
+/// # Errors
+/// When the system refuses; what was written is then unknown.
+#[cfg(windows)]
+pub fn write_at(file: &File, path: &Path, mut bytes: &[u8], mut offset: u64) -> Result<(), Error> {
+    use std::os::windows::fs::FileExt;
+    while !bytes.is_empty() {
+        let written = file.seek_write(bytes, offset).map_err(Error::io("write", path))?;
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+/// Makes a file of `bytes` bytes durable. Looks at `stopped` between steps, because the wait for
+/// a disk cannot be interrupted.
+///
+/// # Errors
+/// When the system refuses, which means that the file's content is unknown; or when stopped.
+pub fn sync_file(
+    file: &File,
+    path: &Path,
+    bytes: u64,
+    stopped: &dyn Fn() -> bool,
+) -> Result<(), Error> {
+    let mut start = 0;
+    while start < bytes {
+        if stopped() {
+            return Err(Error::Cancelled);
+        }
+        wait_for_writeback(file, start, SYNC_STEP).map_err(Error::io("sync", path))?;
+        start += SYNC_STEP;
+    }
+    file.sync_all().map_err(Error::io("sync", path))
+}
+
+/// Starts writing a range of `file` to the disk, without waiting. A mere request: what counts is
+/// the sync that follows.
+#[cfg(target_os = "linux")]
+pub fn start_writeback(file: &File, start: u64, bytes: u64) {
+    // An error here would be reported by the sync again.
+    let _ = sync_range(file, start, bytes, libc::SYNC_FILE_RANGE_WRITE);
+}
+
+/// Starts writing a range of `file` to the disk: not known how on this system.
+#[cfg(not(target_os = "linux"))]
+pub fn start_writeback(_file: &File, _start: u64, _bytes: u64) {}
+
+#[cfg(target_os = "linux")]
+fn wait_for_writeback(file: &File, start: u64, bytes: u64) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    match sync_range(file, start, bytes, flags) {
+        // Not every file system has it; the fsync that follows does all the work there.
+        Err(error) if error.raw_os_error() != Some(libc::EIO) => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn wait_for_writeback(_file: &File, _start: u64, _bytes: u64) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn sync_range(file: &File, start: u64, bytes: u64, flags: libc::c_uint) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let (start, bytes) = (start.cast_signed(), bytes.cast_signed());
+    // SAFETY: the call takes no pointer, and the descriptor is open for as long as `file` is
+    // borrowed.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), start, bytes, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Renames `from` to `to`, which must not exist.
+///
+/// # Errors
+/// When the system refuses.
+pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(Error::io("rename into place", to))
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// When the system refuses.
+pub fn sync_dir(path: &Path) -> Result<(), Error> {
+    if cfg!(windows) {
+        return Ok(()); // A directory cannot be opened there.
+    }
+    let directory = File::open(path).map_err(Error::io("open", path))?;
+    directory.sync_all().map_err(Error::io("sync", path))
+}
+
+/// Removes a tree if it is there.
+///
+/// # Errors
+/// When the system refuses.
+pub fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file.
+///
+/// # Errors
+/// When the system refuses.
+pub fn remove_file(path: &Path) -> Result<(), Error> {
+    fs::remove_file(path).map_err(Error::io("remove", path))
+}
+
+/// Removes a directory when it is empty; one that somebody else put something into stays.
+pub fn remove_empty_dir(path: &Path) {
+    let _ = fs::remove_dir(path);
+}

@@ -1,0 +1,367 @@
+//! The extension module `recast._core`: the core as Python sees it. It converts types, releases
+//! the GIL, and looks for signals; it decides nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use numpy::{PyReadonlyArray1, PyReadwriteArray1};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::cast::{self, Level, Overflow};
+use crate::checkpoint;
+use crate::dtype::Float;
+use crate::error::Error;
+use crate::plan;
+use crate::run::{self, OnOverflow};
+
+/// Elements below which another thread costs more than it brings.
+const SPLIT: usize = 1 << 18;
+
+impl From<Error> for PyErr {
+    /// The exception of `recast.errors` that the error's class names.
+    fn from(error: Error) -> PyErr {
+        Python::attach(|py| {
+            let exception = py
+                .import("recast.errors")
+                .and_then(|module| module.getattr(error.class()))
+                .and_then(|class| class.call1((error.to_string(), error.hint())));
+            exception.map_or_else(|failed| failed, PyErr::from_value)
+        })
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn float(name: &str) -> PyResult<Float> {
+    Float::parse(name).ok_or_else(|| Error::NoSuchDtype { name: name.to_owned() }.into())
+}
+
+fn on_overflow(name: &str) -> PyResult<OnOverflow> {
+    match name {
+        "error" => Ok(OnOverflow::Error),
+        "inf" => Ok(OnOverflow::Infinity),
+        "saturate" => Ok(OnOverflow::Saturate),
+        _ => Err(Error::NoSuchPolicy { name: name.to_owned() }.into()),
+    }
+}
+
+#[pyclass(frozen, get_all, module = "recast._core")]
+struct Tensor {
+    file: String,
+    name: String,
+    dtype: String,
+    shape: Vec<u64>,
+    elements: u64,
+    bytes: u64,
+}
+
+#[pyclass(frozen, module = "recast._core")]
+struct Checkpoint(checkpoint::Checkpoint);
+
+#[pymethods]
+impl Checkpoint {
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Checkpoint> {
+        Ok(Checkpoint(py.detach(|| checkpoint::Checkpoint::open(&path))?))
+    }
+
+    #[getter]
+    fn path(&self) -> String {
+        text(&self.0.root)
+    }
+
+    #[getter]
+    fn shards(&self) -> usize {
+        self.0.shards().count()
+    }
+
+    #[getter]
+    fn tensors(&self) -> Vec<Tensor> {
+        let shards = self.0.shards();
+        shards
+            .flat_map(|(file, shard)| {
+                shard.tensors.iter().map(|tensor| Tensor {
+                    file: text(&file.path),
+                    name: tensor.name.clone(),
+                    dtype: tensor.dtype.name().to_owned(),
+                    shape: tensor.shape.clone(),
+                    elements: tensor.elements(),
+                    bytes: tensor.bytes,
+                })
+            })
+            .collect()
+    }
+
+    #[getter]
+    fn quantized(&self) -> Option<&str> {
+        self.0.quantised.as_ref().map(|(_, method)| method.as_str())
+    }
+
+    #[pyo3(signature = (to, keep=Vec::new(), auto_keep=true))]
+    fn plan(&self, py: Python<'_>, to: &str, keep: Vec<String>, auto_keep: bool) -> PyResult<Plan> {
+        let options = plan::Options { to: float(to)?, keep, auto_keep };
+        Ok(Plan(Arc::new(py.detach(|| plan::Plan::new(&self.0, &options))?)))
+    }
+}
+
+#[pyclass(frozen, get_all, module = "recast._core")]
+struct PlannedTensor {
+    file: String,
+    name: String,
+    shape: Vec<u64>,
+    elements: u64,
+    source_dtype: String,
+    dtype: String,
+    action: &'static str,
+    reason: String,
+    source_bytes: u64,
+    bytes: u64,
+}
+
+#[pyclass(frozen, get_all, module = "recast._core")]
+struct PlannedFile {
+    path: String,
+    action: &'static str,
+    source_bytes: u64,
+    bytes: u64,
+}
+
+#[pyclass(frozen, module = "recast._core")]
+struct Plan(Arc<plan::Plan>);
+
+#[pymethods]
+impl Plan {
+    #[getter]
+    fn source(&self) -> String {
+        text(&self.0.source)
+    }
+
+    #[getter]
+    fn to(&self) -> &'static str {
+        self.0.to.name()
+    }
+
+    #[getter]
+    fn tensors(&self) -> Vec<PlannedTensor> {
+        let tensors = self.0.tensors();
+        tensors
+            .map(|(file, tensor)| PlannedTensor {
+                file: text(file),
+                name: tensor.source.name.clone(),
+                shape: tensor.source.shape.clone(),
+                elements: tensor.source.elements(),
+                source_dtype: tensor.source.dtype.name().to_owned(),
+                dtype: tensor.dtype.name().to_owned(),
+                action: match tensor.action {
+                    plan::Action::Cast { .. } => "cast",
+                    plan::Action::Copy => "copy",
+                    plan::Action::Keep => "keep",
+                },
+                reason: tensor.reason.clone(),
+                source_bytes: tensor.source.bytes,
+                bytes: tensor.bytes,
+            })
+            .collect()
+    }
+
+    #[getter]
+    fn files(&self) -> Vec<PlannedFile> {
+        let files = self.0.files.iter();
+        files
+            .map(|file| PlannedFile {
+                path: text(&file.path),
+                action: match file.content {
+                    plan::Content::Shard { .. } => "cast",
+                    plan::Content::Text(_) => "edit",
+                    plan::Content::Copy => "copy",
+                },
+                source_bytes: file.source_bytes,
+                bytes: file.bytes,
+            })
+            .collect()
+    }
+
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        self.0.warnings.clone()
+    }
+
+    #[getter]
+    fn parameters(&self) -> u64 {
+        self.0.tensors().map(|(_, tensor)| tensor.source.elements()).sum()
+    }
+
+    #[getter]
+    fn bytes_read(&self) -> u64 {
+        self.0.bytes_read()
+    }
+
+    #[getter]
+    fn bytes_written(&self) -> u64 {
+        self.0.bytes_written()
+    }
+
+    fn check_destination(&self, dest: PathBuf) -> PyResult<()> {
+        Ok(run::check_destination(&self.0, &dest)?)
+    }
+
+    #[pyo3(signature = (dest, *, threads=None, sync=true, on_overflow="error", progress=None))]
+    fn stage(
+        &self,
+        py: Python<'_>,
+        dest: PathBuf,
+        threads: Option<usize>,
+        sync: bool,
+        on_overflow: &str,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Staged> {
+        let options = run::Options { threads, sync, on_overflow: self::on_overflow(on_overflow)? };
+        let mut raised = None;
+        let result = py.detach(|| {
+            run::stage(&self.0, &dest, &options, &mut |now| {
+                let answer = Python::attach(|py| {
+                    py.check_signals()?;
+                    match &progress {
+                        Some(progress) => progress.call1(py, (now.done, now.total)).map(drop),
+                        None => Ok(()),
+                    }
+                });
+                raised = answer.err();
+                raised.is_none()
+            })
+        });
+        match (raised, result) {
+            (Some(raised), result) => {
+                if let Ok(mut staged) = result {
+                    staged.discard()?;
+                }
+                Err(raised)
+            }
+            (None, result) => Ok(Staged(result?)),
+        }
+    }
+}
+
+#[pyclass(frozen, get_all, module = "recast._core")]
+struct Audit {
+    tensor: usize,
+    to_inf: u64,
+    to_zero: u64,
+    nan: u64,
+    inf: u64,
+    max_abs: f32,
+    exact: bool,
+}
+
+impl Audit {
+    fn new(tensor: usize, audit: &cast::Audit) -> Audit {
+        let cast::Audit { to_inf, to_zero, nan, inf, exact, .. } = *audit;
+        Audit { tensor, to_inf, to_zero, nan, inf, max_abs: audit.max_abs(), exact }
+    }
+}
+
+#[pyclass(module = "recast._core")]
+struct Staged(run::Staged);
+
+#[pymethods]
+impl Staged {
+    #[getter]
+    fn path(&self) -> String {
+        text(&self.0.path())
+    }
+
+    #[getter]
+    fn audits(&self) -> Vec<Audit> {
+        self.0.audits.iter().map(|entry| Audit::new(entry.tensor, &entry.audit)).collect()
+    }
+
+    #[getter]
+    fn threads(&self) -> usize {
+        self.0.threads
+    }
+
+    fn publish(&mut self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| self.0.publish())?)
+    }
+
+    fn finish(&mut self, py: Python<'_>, report: &str) -> PyResult<()> {
+        Ok(py.detach(|| self.0.finish(report))?)
+    }
+
+    fn discard(&mut self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| self.0.discard())?)
+    }
+}
+
+#[pyfunction]
+#[pyo3(signature = (source, source_dtype, out, dtype, *, threads=None, on_overflow="inf"))]
+fn cast_bytes(
+    py: Python<'_>,
+    source: PyReadonlyArray1<'_, u8>,
+    source_dtype: &str,
+    mut out: PyReadwriteArray1<'_, u8>,
+    dtype: &str,
+    threads: Option<usize>,
+    on_overflow: &str,
+) -> PyResult<Audit> {
+    let (from, to) = (float(source_dtype)?, float(dtype)?);
+    let overflow = match self::on_overflow(on_overflow)? {
+        OnOverflow::Saturate => Overflow::Saturate,
+        OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
+    };
+    let level = Level::current()?;
+    let (src, dst) = (source.as_slice()?, out.as_slice_mut()?);
+    let elements = src.len() / from.bytes();
+    let available = || thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or_else(available).clamp(1, elements.div_ceil(SPLIT).max(1));
+    let share = elements.div_ceil(threads).max(1);
+    let audits = py.detach(|| {
+        thread::scope(|scope| {
+            let parts = src.chunks(share * from.bytes()).zip(dst.chunks_mut(share * to.bytes()));
+            let workers: Vec<_> = parts
+                .map(|(src, dst)| {
+                    scope.spawn(move || {
+                        let mut audit = cast::Audit::default();
+                        cast::cast(level, (from, src), (to, dst), overflow, &mut audit);
+                        audit
+                    })
+                })
+                .collect();
+            workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>()
+        })
+    });
+    let mut whole = cast::Audit::default();
+    for audit in audits.map_err(|_| PyRuntimeError::new_err("source and out differ in length"))? {
+        whole.merge(&audit);
+    }
+    Ok(Audit::new(0, &whole))
+}
+
+#[pyfunction]
+fn float_name(name: &str) -> Option<&'static str> {
+    Float::parse(name).map(Float::name)
+}
+
+#[pyfunction]
+fn simd_level() -> PyResult<&'static str> {
+    Ok(Level::current()?.name())
+}
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<Tensor>()?;
+    module.add_class::<Checkpoint>()?;
+    module.add_class::<PlannedTensor>()?;
+    module.add_class::<PlannedFile>()?;
+    module.add_class::<Plan>()?;
+    module.add_class::<Audit>()?;
+    module.add_class::<Staged>()?;
+    module.add_function(wrap_pyfunction!(cast_bytes, module)?)?;
+    module.add_function(wrap_pyfunction!(float_name, module)?)?;
+    module.add_function(wrap_pyfunction!(simd_level, module)?)
+}

@@ -1,0 +1,62 @@
+//! Running a plan: check the destination, stage the model where nobody takes it for one,
+//! publish it.
+
+mod destination;
+mod pieces;
+mod publish;
+mod stage;
+
+pub use destination::check as check_destination;
+pub use publish::Staged;
+pub use stage::stage;
+
+use crate::cast::Audit;
+
+/// The folder in the destination that holds everything until it is published.
+pub const STAGING: &str = ".recast";
+
+/// What to do when finite values become infinite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOverflow {
+    /// Examine all tensors, then stop and publish nothing.
+    Error,
+    /// Let them become infinite.
+    Infinity,
+    /// Take the largest finite value instead.
+    Saturate,
+}
+
+/// How to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Worker threads; by default as many as the process may use.
+    pub threads: Option<usize>,
+    /// Whether the result is made durable before it is published.
+    pub sync: bool,
+    /// What to do when finite values become infinite.
+    pub on_overflow: OnOverflow,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { threads: None, sync: true, on_overflow: OnOverflow::Error }
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the result that are staged.
+    pub done: u64,
+    /// Bytes of the whole result.
+    pub total: u64,
+}
+
+/// The audit of one cast tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorAudit {
+    /// Its position in [`crate::plan::Plan::tensors`].
+    pub tensor: usize,
+    /// What the cast did to it.
+    pub audit: Audit,
+}

@@ -1,0 +1,328 @@
+//! Stage: worker threads take pieces in file order, cast them in cache, and write them where the
+//! plan says, below `DEST/.recast`. The thread that finishes a file makes it durable while the
+//! others go on with the next.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::pieces::{PIECE, Part, Piece, Work, pieces};
+use super::publish::Staged;
+use super::{OnOverflow, Options, Progress, TensorAudit, destination};
+use crate::cast::{self, Audit, Level, Overflow};
+use crate::checkpoint::shard::Map;
+use crate::error::Error;
+use crate::fs;
+use crate::plan::{Content, Plan, PlannedFile};
+
+/// How often the caller is asked whether to go on.
+const TICK: Duration = Duration::from_millis(40);
+/// How long a stop waits for workers to leave what they are doing.
+const STOP: Duration = Duration::from_millis(120);
+/// How many tensors the overflow error names.
+const WORST: usize = 5;
+
+/// Carries the plan out below `dest`, where it is not a model yet. `progress` is called about
+/// every 40 ms on this thread and stops the run by returning `false`.
+///
+/// # Errors
+/// When the destination is refused, the system refuses a read or a write, a value overflows under
+/// [`OnOverflow::Error`], or the caller stops; nothing is left behind then.
+pub fn stage(
+    plan: &Arc<Plan>,
+    dest: &Path,
+    options: &Options,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Staged, Error> {
+    let level = Level::current()?;
+    destination::check(plan, dest)?;
+    let threads = options
+        .threads
+        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
+        .max(1);
+    let mut staged = Staged::create(plan, dest, threads, options.sync)?;
+    let job = Job::new(plan, &staged.path(), level, options)?;
+    staged.audits = run(&Arc::new(job), threads, progress)?;
+    Ok(staged)
+}
+
+/// What all workers share.
+struct Job {
+    plan: Arc<Plan>,
+    pieces: Vec<Piece>,
+    next: AtomicUsize,
+    done: AtomicU64,
+    stop: AtomicBool,
+    /// Under `OnOverflow::Error`, nothing is written once a value overflowed, only examined.
+    overflowed: AtomicBool,
+    error: Mutex<Option<Error>>,
+    files: Vec<FileState>,
+    level: Level,
+    sync: bool,
+    on_overflow: OnOverflow,
+}
+
+struct FileState {
+    staged: PathBuf,
+    remaining: AtomicUsize,
+    open: Mutex<Option<Arc<OpenFile>>>,
+    audits: Mutex<Vec<Option<Audit>>>,
+}
+
+struct OpenFile {
+    map: Map,
+    out: File,
+}
+
+/// A lock on data that every holder leaves whole, so a panic elsewhere does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run(
+    job: &Arc<Job>,
+    threads: usize,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Vec<TensorAudit>, Error> {
+    let total = job.plan.bytes_written();
+    let (left, leaving) = channel();
+    let workers: Vec<_> = (0..threads)
+        .map(|_| {
+            let (job, left) = (Arc::clone(job), left.clone());
+            thread::spawn(move || work(&job, left))
+        })
+        .collect();
+    drop(left);
+    loop {
+        // The channel closes when the last worker is gone, however it went.
+        let gone = matches!(leaving.recv_timeout(TICK), Err(RecvTimeoutError::Disconnected));
+        let wanted = progress(Progress { done: job.done.load(Ordering::Relaxed), total });
+        if gone {
+            break;
+        }
+        if !wanted {
+            job.stop.store(true, Ordering::Relaxed);
+            let deadline = Instant::now() + STOP;
+            while !workers.iter().all(thread::JoinHandle::is_finished) && Instant::now() < deadline
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            return Err(Error::Cancelled);
+        }
+    }
+    for worker in workers {
+        worker.join().map_err(|_| Error::Panicked)?;
+    }
+    if let Some(error) = lock(&job.error).take() {
+        return Err(error);
+    }
+    let audits = job.audits();
+    if job.overflowed.load(Ordering::Relaxed) {
+        return Err(Error::Overflow { summary: overflow_summary(&job.plan, &audits) });
+    }
+    Ok(audits)
+}
+
+fn work(job: &Job, _left: Sender<()>) {
+    let mut buffers = Buffers::default();
+    while !job.stop.load(Ordering::Relaxed) {
+        let Some(piece) = job.pieces.get(job.next.fetch_add(1, Ordering::Relaxed)) else { break };
+        if let Err(error) = job.piece(piece, &mut buffers) {
+            job.stop.store(true, Ordering::Relaxed);
+            lock(&job.error).get_or_insert(error);
+        }
+    }
+}
+
+/// A worker's memory: the piece it makes, and room to try a cast that is not kept.
+#[derive(Default)]
+struct Buffers {
+    piece: Vec<u8>,
+    trial: Vec<u8>,
+}
+
+impl Job {
+    fn new(plan: &Arc<Plan>, staged: &Path, level: Level, options: &Options) -> Result<Job, Error> {
+        let pieces = pieces(plan);
+        let mut remaining = vec![0; plan.files.len()];
+        for piece in &pieces {
+            remaining[piece.file] += 1;
+        }
+        let mut files = Vec::with_capacity(plan.files.len());
+        for (file, remaining) in plan.files.iter().zip(remaining) {
+            let path = staged.join(&file.path);
+            fs::create_dirs(path.parent().unwrap_or(staged))?;
+            files.push(FileState {
+                staged: path,
+                remaining: AtomicUsize::new(remaining),
+                open: Mutex::new(None),
+                audits: Mutex::new(vec![None; file.tensors().len()]),
+            });
+        }
+        Ok(Job {
+            plan: Arc::clone(plan),
+            pieces,
+            next: AtomicUsize::new(0),
+            done: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            overflowed: AtomicBool::new(false),
+            error: Mutex::new(None),
+            files,
+            level,
+            sync: options.sync,
+            on_overflow: options.on_overflow,
+        })
+    }
+
+    fn piece(&self, piece: &Piece, buffers: &mut Buffers) -> Result<(), Error> {
+        let (file, state) = (&self.plan.files[piece.file], &self.files[piece.file]);
+        let open = self.open(file, state)?;
+        buffers.piece.resize(PIECE as usize, 0);
+        let mut filled = 0;
+        for part in &piece.parts {
+            let out = filled..filled + part.bytes;
+            filled = out.end;
+            self.part(part, out, &open, (file, state), buffers)?;
+        }
+        if !self.overflowed.load(Ordering::Relaxed) {
+            fs::write_at(&open.out, &state.staged, &buffers.piece[..piece.bytes], piece.start)?;
+            if self.sync {
+                fs::start_writeback(&open.out, piece.start, piece.bytes as u64);
+            }
+        }
+        self.done.fetch_add(piece.bytes as u64, Ordering::Relaxed);
+        drop(open);
+        if state.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.finish(file, state)?;
+        }
+        Ok(())
+    }
+
+    fn part(
+        &self,
+        part: &Part,
+        out: Range<usize>,
+        open: &OpenFile,
+        (file, state): (&PlannedFile, &FileState),
+        buffers: &mut Buffers,
+    ) -> Result<(), Error> {
+        let start = part.start as usize;
+        let src = open
+            .map
+            .bytes()
+            .get(start..start + part.source_bytes)
+            .ok_or_else(|| Error::Changed { path: file.location.clone() })?;
+        let to = self.plan.to;
+        let out = &mut buffers.piece[out];
+        let mut audit = Audit::default();
+        let tensor = match part.work {
+            Work::Copy => {
+                out.copy_from_slice(src);
+                return Ok(());
+            }
+            Work::Cast { from, tensor } => {
+                let overflow = match self.on_overflow {
+                    OnOverflow::Saturate => Overflow::Saturate,
+                    OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
+                };
+                cast::cast(self.level, (from, src), (to, out), overflow, &mut audit);
+                if audit.to_inf > 0 && self.on_overflow == OnOverflow::Error {
+                    self.overflowed.store(true, Ordering::Relaxed);
+                }
+                tensor
+            }
+            Work::Keep { from, tensor } => {
+                out.copy_from_slice(src);
+                let bytes = part.source_bytes / from.bytes() * to.bytes();
+                buffers.trial.resize(buffers.trial.len().max(bytes), 0);
+                let trial = &mut buffers.trial[..bytes];
+                cast::cast(self.level, (from, src), (to, trial), Overflow::Infinity, &mut audit);
+                tensor
+            }
+        };
+        lock(&state.audits)[tensor].get_or_insert_default().merge(&audit);
+        Ok(())
+    }
+
+    /// The file's handles, opened by the first worker that comes to it.
+    fn open(&self, file: &PlannedFile, state: &FileState) -> Result<Arc<OpenFile>, Error> {
+        let mut slot = lock(&state.open);
+        if let Some(open) = &*slot {
+            return Ok(Arc::clone(open));
+        }
+        let source = File::open(&file.location).map_err(Error::io("open", &file.location))?;
+        let found = source.metadata().map_err(Error::io("read", &file.location))?;
+        if found.len() != file.source_bytes {
+            return Err(Error::Changed { path: file.location.clone() });
+        }
+        let map = Map::new(&source).map_err(Error::io("map", &file.location))?;
+        let out = fs::create_new(&state.staged)?;
+        let prefix = match &file.content {
+            Content::Shard { header, .. } => header.as_slice(),
+            Content::Text(text) => text.as_bytes(),
+            Content::Copy => &[],
+        };
+        fs::write_at(&out, &state.staged, prefix, 0)?;
+        self.done.fetch_add(prefix.len() as u64, Ordering::Relaxed);
+        let open = Arc::new(OpenFile { map, out });
+        *slot = Some(Arc::clone(&open));
+        Ok(open)
+    }
+
+    fn finish(&self, file: &PlannedFile, state: &FileState) -> Result<(), Error> {
+        let Some(open) = lock(&state.open).take() else { return Ok(()) };
+        if !self.sync || self.overflowed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let stopped = || self.stop.load(Ordering::Relaxed);
+        fs::sync_file(&open.out, &state.staged, file.bytes, &stopped)
+    }
+
+    fn audits(&self) -> Vec<TensorAudit> {
+        let audits = self.files.iter().flat_map(|file| lock(&file.audits).clone());
+        // A cast tensor without elements has no pieces; nothing happened to its values.
+        let needed = self.plan.tensors().map(|(_, tensor)| tensor.action.is_audited());
+        audits
+            .zip(needed)
+            .enumerate()
+            .filter(|(_, (_, needed))| *needed)
+            .map(|(tensor, (audit, _))| TensorAudit { tensor, audit: audit.unwrap_or_default() })
+            .collect()
+    }
+}
+
+/// The tensors that overflow, the worst first.
+fn overflow_summary(plan: &Plan, audits: &[TensorAudit]) -> String {
+    let tensors: Vec<_> = plan.tensors().collect();
+    let mut worst: Vec<_> = audits
+        .iter()
+        .filter(|entry| entry.audit.to_inf > 0 && tensors[entry.tensor].1.action.is_cast())
+        .collect();
+    worst.sort_by_key(|entry| std::cmp::Reverse(entry.audit.to_inf));
+    let count: u64 = worst.iter().map(|entry| entry.audit.to_inf).sum();
+    let mut text = format!(
+        "{count} finite values in {} tensors are too large for {} and would become infinite:",
+        worst.len(),
+        plan.to
+    );
+    for entry in worst.iter().take(WORST) {
+        let (file, tensor) = tensors[entry.tensor];
+        text.push_str(&format!(
+            "\n  {} in {}: {} of {} values, max_abs {:e}",
+            tensor.source.name,
+            file.display(),
+            entry.audit.to_inf,
+            tensor.source.elements(),
+            entry.audit.max_abs()
+        ));
+    }
+    if worst.len() > WORST {
+        text.push_str(&format!("\n  and {} more", worst.len() - WORST));
+    }
+    text
+}

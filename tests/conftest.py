@@ -1,0 +1,85 @@
+"""Models as transformers saves them, made once for all tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import DTYPES, raw_bytes
+
+torch.set_num_threads(2)
+
+Save = Callable[[str, str], Path]
+
+
+def build(kind: str) -> torch.nn.Module:
+    """A small model of random weights, the same ones every time."""
+    import transformers
+
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
+        return transformers.LlamaForCausalLM(config).eval()
+    if kind == "bert":
+        config = transformers.BertConfig(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        )
+        return transformers.BertModel(config).eval()
+    config = transformers.T5Config(
+        vocab_size=96,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        tie_word_embeddings=True,
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
+    """`saved(kind, dtype)`: a directory that `save_pretrained` wrote; read it, never change it."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def save(kind: str, dtype: str) -> Path:
+        if (kind, dtype) not in made:
+            path = tmp_path_factory.mktemp(f"{kind}-{dtype}") / "model"
+            shard_size = "20KB" if kind == "llama" else "1GB"
+            build(kind).to(DTYPES[dtype]).save_pretrained(path, max_shard_size=shard_size)
+            if kind == "bert":
+                # What transformers stored for years, and many checkpoints on the Hub still hold.
+                weights = load_file(path / "model.safetensors")
+                weights["embeddings.position_ids"] = torch.arange(64).unsqueeze(0)
+                save_file(weights, path / "model.safetensors", {"format": "pt"})
+            made[kind, dtype] = path
+        return made[kind, dtype]
+
+    return save
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A directory with one fp32 shard and a config: the smallest checkpoint there is."""
+    path = tmp_path / "model"
+    path.mkdir()
+    data = torch.arange(6, dtype=torch.float32).numpy().tobytes()
+    shard = raw_bytes([("layer.weight", "F32", [2, 3], data)], {"format": "pt"}, pad_to=8)
+    (path / "model.safetensors").write_bytes(shard)
+    (path / "config.json").write_text('{"model_type": "llama", "dtype": "float32"}\n')
+    return path

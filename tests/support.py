@@ -1,0 +1,103 @@
+"""What the tests share: files written by hand, trees as data, the command as a process."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+Raw = tuple[str, str, list[int], bytes]
+
+
+def raw_header(entries: dict[str, Any], *, pad_to: int = 1) -> bytes:
+    """A header, its length in front, padded with spaces to a multiple of `pad_to`."""
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % pad_to)
+    return len(text).to_bytes(8, "little") + text
+
+
+def raw_bytes(
+    tensors: list[Raw], metadata: dict[str, str] | None = None, *, pad_to: int = 1
+) -> bytes:
+    """A safetensors file with `tensors` in just this order, written without any library."""
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    end = 0
+    for name, dtype, shape, data in tensors:
+        offsets = [end, end + len(data)]
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        end += len(data)
+    return raw_header(entries, pad_to=pad_to) + b"".join(data for *_, data in tensors)
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """A file's header; JSON objects keep their order."""
+    data = path.read_bytes()
+    parsed: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return parsed
+
+
+def stored(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """A file's tensors: `{name: (dtype, shape, bytes)}`, whatever the dtype."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = {name: entry for name, entry in header_of(path).items() if name != "__metadata__"}
+    found = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        found[name] = (entry["dtype"], entry["shape"], data[start + first : start + last])
+    return found
+
+
+def floats(count: int, seed: int = 0) -> torch.Tensor:
+    """`count` fp32 values that fit every target."""
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+def fp32_bytes(count: int, seed: int = 0) -> bytes:
+    return floats(count, seed).numpy().tobytes()
+
+
+def tree(path: Path) -> dict[str, str]:
+    """Every entry below `path`, with a link's target or a hash of a file's bytes."""
+    found = {}
+    for entry in sorted(path.rglob("*")):
+        name = str(entry.relative_to(path))
+        if entry.is_symlink():
+            found[name] = f"-> {os.readlink(entry)}"
+        elif entry.is_file():
+            found[name] = hashlib.sha256(entry.read_bytes()).hexdigest()
+        elif entry.is_dir():
+            found[name] = "directory"
+        else:
+            found[name] = "special"
+    return found
+
+
+def files(path: Path) -> set[str]:
+    return {str(entry.relative_to(path)) for entry in path.rglob("*") if not entry.is_dir()}
+
+
+def recast_process(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Runs the command as a user does, with nothing in the environment that changes its output."""
+    options.setdefault("env", environment())
+    return subprocess.run(
+        [sys.executable, "-m", "recast", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def environment(**changes: str) -> dict[str, str]:
+    hidden = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "RECAST_SIMD"}
+    kept = {key: value for key, value in os.environ.items() if key not in hidden}
+    return {**kept, "PYTHONUTF8": "1", **changes}

@@ -1,0 +1,194 @@
+"""The audit, the overflow policies, and which tensors are kept."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import recast
+import torch
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import save_file
+
+NUMPY = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+EDGES = [65504, 65519, 65519.996, 65520, 65536, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0000001, 2.0**-14]
+EDGES += [3.3895314e38, 3.3961774e38, 3.4028235e38, 1e-40, 4.6e-41, 9.2e-41, 1e-45, 0.0, -0.0]
+EDGES += [float("inf"), float("nan"), 1.0, 0.1]
+
+
+def by_numpy(x, to):
+    """The audit, by numpy and ml_dtypes alone."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = x.astype(NUMPY[to]).astype(np.float32)
+    finite = np.isfinite(x)
+    return {
+        "to_inf": int((finite & np.isinf(y)).sum()),
+        "to_zero": int(((x != 0) & (y == 0)).sum()),
+        "nan": int(np.isnan(x).sum()),
+        "inf": int(np.isinf(x).sum()),
+        "max_abs": float(np.abs(x[finite]).max(initial=0)),
+        "exact": bool(((x == y) | np.isnan(x)).all()),
+    }
+
+
+def planted(count):
+    """Tensors of random bits, of ordinary weights, and of both with edge values planted."""
+    random = np.random.default_rng(11)
+    for index in range(count):
+        size = int(random.integers(0, 5000))
+        if index % 3 == 0:
+            x = random.integers(0, 1 << 32, size, dtype=np.uint32).view(np.float32).copy()
+        elif index % 3 == 1:
+            x = (random.standard_normal(size) * 0.02).astype(np.float32)
+        else:
+            exact = random.standard_normal(size).astype(NUMPY["bf16" if index % 2 else "fp16"])
+            x = exact.astype(np.float32)
+        if size and index % 4:
+            places = random.integers(0, size, int(random.integers(1, 6)))
+            signs = random.choice([-1, 1], places.size)
+            x[places] = random.choice(EDGES, places.size).astype(np.float32) * signs
+        yield f"t{index:04}", x
+
+
+@pytest.mark.parametrize("to", ["fp16", "bf16"])
+def test_audit_counts_equal_numpys_on_1000_tensors(to, tmp_path):
+    tensors = dict(planted(1000))
+    save_numpy(tensors, tmp_path / "model.safetensors")
+    report = recast.convert(
+        tmp_path / "model.safetensors", tmp_path / "out", to=to, on_overflow="inf", sync=False
+    )
+    assert len(report.tensor_audits) == 1000
+    for row in report.tensor_audits:
+        expected = by_numpy(tensors[row["name"]], to)
+        assert {key: row[key] for key in expected} == expected, row["name"]
+    stored = json.loads((tmp_path / "out" / "recast.json").read_text())
+    assert stored["audit"]["tensors"] == report.tensor_audits
+
+
+@pytest.fixture
+def overflowing(tmp_path):
+    """Nine tensors, seven of which overflow fp16."""
+    tensors = {f"w{n}": torch.full((100,), 0.5) for n in range(9)}
+    for n in range(7):
+        tensors[f"w{n}"][: n + 1] = 70_000.0 * (n + 1)
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def test_overflow_stops_by_default_and_names_the_worst_tensors(overflowing, tmp_path):
+    with pytest.raises(recast.CastOverflowError) as caught:
+        recast.convert(overflowing, tmp_path / "out", to="fp16")
+    text = str(caught.value)
+    assert "28 finite values in 7 tensors" in text
+    assert text.index("w6 in model.safetensors: 7 of 100 values, max_abs 4.9e5") < text.index("w5 ")
+    assert "and 2 more" in text
+    for way_out in ("--keep", "inf", "saturate"):
+        assert way_out in caught.value.hint
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_overflow_can_become_infinite_or_saturate(overflowing, tmp_path):
+    recast.convert(overflowing, tmp_path / "inf", to="fp16", on_overflow="inf")
+    out = load_file(tmp_path / "inf" / "model.safetensors")
+    assert np.isinf(out["w6"][:7]).all()
+    assert (out["w6"][7:] == 0.5).all()
+    recast.convert(overflowing, tmp_path / "sat", to="fp16", on_overflow="saturate")
+    out = load_file(tmp_path / "sat" / "model.safetensors")
+    assert (out["w6"][:7] == 65504).all()
+
+
+def test_saturate_keeps_the_sign_and_the_sources_infinities(tmp_path):
+    x = torch.tensor([1e30, -1e30, float("inf"), -float("inf"), 65519.0, float("nan")])
+    save_file({"x": x}, tmp_path / "m.safetensors")
+    recast.convert(tmp_path / "m.safetensors", tmp_path / "o", to="fp16", on_overflow="saturate")
+    out = load_file(tmp_path / "o" / "m.safetensors")["x"]
+    assert out[:5].tolist() == [65504, -65504, np.inf, -np.inf, 65504]
+    assert np.isnan(out[5])
+
+
+def test_a_kept_tensor_does_not_overflow(overflowing, tmp_path):
+    report = recast.convert(overflowing, tmp_path / "out", to="fp16", keep=["re:^w[0-6]$"])
+    assert report.tensors == {"cast": 2, "copied": 0, "kept": 7}
+    assert report.kept[0]["reason"] == "--keep re:^w[0-6]$"
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    assert out["w6"].dtype == np.float32
+    assert out["w7"].dtype == np.float16
+
+
+def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names(overflowing):
+    with pytest.raises(recast.UsageError, match="w10") as caught:
+        recast.plan(overflowing, to="fp16", keep=["w10"])
+    assert "w1" in caught.value.hint
+
+
+@pytest.fixture
+def router(tmp_path):
+    """A model whose type is on the built-in list, and one whose type is not."""
+
+    def make(model_type):
+        model = tmp_path / model_type
+        model.mkdir()
+        tensors = {
+            "model.layers.0.mlp.gate.weight": torch.randn(8, 4),
+            "model.layers.0.mlp.gate.e_score_correction_bias": torch.full((8,), 0.5),
+            "model.layers.0.mlp.gate_proj.weight": torch.randn(4, 4),
+        }
+        save_file(tensors, model / "model.safetensors")
+        (model / "config.json").write_text(json.dumps({"model_type": model_type}))
+        return model
+
+    return make
+
+
+def test_the_built_in_list_keeps_what_the_models_loader_keeps_and_nothing_else(router):
+    actions = {t.name: t.action for t in recast.plan(router("deepseek_v3"), to="bf16").tensors}
+    assert actions == {
+        "model.layers.0.mlp.gate.weight": "keep",
+        "model.layers.0.mlp.gate.e_score_correction_bias": "keep",
+        "model.layers.0.mlp.gate_proj.weight": "cast",
+    }
+    assert all(t.action == "cast" for t in recast.plan(router("llama"), to="bf16").tensors)
+    cast_all = recast.plan(router("glm4_moe"), to="bf16", auto_keep=False)
+    assert all(t.action == "cast" for t in cast_all.tensors)
+
+
+def test_a_kept_tensor_that_is_exact_anyway_is_said_to_be_so(router, tmp_path):
+    report = recast.convert(router("deepseek_v3"), tmp_path / "out", to="bf16")
+    exact = [name for group in report.kept for name in group["exact_anyway"]]
+    assert exact == ["model.layers.0.mlp.gate.e_score_correction_bias"]
+
+
+def test_the_built_in_list_agrees_with_transformers():
+    import importlib
+    from pathlib import Path
+
+    entries = json.loads((Path(__file__).parent.parent / "src" / "keep_list.json").read_text())
+    checked = 0
+    for entry in entries:
+        if "transformers" not in entry["source"] or "mlx-lm" in entry["source"]:
+            continue
+        flag = "_keep_in_fp32_modules" + ("_strict" if "bf16" in entry["targets"] else "")
+        for model_type in entry["model_types"]:
+            try:
+                module = importlib.import_module(
+                    f"transformers.models.{model_type}.modeling_{model_type}"
+                )
+            except ImportError:  # an older or newer transformers than the list was read from
+                continue
+            kept = set()
+            for item in vars(module).values():
+                value = getattr(item, flag, None) if isinstance(item, type) else None
+                kept |= set(value) if isinstance(value, list | set) else set()
+            assert set(entry["names"]) <= kept, (model_type, entry["names"])
+            checked += 1
+    assert checked > 10
+
+
+def test_inspect_says_when_a_conversion_lost_nothing(tmp_path):
+    save_file({"a": torch.ones(3), "b": torch.full((2,), 0.5)}, tmp_path / "m.safetensors")
+    recast.convert(tmp_path / "m.safetensors", tmp_path / "o", to="bf16")
+    notes = recast.inspect(tmp_path / "o").notes
+    assert any("all 2 cast tensors are exactly representable in bf16" in note for note in notes)

@@ -1,0 +1,379 @@
+"""The command: what it prints where, its exit codes, and what stops it."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import recast
+from recast.cli import cli
+from support import environment, files, raw_bytes, raw_header, recast_process, tree
+
+ROOT = Path(__file__).parents[1]
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
+
+MEMORY = {"requested": int, "allocated": int, "reserved": int}
+CONVERT: dict[str, Any] = {
+    "schema_version": int,
+    "source": str,
+    "dest": str,
+    "to": str,
+    "files": int,
+    "tensors": {"cast": int, "copied": int, "kept": int},
+    "parameters": int,
+    "bytes_read": int,
+    "bytes_written": int,
+    "seconds": float,
+    "resumed_files": int,
+    "audit": {"to_inf": int, "to_zero": int, "nan": int, "inexact_tensors": int},
+    "warnings": list,
+    "verification": type(None),
+}
+INSPECT: dict[str, Any] = {
+    "schema_version": int,
+    "path": str,
+    "files": int,
+    "tensors": int,
+    "parameters": int,
+    "bytes": int,
+    "dtypes": {"F32": {"tensors": int, "parameters": int, "bytes": int}},
+    "gpu_memory": {"fp32": MEMORY, "fp16": MEMORY, "bf16": MEMORY, "as_stored": MEMORY},
+    "device": (dict, type(None)),
+}
+
+
+def assert_fits(value: dict[str, Any], contract: dict[str, Any]) -> None:
+    for key, expected in contract.items():
+        assert key in value
+        if isinstance(expected, dict):
+            assert_fits(value[key], expected)
+        else:
+            assert isinstance(value[key], expected), key
+            assert not isinstance(value[key], bool), key
+
+
+def test_convert_prints_its_result_on_stdout_and_nothing_else(model: Path, tmp_path: Path) -> None:
+    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "1 cast" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert files(tmp_path / "out") == files(model) | {"recast.json"}
+
+
+def test_convert_json_keeps_the_contract_and_is_the_report_in_the_result(
+    model: Path, tmp_path: Path
+) -> None:
+    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    printed = json.loads(result.stdout)
+    assert_fits(printed, CONVERT)
+    assert printed["schema_version"] == 1
+    assert printed["to"] == "bf16"
+    assert printed["parameters"] == 6
+    assert printed["bytes_read"] == sum(path.stat().st_size for path in model.iterdir())
+    assert result.stdout == (tmp_path / "out" / "recast.json").read_text()
+
+
+def test_inspect_json_keeps_the_contract(model: Path) -> None:
+    result = recast_process("inspect", model, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    printed = json.loads(result.stdout)
+    assert_fits(printed, INSPECT)
+    assert printed["dtypes"] == {"F32": {"tensors": 1, "parameters": 6, "bytes": 24}}
+    assert printed["gpu_memory"]["bf16"]["requested"] == 12
+    assert "tensor_list" not in printed
+
+
+def test_inspect_lists_every_tensor_on_a_line_of_its_own(model: Path) -> None:
+    result = recast_process("inspect", model, "--tensors")
+    (line,) = result.stdout.splitlines()
+    assert line.split() == ["layer.weight", "F32", "[2,3]", "24", "model.safetensors"]
+    printed = json.loads(recast_process("inspect", model, "--tensors", "--json").stdout)
+    assert printed["tensor_list"] == [
+        {
+            "name": "layer.weight",
+            "dtype": "F32",
+            "shape": [2, 3],
+            "bytes": 24,
+            "file": "model.safetensors",
+        }
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--quiet"]])
+def test_a_dry_run_writes_nothing(options: list[str], model: Path, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    result = recast_process(
+        "convert", model, tmp_path / "out", "--to", "fp16", "--dry-run", *options
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert tree(tmp_path) == before
+    assert bool(result.stdout) == ("--quiet" not in options)
+
+
+def test_a_dry_run_foretells_the_run(model: Path, tmp_path: Path) -> None:
+    command = ("convert", model, tmp_path / "out", "--to", "fp16", "--json")
+    foretold = json.loads(recast_process(*command, "--dry-run").stdout)
+    done = json.loads(recast_process(*command).stdout)
+    assert foretold.pop("dry_run") is True
+    planned = {row["path"]: row["bytes"] for row in foretold.pop("planned_files")}
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    del sizes["recast.json"]
+    assert planned == sizes
+    assert foretold == {key: done[key] for key in foretold}
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("")
+    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16", "--dry-run")
+    assert result.returncode == 73
+
+
+def test_quiet_prints_nothing_but_errors(model: Path, tmp_path: Path) -> None:
+    command = ("convert", model, tmp_path / "out", "--to", "bf16", "--quiet")
+    first, second = recast_process(*command), recast_process(*command)
+    assert (first.returncode, first.stdout, first.stderr) == (0, "", "")
+    assert (second.returncode, second.stdout) == (73, "")
+    assert "not empty" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["inspect", "{model}"], 0),
+        (["--help"], 0),
+        (["convert", "--help"], 0),
+        ([], 2),
+        (["nonsense"], 2),
+        (["convert", "{model}"], 2),
+        (["convert", "{model}", "out"], 2),
+        (["convert", "{model}", "out", "--to", "fp8"], 2),
+        (["convert", "{model}", "out", "--to", "bf16", "--threads", "0"], 2),
+        (["convert", "{model}", "out", "--to", "bf16", "--on-overflow", "wrap"], 2),
+        (["convert", "{model}", "out", "--to", "bf16", "--nonsense"], 2),
+        (["inspect", "nowhere"], 65),
+        (["convert", "{model}", "{model}", "--to", "bf16"], 73),
+    ],
+)
+def test_exit_codes_and_streams(
+    arguments: list[str], code: int, model: Path, tmp_path: Path
+) -> None:
+    filled = [argument.format(model=model) for argument in arguments]
+    result = recast_process(*filled, cwd=tmp_path)
+    assert result.returncode == code
+    # Exactly one of the two has something to say.
+    assert bool(result.stdout) == (code == 0)
+    assert bool(result.stderr) == (code != 0)
+
+
+def test_a_value_that_does_not_fit_is_exit_code_1(tmp_path: Path) -> None:
+    rows = [("w", "F32", [1], b"\x00\x00\x7f\x7f")]
+    (tmp_path / "model.safetensors").write_bytes(raw_bytes(rows))
+    source, dest = tmp_path / "model.safetensors", tmp_path / "out"
+    assert recast_process("convert", source, dest, "--to", "fp16").returncode == 1
+    assert not dest.exists()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "to"),
+    [(word, "fp32") for word in ("fp32", "float32", "f32")]
+    + [(word, "fp16") for word in ("fp16", "float16", "half", "f16", "FP16")]
+    + [(word, "bf16") for word in ("bf16", "bfloat16", "torch.bfloat16")],
+)
+def test_every_spelling_of_a_dtype_is_understood(spelling: str, to: str, model: Path) -> None:
+    result = recast_process("convert", model, "out", "--to", spelling, "--dry-run", "--json")
+    assert json.loads(result.stdout)["to"] == to
+
+
+@pytest.mark.parametrize("command", [["--version"], ["-m", "recast", "--version"]])
+def test_the_version_is_the_packages(command: list[str]) -> None:
+    script = str(Path(sys.executable).with_name("recast"))
+    start = [sys.executable] if command[0] == "-m" else [script]
+    result = subprocess.run([*start, *command], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] == recast.__version__
+    cargo = (ROOT / "Cargo.toml").read_text()
+    assert f'version = "{recast.__version__}"' in cargo
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["inspect", "{model}"], ["convert", "{model}", "out", "--to", "bf16"]]
+)
+def test_no_command_imports_torch_or_transformers(
+    arguments: list[str], model: Path, tmp_path: Path
+) -> None:
+    filled = [argument.format(model=model) for argument in arguments]
+    code = (
+        "import sys; from recast.cli import main\n"
+        f"sys.argv = ['recast', *{filled!r}]\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'transformers', 'safetensors'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment())
+
+
+def on_terminal(command: list[str], *, stdout: bool = False, **changes: str) -> tuple[str, str]:
+    """Runs `command` with stderr, or all output, on a terminal; what it drew, and its stdout."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recast", *command],
+        stdout=theirs if stdout else subprocess.PIPE,
+        stderr=theirs,
+        env=environment(TERM="xterm-256color", **changes),
+    )
+    os.close(theirs)
+    drawn = b""
+    while True:
+        ready, _, _ = select.select([ours], [], [], 30)
+        try:
+            part = os.read(ours, 65536) if ready else b""
+        except OSError:  # Linux's way to say that the other end is closed.
+            part = b""
+        if not part:
+            break
+        drawn += part
+    os.close(ours)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, drawn
+    return drawn.decode(), (printed or b"").decode()
+
+
+def test_progress_is_drawn_on_a_terminal_and_data_stays_plain(model: Path, tmp_path: Path) -> None:
+    drawn, printed = on_terminal(["convert", str(model), str(tmp_path / "out"), "--to", "bf16"])
+    assert "\x1b[" in drawn
+    assert "\x1b" not in printed
+    assert "1 cast" in printed
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_progress_is_not_drawn_when_not_wanted(option: str, model: Path, tmp_path: Path) -> None:
+    command = ["convert", str(model), str(tmp_path / "out"), "--to", "bf16", option]
+    assert on_terminal(command)[0] == ""
+
+
+def test_no_color_is_respected_on_a_terminal(model: Path, tmp_path: Path) -> None:
+    command = ["convert", str(model), "--to", "bf16"]
+    colourful, _ = on_terminal([*command, str(tmp_path / "a")], stdout=True)
+    plain, _ = on_terminal([*command, str(tmp_path / "b")], stdout=True, NO_COLOR="1")
+    assert COLOUR.search(colourful)
+    assert not COLOUR.search(plain)
+    assert "1 cast" in plain
+
+
+def test_a_reader_that_stops_early_is_no_error(model: Path) -> None:
+    command = f"{sys.executable} -m recast inspect {model} | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def commands(group: click.Group, path: str = "recast") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    found = dict(commands(cli))
+    assert len(found) >= 2
+    for path, command in found.items():
+        assert f"## {path}" in text
+        section = text.split(f"## {path}")[1].split("\n## ")[0]
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help
+                assert all(f"`{name}" in section for name in parameter.opts), parameter.opts
+            else:
+                assert parameter.name
+                assert parameter.name.upper() in section.upper()
+
+
+def test_every_documented_option_exists() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    known = {name for _, command in commands(cli) for p in command.params for name in p.opts}
+    assert set(re.findall(r"--[a-z][a-z-]*", text)) <= known | {"--help", "--version"}
+
+
+def test_every_documented_exit_code_is_one_an_exception_or_a_signal_has() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text().split("## Exit codes")[1].split("\n## ")[0]
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    errors = [value for value in vars(recast).values() if isinstance(value, type)]
+    codes = {e.exit_code for e in errors if issubclass(e, recast.RecastError)}
+    assert documented == codes | {0, 130, 143}
+
+
+def default_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("dest_exists", [False, True])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_run_soon_and_leaves_nothing(
+    number: signal.Signals, code: int, dest_exists: bool, tmp_path: Path
+) -> None:
+    elements = 100_000_000
+    entry = {"dtype": "F32", "shape": [elements], "data_offsets": [0, 4 * elements]}
+    source, dest = tmp_path / "model.safetensors", tmp_path / "out"
+    header = raw_header({"w": entry})
+    source.write_bytes(header)
+    os.truncate(source, len(header) + 4 * elements)
+    for _ in range(5):
+        if dest_exists:
+            dest.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "recast", "convert", str(source), str(dest)]
+        process = subprocess.Popen(
+            [*command, "--to", "bf16", "--threads", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            preexec_fn=default_signals,
+        )
+        while not (dest / ".recast").exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(number)
+        sent = time.monotonic()
+        printed, complaint = process.communicate(timeout=30)
+        waited = time.monotonic() - sent
+        if process.returncode != 0:
+            break
+        # It was done before the signal came: clear up, and try again.
+        for path in dest.iterdir():
+            path.unlink()
+        dest.rmdir()
+    assert process.returncode == code, complaint
+    assert waited < 2
+    assert printed == ""
+    assert complaint.splitlines() == ["interrupted; nothing was published"]
+    assert dest.exists() == dest_exists
+    assert not dest_exists or list(dest.iterdir()) == []
+    sys.stdout.write(f"{number.name}: gone {waited:.3f} s after it was sent\n")
+
+
+def test_a_signal_the_parent_ignores_stays_ignored(model: Path, tmp_path: Path) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    code = (
+        "import os, signal, recast.cli\n"
+        "recast.cli._run = lambda: os.kill(os.getpid(), signal.SIGINT) or 7\n"
+        "recast.cli.main()\n"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, preexec_fn=ignore, check=False, env=environment())
+    assert result.returncode == 7

@@ -1,0 +1,121 @@
+"""The wheel works where there is no repository, no compiler and no torch."""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from support import stored, tree
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs cargo")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    # The directory `make build` uses, so that only what changed is compiled.
+    places = ["--target-dir", ROOT / "target" / "python", "--out", out]
+    command = [sys.executable, "-m", "maturin", "build", "--release", *places]
+    result = subprocess.run(
+        [*command, "--interpreter", sys.executable],
+        cwd=ROOT,
+        env={**os.environ, "PYO3_PYTHON": str(ROOT / ".venv" / "bin" / "python")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def required(lines: list[str]) -> set[str]:
+    """The names a package needs, extras aside."""
+    plain = [line for line in lines if "extra ==" not in line]
+    return {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in plain}
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the wheel, what it says it needs, and no more."""
+    place = tmp_path_factory.mktemp("elsewhere") / "env"
+    venv.create(place, with_pip=False, symlinks=True)
+    interpreter = place / "bin" / "python"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "--python", interpreter]
+        + ["install", "--no-deps", "--no-index", "--disable-pip-version-check", wheel],
+        check=True,
+    )
+    (packages,) = (place / "lib").glob("python*/site-packages")
+    (metadata,) = packages.glob("recast_weights-*/METADATA")
+    missing = required(Parser().parsestr(metadata.read_text()).get_all("Requires-Dist") or [])
+    linked: set[str] = set()
+    while missing - linked:
+        name = min(missing - linked)
+        linked.add(name)
+        found = importlib.metadata.distribution(name)
+        missing |= required(found.requires or [])
+        for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(found.locate_file(top))
+    assert "torch" not in linked
+    return interpreter
+
+
+def test_one_wheel_serves_every_python_from_3_11(wheel: Path) -> None:
+    assert re.fullmatch(r"recast_weights-[\d.]+-cp311-abi3-\w+\.whl", wheel.name)
+
+
+def test_the_wheel_holds_the_package_its_types_and_its_licence_and_no_more(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    sources = {path.name for path in (ROOT / "python" / "recast").glob("*.py*")}
+    inside = {name for name in names if name.startswith("recast/")}
+    assert inside == {f"recast/{name}" for name in sources} | {"recast/_core.abi3.so"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} <= {"recast", "recast_weights"}
+
+
+def run(python: Path, cwd: Path, *arguments: object) -> str:
+    command = [str(python), "-I", *map(str, arguments)]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_installed_command_converts_without_torch(
+    python: Path, model: Path, tmp_path: Path
+) -> None:
+    before = tree(model)
+    script = python.with_name("recast")
+    arguments = ["convert", model, tmp_path / "out", "--to", "bf16", "--json"]
+    report = json.loads(run(python, tmp_path, script, *arguments))
+    assert report["tensors"] == {"cast": 1, "copied": 0, "kept": 0}
+    assert stored(tmp_path / "out" / "model.safetensors")["layer.weight"][0] == "BF16"
+    assert tree(model) == before
+
+
+def test_the_installed_package_casts_numpy_arrays_without_torch(
+    python: Path, tmp_path: Path
+) -> None:
+    code = """
+import importlib.util, ml_dtypes, numpy, recast, sys
+assert importlib.util.find_spec("torch") is None
+assert "site-packages" in recast.__file__ and sys.prefix in recast.__file__, recast.__file__
+x = numpy.linspace(-3, 3, 1001, dtype=numpy.float32).reshape(7, 143)
+for to, dtype in {"bf16": ml_dtypes.bfloat16, "fp16": numpy.float16}.items():
+    y = recast.cast(x, to)
+    assert y.dtype == dtype and y.tobytes() == x.astype(dtype).tobytes()
+print("fine")
+"""
+    assert run(python, tmp_path, "-c", code) == "fine\n"
