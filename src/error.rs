@@ -30,6 +30,12 @@ pub enum Error {
         /// What was asked for.
         name: String,
     },
+    /// A way to read files that does not exist.
+    #[error("'{name}' is not a way to read files")]
+    NoSuchIo {
+        /// What was asked for.
+        name: String,
+    },
     /// A `--keep` pattern that does not parse.
     #[error("--keep '{pattern}': {reason}")]
     BadPattern {
@@ -144,6 +150,14 @@ pub enum Error {
         /// The source file.
         path: PathBuf,
     },
+    /// A file or directory of the result cannot be made.
+    #[error("{}: cannot be created: {source}", path.display())]
+    Create {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: Arc<std::io::Error>,
+    },
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
@@ -171,12 +185,18 @@ impl Error {
         move |source| Error::Io { path: path.to_owned(), action, source: Arc::new(source) }
     }
 
+    /// For `map_err`: what could not be made.
+    pub fn create(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
+        move |source| Error::Create { path: path.to_owned(), source: Arc::new(source) }
+    }
+
     /// The exception in `recast.errors` this becomes.
     pub fn class(&self) -> &'static str {
         match self {
             Error::NoSuchLevel { .. }
             | Error::NoSuchDtype { .. }
             | Error::NoSuchPolicy { .. }
+            | Error::NoSuchIo { .. }
             | Error::BadPattern { .. }
             | Error::UnmatchedPattern { .. } => "UsageError",
             Error::Header { .. } => "HeaderError",
@@ -189,7 +209,7 @@ impl Error {
             | Error::NotRegular { .. }
             | Error::Json { .. }
             | Error::Changed { .. } => "InputError",
-            Error::Destination { .. } => "OutputError",
+            Error::Destination { .. } | Error::Create { .. } => "OutputError",
             Error::Overflow { .. } => "CastOverflowError",
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "OutputError"
@@ -207,6 +227,7 @@ impl Error {
             ),
             Error::NoSuchDtype { .. } => "use fp32, fp16 or bf16".into(),
             Error::NoSuchPolicy { .. } => "use error, inf or saturate".into(),
+            Error::NoSuchIo { .. } => "use auto, mmap or read".into(),
             Error::BadPattern { .. } => {
                 "patterns are globs such as 'lm_head.*'; 're:' starts a regular expression".into()
             }
@@ -251,6 +272,9 @@ impl Error {
                 "keep those tensors with --keep PATTERN, or choose --on-overflow inf or \
                  --on-overflow saturate; bf16 has the range of fp32"
                     .into()
+            }
+            Error::Create { .. } => {
+                "give a destination that can be created, on a disk with room for it".into()
             }
             Error::Changed { .. } => "convert again when nothing writes to the source".into(),
             Error::Io { source, .. } => match source.kind() {

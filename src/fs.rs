@@ -16,7 +16,7 @@ const SYNC_STEP: u64 = 8 << 20;
 /// When it exists or the system refuses.
 pub fn create_new(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).open(path).map_err(Error::io("create", path))
+    options.write(true).create_new(true).open(path).map_err(Error::create(path))
 }
 
 /// Creates a directory and those above it.
@@ -24,7 +24,7 @@ pub fn create_new(path: &Path) -> Result<File, Error> {
 /// # Errors
 /// When the system refuses.
 pub fn create_dirs(path: &Path) -> Result<(), Error> {
-    fs::create_dir_all(path).map_err(Error::io("create", path))
+    fs::create_dir_all(path).map_err(Error::create(path))
 }
 
 /// Writes all of `bytes` at `offset`.
@@ -51,6 +51,47 @@ pub fn write_at(file: &File, path: &Path, mut bytes: &[u8], mut offset: u64) -> 
     }
     Ok(())
 }
+
+/// Reads exactly `out.len()` bytes from `offset`.
+///
+/// # Errors
+/// What the system says; `UnexpectedEof` when the file ends before.
+#[cfg(unix)]
+pub fn read_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+/// Reads exactly `out.len()` bytes from `offset`.
+///
+/// # Errors
+/// What the system says; `UnexpectedEof` when the file ends before.
+#[cfg(windows)]
+pub fn read_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !out.is_empty() {
+        match file.seek_read(out, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                out = &mut out[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tells the system that `file` will be read from start to end, so that it reads ahead more.
+#[cfg(target_os = "linux")]
+pub fn will_read_in_order(file: &File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the call takes no pointer, and the descriptor is open for as long as `file` is
+    // borrowed. It is advice: an error changes nothing.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_SEQUENTIAL) };
+}
+
+/// Tells the system that `file` will be read from start to end: not known how on this one.
+#[cfg(not(target_os = "linux"))]
+pub fn will_read_in_order(_file: &File) {}
 
 /// Makes a file of `bytes` bytes durable. Looks at `stopped` between steps, because the wait for
 /// a disk cannot be interrupted.

@@ -14,7 +14,7 @@ use crate::checkpoint;
 use crate::dtype::Float;
 use crate::error::Error;
 use crate::plan;
-use crate::run::{self, OnOverflow};
+use crate::run::{self, Io, OnOverflow};
 
 /// Elements below which another thread costs more than it brings.
 const SPLIT: usize = 1 << 18;
@@ -46,6 +46,15 @@ fn on_overflow(name: &str) -> PyResult<OnOverflow> {
         "inf" => Ok(OnOverflow::Infinity),
         "saturate" => Ok(OnOverflow::Saturate),
         _ => Err(Error::NoSuchPolicy { name: name.to_owned() }.into()),
+    }
+}
+
+fn io(name: &str) -> PyResult<Io> {
+    match name {
+        "auto" => Ok(Io::Auto),
+        "mmap" => Ok(Io::Mmap),
+        "read" => Ok(Io::Read),
+        _ => Err(Error::NoSuchIo { name: name.to_owned() }.into()),
     }
 }
 
@@ -209,17 +218,22 @@ impl Plan {
         Ok(run::check_destination(&self.0, &dest)?)
     }
 
-    #[pyo3(signature = (dest, *, threads=None, sync=true, on_overflow="error", progress=None))]
+    #[pyo3(signature = (
+        dest, *, threads=None, io="auto", sync=true, on_overflow="error", progress=None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "they are the options of the command")]
     fn stage(
         &self,
         py: Python<'_>,
         dest: PathBuf,
         threads: Option<usize>,
+        io: &str,
         sync: bool,
         on_overflow: &str,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Staged> {
-        let options = run::Options { threads, sync, on_overflow: self::on_overflow(on_overflow)? };
+        let (io, on_overflow) = (self::io(io)?, self::on_overflow(on_overflow)?);
+        let options = run::Options { threads, io, sync, on_overflow };
         let mut raised = None;
         let result = py.detach(|| {
             run::stage(&self.0, &dest, &options, &mut |now| {

@@ -1,10 +1,12 @@
 """The stub of the extension module is what the module is."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from recast import _core
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,3 +31,13 @@ def test_the_stub_agrees_with_the_module(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_stub_names_what_the_module_has_and_nothing_else() -> None:
+    stub = ast.parse((ROOT / "python" / "recast" / "_core.pyi").read_text())
+    classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
+    names = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert names == {name for name in dir(_core) if not name.startswith("_")}
+    for name, node in classes.items():
+        members = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+        assert members == {item for item in vars(getattr(_core, name)) if not item.startswith("_")}

@@ -51,11 +51,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("elsewhere") / "env"
     venv.create(place, with_pip=False, symlinks=True)
     interpreter = place / "bin" / "python"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--quiet", "--python", interpreter]
-        + ["install", "--no-deps", "--no-index", "--disable-pip-version-check", wheel],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    install = ["--python", str(interpreter), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*pip, *install], check=True)
     (packages,) = (place / "lib").glob("python*/site-packages")
     (metadata,) = packages.glob("recast_weights-*/METADATA")
     missing = required(Parser().parsestr(metadata.read_text()).get_all("Requires-Dist") or [])
@@ -79,9 +77,14 @@ def test_one_wheel_serves_every_python_from_3_11(wheel: Path) -> None:
 def test_the_wheel_holds_the_package_its_types_and_its_licence_and_no_more(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    sources = {path.name for path in (ROOT / "python" / "recast").glob("*.py*")}
+    sources = {
+        path.name
+        for path in (ROOT / "python" / "recast").glob("*.py*")
+        if path.suffix in (".py", ".pyi")
+    }
     inside = {name for name in names if name.startswith("recast/")}
-    assert inside == {f"recast/{name}" for name in sources} | {"recast/_core.abi3.so"}
+    data = {"recast/_core.abi3.so", "recast/py.typed"}
+    assert inside == {f"recast/{name}" for name in sources} | data
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} <= {"recast", "recast_weights"}
 

@@ -100,6 +100,7 @@ class Plan:
         dest: str,
         *,
         threads: int | None = None,
+        io: str = "auto",
         sync: bool = True,
         on_overflow: str = "error",
         progress: Callable[[int, int], Any] | None = None,

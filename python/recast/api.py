@@ -53,6 +53,7 @@ def convert(
     auto_keep: bool = True,
     on_overflow: str = "error",
     threads: int | None = None,
+    io: str = "auto",
     sync: bool = True,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Report:
@@ -60,9 +61,10 @@ def convert(
 
     `source`, `to`, `keep` and `auto_keep` are those of `plan`. Finite values beyond the target's
     range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or the largest finite
-    value (`"saturate"`). `threads` limits the worker threads; `sync=False` does without fsync,
-    so that a power cut can lose the result. `progress(done, total)` is called with bytes, from
-    this thread; what it raises stops the run.
+    value (`"saturate"`). `threads` limits the worker threads. `io` is how the source is read:
+    `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync, so that
+    a power cut can lose the result. `progress(done, total)` is called with bytes, from this
+    thread; what it raises stops the run.
 
     Nothing is visible in `dest` before every file is complete. Raises what `plan` raises,
     `OutputError` for the destination, `StorageError` when reading or writing fails, and
@@ -70,13 +72,18 @@ def convert(
     """
     check_policy(on_overflow, threads)
     started = time.perf_counter()
-    planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
-    check_destination(planned, dest)
-    staged = planned.stage(
-        os.fspath(dest), threads=threads, sync=sync, on_overflow=on_overflow, progress=progress
-    )
-    published = False
+    staged, published = None, False
     try:
+        planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
+        check_destination(planned, dest)
+        staged = planned.stage(
+            os.fspath(dest),
+            threads=threads,
+            io=io,
+            sync=sync,
+            on_overflow=on_overflow,
+            progress=progress,
+        )
         staged.publish()
         published = True
         report = Report.of(planned, staged, os.fspath(dest), time.perf_counter() - started)
@@ -85,8 +92,11 @@ def convert(
         # An interrupt counts too, and must say truthfully what it leaves behind.
         if published:
             error.add_note(f"{os.fspath(dest)} was published; its recast.json may be missing")
-        else:
+            raise
+        if staged is not None:
             staged.discard()
+        if not isinstance(error, Exception):
+            error.add_note("nothing was published")
         raise
     return report
 

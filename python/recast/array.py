@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Strided input is gathered in pieces of this many elements: at most 1 MiB, which stays in cache.
 PIECE = 262_144
+MAX_THREADS = 1024
 POLICIES = ("error", "inf", "saturate")
 LARGEST = {"fp32": "3.40e38", "fp16": "65504", "bf16": "3.39e38"}
 LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -42,8 +43,8 @@ def check_policy(on_overflow: str, threads: int | None) -> None:
     """Raises `UsageError` unless the two options every cast has make sense."""
     if on_overflow not in POLICIES:
         raise UsageError(f"on_overflow is '{on_overflow}'", f"use one of: {', '.join(POLICIES)}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}", "use 1 or more, or leave it out")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads is {threads}", f"use 1 to {MAX_THREADS}, or leave it out")
 
 
 @overload

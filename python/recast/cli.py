@@ -4,14 +4,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import click
 
 import recast
-from recast.array import POLICIES, float_name
+from recast.array import MAX_THREADS, POLICIES, float_name
 from recast.errors import RecastError, StorageError, UsageError
 
 Progress = Callable[[int, int], None]
@@ -72,7 +73,17 @@ def _target(context: click.Context, parameter: click.Parameter, value: str) -> s
     help="What to do when finite values are beyond the target's range.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads; default: all CPUs."
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    metavar="N",
+    help="Worker threads; default: all CPUs.",
+)
+@click.option(
+    "--io",
+    type=click.Choice(["auto", "mmap", "read"]),
+    default="auto",
+    show_default=True,
+    help="How the source is read: through a memory map, or by positioned reads.",
 )
 @click.option(
     "--no-sync", is_flag=True, help="Skip fsync: faster, but a power cut can lose the result."
@@ -88,6 +99,7 @@ def convert(
     no_auto_keep: bool,
     on_overflow: str,
     threads: int | None,
+    io: str,
     no_sync: bool,
     dry_run: bool,
     as_json: bool,
@@ -122,6 +134,7 @@ def convert(
             auto_keep=not no_auto_keep,
             on_overflow=on_overflow,
             threads=threads,
+            io=io,
             sync=not no_sync,
             progress=progress,
         )
@@ -189,9 +202,16 @@ def _complain(message: str, hint: str | None = None) -> None:
     from recast.report import plain
 
     # The messages of the core can have several lines: one for each tensor, for example.
-    click.echo("error: " + "\n".join(plain(line) for line in message.splitlines()), err=True)
+    lines = ["error: " + "\n".join(plain(line) for line in message.splitlines())]
     if hint is not None:
-        click.echo(f"hint: {plain(hint)}", err=True)
+        lines.append(f"hint: {plain(hint)}")
+    _say("\n".join(lines))
+
+
+def _say(text: str) -> None:
+    """Writes to stderr. Where nobody can hear it, the exit code still tells."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -211,8 +231,7 @@ def _run() -> int:
         _complain(error.format_message(), f"`{command} --help` lists the options")
         return UsageError.exit_code
     except Interrupted as error:
-        notes = getattr(error, "__notes__", ["nothing was published"])
-        click.echo(f"interrupted; {'; '.join(notes)}", err=True)
+        _say("; ".join(["interrupted", *getattr(error, "__notes__", [])]))
         return error.exit_code
     return code if isinstance(code, int) else 0
 
@@ -223,6 +242,10 @@ def main() -> None:
         # What the parent chose to ignore (nohup, a background job) stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    # A stream that the caller closed is None here; nobody reads what is written instead.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         # A tensor's name may hold what the terminal's encoding does not.
         sys.stdout.reconfigure(errors="backslashreplace")

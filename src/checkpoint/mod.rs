@@ -145,7 +145,13 @@ impl Checkpoint {
                     self.walk(&path)?;
                 }
             } else if path != Path::new(REPORT) {
-                let metadata = fs::metadata(&location).map_err(Error::io("open", &location))?;
+                let metadata = match fs::metadata(&location) {
+                    Err(_) if kind.is_symlink() => {
+                        let what = "a link that leads nowhere, as an incomplete download leaves";
+                        return Err(Error::NotRegular { path: location, what });
+                    }
+                    found => found.map_err(Error::io("open", &location))?,
+                };
                 let file = self.read_file(path, location, &metadata)?;
                 if let Kind::Config(config) = &file.kind {
                     self.note(&file.location, config);

@@ -283,6 +283,10 @@ impl<'de> Deserialize<'de> for RawHeader<'de> {
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
+/// A multiple of every page size in use.
+#[cfg(unix)]
+const LARGEST_PAGE: usize = 64 << 10;
+
 /// A shard's bytes, mapped read-only.
 ///
 /// Hazard: when another process truncates the file while it is mapped, touching the lost part
@@ -306,4 +310,27 @@ impl Map {
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
+    /// Gives the pages that lie wholly inside a range back to the system; looking at them again
+    /// reads them again. So what is resident does not grow with the file.
+    #[cfg(unix)]
+    pub fn let_go(&self, start: usize, bytes: usize) {
+        let start = start.next_multiple_of(LARGEST_PAGE);
+        let end = (start + bytes).min(self.0.len()) / LARGEST_PAGE * LARGEST_PAGE;
+        if start < end {
+            // SAFETY: the map is shared and backed by a file, so dropped pages come back with the
+            // same bytes; nothing is lost, as it would be in an anonymous or private map. An
+            // error means that the pages stay, which is harmless.
+            let _ = unsafe {
+                self.0.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    start,
+                    end - start,
+                )
+            };
+        }
+    }
+
+    /// Gives pages back to the system: not known how on this one.
+    #[cfg(not(unix))]
+    pub fn let_go(&self, _start: usize, _bytes: usize) {}
 }

@@ -13,6 +13,9 @@ use crate::plan::Plan;
 /// When `dest` is not an empty directory, or is the source or inside it.
 pub fn check(plan: &Plan, dest: &Path) -> Result<(), Error> {
     let refuse = |reason, hint| Err(Error::Destination { path: dest.to_owned(), reason, hint });
+    if dest.as_os_str().is_empty() {
+        return refuse("the name of the destination is empty", "give a directory");
+    }
     let source = if plan.single_file { None } else { Some(plan.source.as_path()) };
     if let Some(source) = source {
         for (above, ancestor) in existing_ancestors(dest)?.iter().enumerate() {
@@ -34,7 +37,7 @@ pub fn check(plan: &Plan, dest: &Path) -> Result<(), Error> {
                 "give a directory that does not exist yet",
             );
         }
-        Err(error) => return Err(Error::io("list", dest)(error)),
+        Err(error) => return Err(Error::create(dest)(error)),
     };
     for entry in entries {
         let name = entry.map_err(Error::io("list", dest))?.file_name();

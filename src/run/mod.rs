@@ -4,6 +4,7 @@
 mod destination;
 mod pieces;
 mod publish;
+mod source;
 mod stage;
 
 pub use destination::check as check_destination;
@@ -26,6 +27,17 @@ pub enum OnOverflow {
     Saturate,
 }
 
+/// How source files are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// What is safe and fast everywhere: at present, positioned reads.
+    Auto,
+    /// Through a memory map. A file that another process truncates meanwhile kills this one.
+    Mmap,
+    /// By positioned reads.
+    Read,
+}
+
 /// How to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -33,13 +45,15 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Whether the result is made durable before it is published.
     pub sync: bool,
+    /// How source files are read.
+    pub io: Io,
     /// What to do when finite values become infinite.
     pub on_overflow: OnOverflow,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { threads: None, sync: true, on_overflow: OnOverflow::Error }
+        Options { threads: None, sync: true, io: Io::Auto, on_overflow: OnOverflow::Error }
     }
 }
 

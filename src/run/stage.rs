@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use super::pieces::{PIECE, Part, Piece, Work, pieces};
 use super::publish::Staged;
-use super::{OnOverflow, Options, Progress, TensorAudit, destination};
+use super::source::Source;
+use super::{Io, OnOverflow, Options, Progress, TensorAudit, destination};
 use crate::cast::{self, Audit, Level, Overflow};
-use crate::checkpoint::shard::Map;
 use crate::error::Error;
 use crate::fs;
 use crate::plan::{Content, Plan, PlannedFile};
@@ -64,6 +64,7 @@ struct Job {
     files: Vec<FileState>,
     level: Level,
     sync: bool,
+    io: Io,
     on_overflow: OnOverflow,
 }
 
@@ -75,7 +76,7 @@ struct FileState {
 }
 
 struct OpenFile {
-    map: Map,
+    source: Source,
     out: File,
 }
 
@@ -91,12 +92,16 @@ fn run(
 ) -> Result<Vec<TensorAudit>, Error> {
     let total = job.plan.bytes_written();
     let (left, leaving) = channel();
-    let workers: Vec<_> = (0..threads)
-        .map(|_| {
-            let (job, left) = (Arc::clone(job), left.clone());
-            thread::spawn(move || work(&job, left))
-        })
-        .collect();
+    let mut workers = Vec::new();
+    for _ in 0..threads.min(job.pieces.len()).max(1) {
+        let (shared, left) = (Arc::clone(job), left.clone());
+        match thread::Builder::new().spawn(move || work(&shared, left)) {
+            Ok(worker) => workers.push(worker),
+            // Where the system gives no more threads, those that run do the work.
+            Err(_) if !workers.is_empty() => break,
+            Err(error) => return Err(Error::io("start a thread for", &job.plan.source)(error)),
+        }
+    }
     drop(left);
     loop {
         // The channel closes when the last worker is gone, however it went.
@@ -139,10 +144,12 @@ fn work(job: &Job, _left: Sender<()>) {
     }
 }
 
-/// A worker's memory: the piece it makes, and room to try a cast that is not kept.
+/// A worker's memory: the piece it makes, what it is made from where that is not mapped, and room
+/// to try a cast that is not kept.
 #[derive(Default)]
 struct Buffers {
     piece: Vec<u8>,
+    source: Vec<u8>,
     trial: Vec<u8>,
 }
 
@@ -175,6 +182,7 @@ impl Job {
             files,
             level,
             sync: options.sync,
+            io: options.io,
             on_overflow: options.on_overflow,
         })
     }
@@ -188,6 +196,10 @@ impl Job {
             let out = filled..filled + part.bytes;
             filled = out.end;
             self.part(part, out, &open, (file, state), buffers)?;
+        }
+        if let (Some(first), Some(last)) = (piece.parts.first(), piece.parts.last()) {
+            let end = last.start + last.source_bytes as u64;
+            open.source.done(first.start, end.saturating_sub(first.start) as usize);
         }
         if !self.overflowed.load(Ordering::Relaxed) {
             fs::write_at(&open.out, &state.staged, &buffers.piece[..piece.bytes], piece.start)?;
@@ -211,14 +223,10 @@ impl Job {
         (file, state): (&PlannedFile, &FileState),
         buffers: &mut Buffers,
     ) -> Result<(), Error> {
-        let start = part.start as usize;
-        let src = open
-            .map
-            .bytes()
-            .get(start..start + part.source_bytes)
-            .ok_or_else(|| Error::Changed { path: file.location.clone() })?;
+        let Buffers { piece, source, trial } = buffers;
+        let src = open.source.get(&file.location, part.start, part.source_bytes, source)?;
         let to = self.plan.to;
-        let out = &mut buffers.piece[out];
+        let out = &mut piece[out];
         let mut audit = Audit::default();
         let tensor = match part.work {
             Work::Copy => {
@@ -239,8 +247,8 @@ impl Job {
             Work::Keep { from, tensor } => {
                 out.copy_from_slice(src);
                 let bytes = part.source_bytes / from.bytes() * to.bytes();
-                buffers.trial.resize(buffers.trial.len().max(bytes), 0);
-                let trial = &mut buffers.trial[..bytes];
+                trial.resize(trial.len().max(bytes), 0);
+                let trial = &mut trial[..bytes];
                 cast::cast(self.level, (from, src), (to, trial), Overflow::Infinity, &mut audit);
                 tensor
             }
@@ -255,12 +263,7 @@ impl Job {
         if let Some(open) = &*slot {
             return Ok(Arc::clone(open));
         }
-        let source = File::open(&file.location).map_err(Error::io("open", &file.location))?;
-        let found = source.metadata().map_err(Error::io("read", &file.location))?;
-        if found.len() != file.source_bytes {
-            return Err(Error::Changed { path: file.location.clone() });
-        }
-        let map = Map::new(&source).map_err(Error::io("map", &file.location))?;
+        let source = Source::open(&file.location, file.source_bytes, self.io)?;
         let out = fs::create_new(&state.staged)?;
         let prefix = match &file.content {
             Content::Shard { header, .. } => header.as_slice(),
@@ -269,7 +272,7 @@ impl Job {
         };
         fs::write_at(&out, &state.staged, prefix, 0)?;
         self.done.fetch_add(prefix.len() as u64, Ordering::Relaxed);
-        let open = Arc::new(OpenFile { map, out });
+        let open = Arc::new(OpenFile { source, out });
         *slot = Some(Arc::clone(&open));
         Ok(open)
     }

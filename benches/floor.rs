@@ -1,0 +1,63 @@
+//! The floor: what it takes to write the output and nothing more. The same number of threads write
+//! the same bytes into files of the same sizes, from a hot buffer, in pieces of 1 MiB in file
+//! order; with `sync`, whoever finishes a file calls fsync. Prints the seconds.
+//!
+//! Arguments: a directory with the files whose sizes count, the new directory to write, threads,
+//! and `sync` or `no-sync`. It shares no code with recast.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+const PIECE: u64 = 1 << 20;
+
+fn main() -> std::io::Result<()> {
+    let arguments: Vec<String> = std::env::args().filter(|text| text != "--bench").collect();
+    let [_, like, dest, threads, sync] = &arguments[..] else {
+        return Ok(());
+    };
+    let (dest, sync) = (PathBuf::from(dest), sync == "sync");
+    let threads: usize = threads.parse().expect("a number of threads");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(like)? {
+        let entry = entry?;
+        if entry.metadata()?.is_file() {
+            files.push((entry.file_name(), entry.metadata()?.len()));
+        }
+    }
+    files.sort();
+    let buffer: Vec<u8> = (0..PIECE).map(|n| (n * 31 % 251) as u8).collect();
+
+    let started = Instant::now();
+    fs::create_dir(&dest)?;
+    let mut open = Vec::new();
+    let mut pieces = Vec::new();
+    for (index, (name, bytes)) in files.iter().enumerate() {
+        let count = bytes.div_ceil(PIECE) as usize;
+        open.push((File::create_new(dest.join(name))?, AtomicUsize::new(count)));
+        pieces.extend((0..count as u64).map(|n| (index, n * PIECE, PIECE.min(bytes - n * PIECE))));
+    }
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(&(index, start, bytes)) =
+                    pieces.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let (file, left) = &open[index];
+                    file.write_all_at(&buffer[..bytes as usize], start).expect("write");
+                    if left.fetch_sub(1, Ordering::AcqRel) == 1 && sync {
+                        file.sync_all().expect("fsync");
+                    }
+                }
+            });
+        }
+    });
+    if sync {
+        File::open(&dest)?.sync_all()?;
+    }
+    println!("{}", started.elapsed().as_secs_f64());
+    Ok(())
+}

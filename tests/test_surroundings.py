@@ -1,0 +1,174 @@
+"""What stands around a run - streams, names, links, limits - does not make it lie."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import environment, fp32_bytes, raw_bytes, recast_process, stored, tree
+
+SHARD = "model.safetensors"
+
+
+def shell(command: str, model: Path, dest: Path) -> "subprocess.CompletedProcess[str]":
+    """Runs `recast convert model dest --to bf16` with the redirections `command` ends in."""
+    line = f'"{sys.executable}" -m recast convert "{model}" "{dest}" --to bf16 {command}'
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=False, env=environment()
+    )
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "<&-", "2>/dev/full", "2>&- <&-"])
+def test_a_run_that_cannot_talk_still_converts(
+    redirection: str, model: Path, tmp_path: Path
+) -> None:
+    result = shell(redirection, model, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert stored(tmp_path / "out" / SHARD)["layer.weight"][0] == "BF16"
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_a_result_that_cannot_be_printed_is_no_traceback(
+    redirection: str, model: Path, tmp_path: Path
+) -> None:
+    result = shell(redirection, model, tmp_path / "out")
+    assert "Traceback" not in result.stderr
+    assert result.returncode in (0, 74)
+    assert stored(tmp_path / "out" / SHARD)["layer.weight"][0] == "BF16"
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(model: Path, tmp_path: Path) -> None:
+    assert shell("2>/dev/full", tmp_path / "nowhere", tmp_path / "out").returncode == 65
+    assert shell("2>&-", tmp_path / "nowhere", tmp_path / "out").returncode == 65
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1.5", "99999999999999999999"])
+def test_a_number_of_threads_that_makes_no_sense_is_a_usage_error(
+    threads: str, model: Path, tmp_path: Path
+) -> None:
+    result = recast_process(
+        "convert", model, tmp_path / "out", "--to", "bf16", "--threads", threads
+    )
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_not_utf_8_are_carried(model: Path, tmp_path: Path) -> None:
+    strange = os.fsdecode(b"n\xffame")
+    (model / f"{strange}.txt").write_text("kept")
+    (model / f"{strange}.safetensors").write_bytes((model / SHARD).read_bytes())
+    source, dest = model.rename(tmp_path / f"in-{strange}"), tmp_path / f"out-{strange}"
+    result = recast_process("convert", source, dest, "--to", "bf16", "--json")
+    assert result.returncode == 0, result.stderr
+    assert (dest / f"{strange}.txt").read_text() == "kept"
+    assert stored(dest / f"{strange}.safetensors")["layer.weight"][0] == "BF16"
+
+
+@pytest.mark.parametrize("name", [SHARD.replace("model", "extra"), "vocab.txt", "config.json"])
+def test_a_link_that_leads_nowhere_is_bad_input_with_a_way_out(
+    name: str, model: Path, tmp_path: Path
+) -> None:
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("../blobs/never-downloaded")
+    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16")
+    assert name in result.stderr
+    assert result.returncode == 65
+    assert "hint: " in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_in_a_circle_is_bad_input_with_a_way_out(model: Path, tmp_path: Path) -> None:
+    (model / "circle").symlink_to("circle")
+    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16")
+    assert "circle" in result.stderr
+    assert result.returncode == 65
+    assert "hint: " in result.stderr
+
+
+@pytest.mark.parametrize("dest", ["dangling", "dangling/deep", "", "x" * 300])
+def test_a_destination_that_cannot_be_made_is_refused_with_a_way_out(
+    dest: str, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = tree(tmp_path)
+    result = recast_process("convert", model, dest, "--to", "bf16", cwd=tmp_path)
+    assert result.returncode == 73
+    assert "hint: " in result.stderr
+    assert tree(tmp_path) == before
+
+
+def test_a_source_file_called_like_the_staging_folder_leaves_nothing(
+    model: Path, tmp_path: Path
+) -> None:
+    (model / ".recast").write_text("a file of that name")
+    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16")
+    if result.returncode == 0:
+        assert (tmp_path / "out" / ".recast").read_text() == "a file of that name"
+    else:
+        assert ".recast" in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_after_publication_does_not_deny_it(model: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    code = (
+        "import os, signal, sys, recast.report, recast.cli\n"
+        "recast.report.report_text = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"sys.argv = ['recast', 'convert', {str(model)!r}, {str(dest)!r}, '--to', 'bf16']\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "recast.cli.main()\n"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert stored(dest / SHARD)["layer.weight"][0] == "BF16"
+    assert result.returncode in (0, 130)
+    assert "nothing was published" not in result.stderr
+
+
+def test_whenever_a_signal_comes_the_result_is_whole_or_not_there(tmp_path: Path) -> None:
+    """At random moments, start-up, publication and the last print included."""
+    source, dest = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for number in range(20):
+        rows = [("w", "F32", [50_000], fp32_bytes(50_000, number))]
+        (source / f"{number}.safetensors").write_bytes(raw_bytes(rows))
+    (source / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "recast", "convert", str(source), str(dest), "--to", "bf16"]
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True, env=environment())
+    usual = time.monotonic() - started
+    whole = {path.name: path.read_bytes() for path in dest.iterdir() if path.name != "recast.json"}
+    choose = random.Random(0)
+    # Before the command has its handlers and after it has returned, Python has its own, which
+    # make the exit status the signal itself.
+    outcomes = set()
+    for _ in range(25):
+        shutil.rmtree(dest, ignore_errors=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        time.sleep(choose.uniform(0.1, 1.1) * usual)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=30)
+        outcomes.add(process.returncode)
+        found = {path.name for path in dest.iterdir()} if dest.exists() else set()
+        if found:
+            assert found - {"recast.json", ".recast"} == set(whole)
+            assert all((dest / name).read_bytes() == whole[name] for name in whole)
+            assert "nothing was published" not in complaint
+            assert ".recast" not in found or "was published" in complaint
+        else:
+            # 1 is what Python makes of a signal in its own start-up.
+            assert process.returncode in (130, -signal.SIGINT, 1)
+    assert 130 in outcomes
