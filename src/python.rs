@@ -2,11 +2,11 @@
 //! the GIL, and looks for signals; it decides nothing.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use numpy::{PyReadonlyArray1, PyReadwriteArray1};
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::cast::{self, Level, Overflow};
@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::plan;
 use crate::run::{self, Io, OnOverflow};
 
-/// Elements below which another thread costs more than it brings.
+/// Elements a thread takes at a time; fewer are not worth another thread.
 const SPLIT: usize = 1 << 18;
 
 impl From<Error> for PyErr {
@@ -330,26 +330,32 @@ fn cast_bytes(
     let level = Level::current()?;
     let (src, dst) = (source.as_slice()?, out.as_slice_mut()?);
     let elements = src.len() / from.bytes();
+    if src.len() % from.bytes() != 0 || dst.len() != elements * to.bytes() {
+        return Err(PyValueError::new_err("source and out do not hold the same elements"));
+    }
     let available = || thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.unwrap_or_else(available).clamp(1, elements.div_ceil(SPLIT).max(1));
-    let share = elements.div_ceil(threads).max(1);
     let audits = py.detach(|| {
+        // Shares are small and taken in turn, so that a thread that is held up holds up nobody.
+        let shares = src.chunks(SPLIT * from.bytes()).zip(dst.chunks_mut(SPLIT * to.bytes()));
+        let shares = Mutex::new(shares);
+        let work = || {
+            let mut audit = cast::Audit::default();
+            loop {
+                let share = shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((src, dst)) = share else { break audit };
+                cast::cast(level, (from, src), (to, dst), overflow, &mut audit);
+            }
+        };
         thread::scope(|scope| {
-            let parts = src.chunks(share * from.bytes()).zip(dst.chunks_mut(share * to.bytes()));
-            let workers: Vec<_> = parts
-                .map(|(src, dst)| {
-                    scope.spawn(move || {
-                        let mut audit = cast::Audit::default();
-                        cast::cast(level, (from, src), (to, dst), overflow, &mut audit);
-                        audit
-                    })
-                })
-                .collect();
-            workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>()
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            let others = others.into_iter().map(thread::ScopedJoinHandle::join);
+            std::iter::once(Ok(mine)).chain(others).collect::<Result<Vec<_>, _>>()
         })
     });
     let mut whole = cast::Audit::default();
-    for audit in audits.map_err(|_| PyRuntimeError::new_err("source and out differ in length"))? {
+    for audit in audits.map_err(|_| Error::Panicked)? {
         whole.merge(&audit);
     }
     Ok(Audit::new(0, &whole))

@@ -16,7 +16,7 @@ use element::{Bf16, Element, F16, F32, INFINITY, MAGNITUDE};
 use kernel::{Binary16, LANES};
 
 /// Elements per block: source and result of one block stay in the first-level cache.
-const BLOCK: usize = 2048;
+const BLOCK: usize = 4096;
 
 /// What becomes of a finite value whose magnitude the target cannot hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
