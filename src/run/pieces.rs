@@ -1,5 +1,5 @@
-//! Cutting a plan into pieces of work: ranges of a result file of at most 1 MiB, in file order,
-//! each with the parts of source files it is made from. Small tensors share a piece, so that
+//! Cutting a plan into pieces of work: ranges of a result file of at most 1 MiB (more where bytes
+//! are only copied), in file order, each with the parts of the source file it is made from. Small tensors share a piece, so that
 //! their cost is not a system call each.
 
 use crate::dtype::Float;
@@ -7,6 +7,9 @@ use crate::plan::{Action, Content, Plan, PlannedFile, PlannedTensor};
 
 /// Bytes of the result in a full piece: it stays in the second-level cache between cast and write.
 pub const PIECE: u64 = 1 << 20;
+
+/// Bytes of a piece that is only copied: the kernel does that without a buffer.
+const COPY: u64 = 8 << 20;
 
 /// What is done with a part's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub fn pieces(plan: &Plan) -> Vec<Piece> {
                     cutter.tensor(plan.to, index, tensor);
                 }
             }
-            Content::Copy => cutter.add(0, 0, planned.bytes, (1, 1), Work::Copy),
+            Content::Copy => cutter.copy(0, 0, planned.bytes),
             Content::Text(_) => {}
         }
         if pieces.len() == first {
@@ -86,9 +89,24 @@ impl Cutter<'_> {
                 let size = from.bytes() as u64;
                 ((size, size), Work::Keep { from, tensor: index })
             }
-            _ => ((1, 1), Work::Copy),
+            _ => return self.copy(tensor.source.start, tensor.start, tensor.bytes),
         };
         self.add(tensor.source.start, tensor.start, tensor.bytes / sizes.1, sizes, work);
+    }
+
+    /// Adds bytes that are copied; many of them as pieces of their own.
+    fn copy(&mut self, mut from: u64, mut to: u64, mut bytes: u64) {
+        while bytes >= PIECE {
+            let count = bytes.min(COPY);
+            let (source_bytes, work) = (count as usize, Work::Copy);
+            let part = Part { start: from, source_bytes, bytes: source_bytes, work };
+            let (file, parts) = (self.file, vec![part]);
+            self.pieces.push(Piece { file, start: to, bytes: source_bytes, parts });
+            from += count;
+            to += count;
+            bytes -= count;
+        }
+        self.add(from, to, bytes, (1, 1), Work::Copy);
     }
 
     /// Adds `elements` of `sizes` bytes in source and result.
@@ -97,7 +115,9 @@ impl Cutter<'_> {
         while left > 0 {
             let current = self.pieces.len();
             let room = match self.pieces.get(current.wrapping_sub(1)) {
-                Some(piece) if current > self.first => (PIECE - piece.bytes as u64) / sizes.1,
+                Some(piece) if current > self.first => {
+                    PIECE.saturating_sub(piece.bytes as u64) / sizes.1
+                }
                 _ => 0,
             };
             if room == 0 {
@@ -118,6 +138,16 @@ impl Cutter<'_> {
             from += count * sizes.0;
             to += count * sizes.1;
             left -= count;
+        }
+    }
+}
+
+impl Piece {
+    /// The one part of a piece that is only copied.
+    pub fn only_copy(&self) -> Option<&Part> {
+        match &self.parts[..] {
+            [part] if part.work == Work::Copy => Some(part),
+            _ => None,
         }
     }
 }

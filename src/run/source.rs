@@ -10,11 +10,9 @@ use crate::error::Error;
 use crate::fs;
 
 /// An open source file.
-pub enum Source {
-    /// Mapped.
-    Map(Map),
-    /// Read piece by piece.
-    Read(File),
+pub struct Source {
+    file: File,
+    map: Option<Map>,
 }
 
 impl Source {
@@ -25,13 +23,12 @@ impl Source {
         if found.len() != bytes {
             return Err(Error::Changed { path: path.to_owned() });
         }
-        match io {
-            Io::Mmap => Ok(Source::Map(Map::new(&file).map_err(Error::io("map", path))?)),
-            Io::Auto | Io::Read => {
-                fs::will_read_in_order(&file);
-                Ok(Source::Read(file))
-            }
-        }
+        let map = match io {
+            Io::Mmap => Some(Map::new(&file).map_err(Error::io("map", path))?),
+            Io::Auto | Io::Read => None,
+        };
+        fs::will_read_in_order(&file);
+        Ok(Source { file, map })
     }
 
     /// `bytes` bytes from `start`, read into `buffer` where there is no map.
@@ -42,30 +39,40 @@ impl Source {
         bytes: usize,
         buffer: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], Error> {
-        let changed = || Error::Changed { path: path.to_owned() };
-        match self {
-            Source::Map(map) => {
-                let start = start as usize;
-                map.bytes().get(start..start + bytes).ok_or_else(changed)
-            }
-            Source::Read(file) => {
-                buffer.resize(buffer.len().max(bytes), 0);
-                let out = &mut buffer[..bytes];
-                match fs::read_at(file, out, start) {
-                    Ok(()) => Ok(out),
-                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                        Err(changed())
-                    }
-                    Err(error) => Err(Error::io("read", path)(error)),
-                }
-            }
+        if let Some(map) = &self.map {
+            let range = map.bytes().get(start as usize..start as usize + bytes);
+            return range.ok_or_else(|| Error::Changed { path: path.to_owned() });
         }
+        buffer.resize(buffer.len().max(bytes), 0);
+        let out = &mut buffer[..bytes];
+        fs::read_at(&self.file, out, start).map_err(failed(path))?;
+        Ok(out)
+    }
+
+    /// Copies `bytes` bytes from `start` to `offset` of `out` without looking at them; `false`
+    /// where the system cannot.
+    pub fn copy_to(
+        &self,
+        path: &Path,
+        start: u64,
+        (out, offset): (&File, u64),
+        bytes: usize,
+    ) -> Result<bool, Error> {
+        fs::copy_range((&self.file, start), (out, offset), bytes).map_err(failed(path))
     }
 
     /// Says that a range will not be looked at again.
     pub fn done(&self, start: u64, bytes: usize) {
-        if let Source::Map(map) = self {
+        if let Some(map) = &self.map {
             map.let_go(start as usize, bytes);
         }
+    }
+}
+
+/// A source that ends too early was cut short since it was planned.
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
+    move |error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::Changed { path: path.to_owned() },
+        _ => Error::io("read", path)(error),
     }
 }

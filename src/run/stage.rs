@@ -1,5 +1,5 @@
-//! Stage: worker threads take pieces in file order, cast them in cache, and write them where the
-//! plan says, below `DEST/.recast`. The thread that finishes a file makes it durable while the
+//! Stage: worker threads take pieces, each from a file of its own while there are enough, cast
+//! them in cache, and write them where the plan says, below `DEST/.recast`. The thread that finishes a file makes it durable while the
 //! others go on with the next.
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::pieces::{PIECE, Part, Piece, Work, pieces};
+use super::pieces::{Part, Piece, Work, pieces};
 use super::publish::Staged;
 use super::source::Source;
 use super::{Io, OnOverflow, Options, Progress, TensorAudit, destination};
@@ -55,7 +55,8 @@ pub fn stage(
 struct Job {
     plan: Arc<Plan>,
     pieces: Vec<Piece>,
-    next: AtomicUsize,
+    /// The next file that no worker has come to.
+    next_file: AtomicUsize,
     done: AtomicU64,
     stop: AtomicBool,
     /// Under `OnOverflow::Error`, nothing is written once a value overflowed, only examined.
@@ -70,6 +71,9 @@ struct Job {
 
 struct FileState {
     staged: PathBuf,
+    /// The next of the file's pieces that no worker has taken, and the end of them.
+    next: AtomicUsize,
+    end: usize,
     remaining: AtomicUsize,
     open: Mutex<Option<Arc<OpenFile>>>,
     audits: Mutex<Vec<Option<Audit>>>,
@@ -134,9 +138,9 @@ fn run(
 }
 
 fn work(job: &Job, _left: Sender<()>) {
-    let mut buffers = Buffers::default();
+    let (mut buffers, mut file) = (Buffers::default(), None);
     while !job.stop.load(Ordering::Relaxed) {
-        let Some(piece) = job.pieces.get(job.next.fetch_add(1, Ordering::Relaxed)) else { break };
+        let Some(piece) = job.take(&mut file) else { break };
         if let Err(error) = job.piece(piece, &mut buffers) {
             job.stop.store(true, Ordering::Relaxed);
             lock(&job.error).get_or_insert(error);
@@ -156,17 +160,18 @@ struct Buffers {
 impl Job {
     fn new(plan: &Arc<Plan>, staged: &Path, level: Level, options: &Options) -> Result<Job, Error> {
         let pieces = pieces(plan);
-        let mut remaining = vec![0; plan.files.len()];
-        for piece in &pieces {
-            remaining[piece.file] += 1;
-        }
         let mut files = Vec::with_capacity(plan.files.len());
-        for (file, remaining) in plan.files.iter().zip(remaining) {
+        let mut end = 0;
+        for (index, file) in plan.files.iter().enumerate() {
+            let start = end;
+            end += pieces[start..].iter().take_while(|piece| piece.file == index).count();
             let path = staged.join(&file.path);
             fs::create_dirs(path.parent().unwrap_or(staged))?;
             files.push(FileState {
                 staged: path,
-                remaining: AtomicUsize::new(remaining),
+                next: AtomicUsize::new(start),
+                end,
+                remaining: AtomicUsize::new(end - start),
                 open: Mutex::new(None),
                 audits: Mutex::new(vec![None; file.tensors().len()]),
             });
@@ -174,7 +179,7 @@ impl Job {
         Ok(Job {
             plan: Arc::clone(plan),
             pieces,
-            next: AtomicUsize::new(0),
+            next_file: AtomicUsize::new(0),
             done: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
@@ -187,15 +192,66 @@ impl Job {
         })
     }
 
+    /// The next piece of the file a worker is at; else of the next file; else of one that others
+    /// are at. A worker to a file, because writers of one file wait for each other.
+    fn take(&self, current: &mut Option<usize>) -> Option<&Piece> {
+        loop {
+            if let Some(file) = *current {
+                let state = &self.files[file];
+                let piece = state.next.fetch_add(1, Ordering::Relaxed);
+                if piece < state.end {
+                    return Some(&self.pieces[piece]);
+                }
+            }
+            let fresh = self.next_file.fetch_add(1, Ordering::Relaxed);
+            *current = Some(if fresh < self.files.len() { fresh } else { self.busiest()? });
+        }
+    }
+
+    /// The file with the most pieces that no worker has taken.
+    fn busiest(&self) -> Option<usize> {
+        let left = |state: &FileState| state.end.saturating_sub(state.next.load(Ordering::Relaxed));
+        let (file, state) = self.files.iter().enumerate().max_by_key(|(_, state)| left(state))?;
+        (left(state) > 0).then_some(file)
+    }
+
     fn piece(&self, piece: &Piece, buffers: &mut Buffers) -> Result<(), Error> {
         let (file, state) = (&self.plan.files[piece.file], &self.files[piece.file]);
         let open = self.open(file, state)?;
-        buffers.piece.resize(PIECE as usize, 0);
+        if !self.copied(piece, &open, file)? {
+            self.make(piece, &open, (file, state), buffers)?;
+        }
+        if self.sync {
+            fs::start_writeback(&open.out, piece.start, piece.bytes as u64);
+        }
+        self.done.fetch_add(piece.bytes as u64, Ordering::Relaxed);
+        drop(open);
+        if state.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.finish(file, state)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the piece only had to be copied, and the kernel did it.
+    fn copied(&self, piece: &Piece, open: &OpenFile, file: &PlannedFile) -> Result<bool, Error> {
+        let Some(part) = piece.only_copy() else { return Ok(false) };
+        open.source.copy_to(&file.location, part.start, (&open.out, piece.start), part.bytes)
+    }
+
+    /// Makes the piece in this worker's memory and writes it.
+    fn make(
+        &self,
+        piece: &Piece,
+        open: &OpenFile,
+        (file, state): (&PlannedFile, &FileState),
+        buffers: &mut Buffers,
+    ) -> Result<(), Error> {
+        buffers.piece.resize(buffers.piece.len().max(piece.bytes), 0);
         let mut filled = 0;
         for part in &piece.parts {
             let out = filled..filled + part.bytes;
             filled = out.end;
-            self.part(part, out, &open, (file, state), buffers)?;
+            self.part(part, out, open, (file, state), buffers)?;
         }
         if let (Some(first), Some(last)) = (piece.parts.first(), piece.parts.last()) {
             let end = last.start + last.source_bytes as u64;
@@ -203,14 +259,6 @@ impl Job {
         }
         if !self.overflowed.load(Ordering::Relaxed) {
             fs::write_at(&open.out, &state.staged, &buffers.piece[..piece.bytes], piece.start)?;
-            if self.sync {
-                fs::start_writeback(&open.out, piece.start, piece.bytes as u64);
-            }
-        }
-        self.done.fetch_add(piece.bytes as u64, Ordering::Relaxed);
-        drop(open);
-        if state.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.finish(file, state)?;
         }
         Ok(())
     }
