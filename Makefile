@@ -1,7 +1,7 @@
 # Needs git, a C toolchain, cargo and Python; everything else goes into .venv and target.
 
 PYTHON ?= python3.13 python3.12 python3.11 python3
-ROUNDS ?= 3
+ROUNDS ?= 5
 
 VENV := .venv/bin/python
 PIP := $(VENV) -m pip --quiet --disable-pip-version-check
@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-exhaustive lint build bench-convert bench-cast clean tools
+.PHONY: help demo test test-exhaustive lint build bench bench-scale bench-cast clean tools
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -44,8 +44,11 @@ build: .venv/installed  ## build the extension into .venv
 	@$(VENV) -m maturin develop --release --target-dir target/python > .venv/build.log 2>&1 || \
 	    { cat .venv/build.log >&2; exit 1; }
 
-bench-convert: build  ## time convert against a script with torch (2.2 GB on disk; ROUNDS=3)
-	@$(VENV) benches/convert.py --rounds $(ROUNDS)
+bench: build  ## time convert beside cp, the floor, torch and transformers (2.2 GB on disk; ROUNDS=5)
+	@$(VENV) benches/bench.py --rounds $(ROUNDS) --write docs/benchmarks.md
+
+bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up to 28 GB on disk)
+	@$(VENV) benches/scale.py --write docs/benchmarks.md
 
 bench-cast: build  ## time the casts beside memcpy, torch, numpy, ml_dtypes and half
 	@$(VENV) benches/cast.py --write docs/benchmarks.md

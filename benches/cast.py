@@ -7,7 +7,6 @@ round; a cell is the median over the rounds, in GB/s read and written. The audit
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,8 +17,8 @@ import ml_dtypes
 import numpy as np
 import recast
 import torch
+from common import build, machine, replace_between
 
-ROOT = Path(__file__).parent.parent
 NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PAIRS = [(a, b) for a in NAMES for b in NAMES if a != b]
 COLUMNS = (
@@ -33,7 +32,6 @@ COLUMNS = (
     "ml_dtypes",
     "half",
 )
-BEGIN, END = "<!-- bench-cast begin -->", "<!-- bench-cast end -->"
 
 
 def timed(nbytes, work):
@@ -82,14 +80,6 @@ def rust_rates(binary, elements, threads, note):
         note(name, *values)
 
 
-def build():
-    """The compiled benches/cast.rs."""
-    command = ["cargo", "bench", "--bench", "cast", "--no-run", "--message-format=json"]
-    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.splitlines()
-    messages = (json.loads(line) for line in lines)
-    return next(m["executable"] for m in messages if m.get("executable"))
-
-
 def table(threads, rates):
     """The rates of one thread count as a markdown table."""
     columns = [c for c in COLUMNS if any(key.endswith(f" {c}") for key in rates)]
@@ -116,20 +106,6 @@ def table(threads, rates):
     return lines
 
 
-def machine():
-    """What the numbers were measured on."""
-    model = "unknown CPU"
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = next((line.split(":")[1].strip() for line in file if "model name" in line), model)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    return (
-        f"{model}, {os.cpu_count()} CPUs, Linux {platform.release()}, torch {torch.__version__}, "
-        f"numpy {np.__version__}, ml_dtypes {ml_dtypes.__version__}, commit {commit}"
-    )
-
-
 def main():
     """Runs the rounds and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -137,9 +113,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--write", type=Path, help="markdown file whose table is replaced")
     options = parser.parse_args()
-    binary = build()
+    binary = build("cast")
     lines = [
-        f"{options.elements:,} elements, {options.rounds} rounds, medians. {machine()}.",
+        f"{options.elements:,} elements, {options.rounds} rounds, medians. "
+        f"{machine('torch', 'numpy', 'ml_dtypes')}.",
         "The columns portable, avx2 and avx512 are recast with its audit on.",
     ]
     for threads in sorted({1, os.cpu_count() or 1}):
@@ -156,9 +133,7 @@ def main():
     text = "\n".join(lines)
     print(text)
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        head, tail = page.split(BEGIN)[0], page.split(END)[1]
-        options.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+        replace_between(options.write, "bench-cast", text)
 
 
 if __name__ == "__main__":

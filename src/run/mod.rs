@@ -2,6 +2,7 @@
 //! publish it.
 
 mod destination;
+mod overflow;
 mod pieces;
 mod publish;
 mod source;

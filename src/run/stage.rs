@@ -1,16 +1,17 @@
 //! Stage: worker threads take pieces, each from a file of its own while there are enough, cast
-//! them in cache, and write them where the plan says, below `DEST/.recast`. The thread that finishes a file makes it durable while the
-//! others go on with the next.
+//! them in cache, and write them where the plan says, below `DEST/.recast`. Threads of their own
+//! make finished files durable, while the workers go on with the next.
 
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::overflow;
 use super::pieces::{Part, Piece, Work, pieces};
 use super::publish::Staged;
 use super::source::Source;
@@ -24,8 +25,8 @@ use crate::plan::{Content, Plan, PlannedFile};
 const TICK: Duration = Duration::from_millis(40);
 /// How long a stop waits for workers to leave what they are doing.
 const STOP: Duration = Duration::from_millis(120);
-/// How many tensors the overflow error names.
-const WORST: usize = 5;
+/// Threads that only wait for the disk. Several, because file systems commit syncs together.
+const SYNCERS: usize = 4;
 
 /// Carries the plan out below `dest`, where it is not a model yet. `progress` is called about
 /// every 40 ms on this thread and stops the run by returning `false`.
@@ -47,7 +48,7 @@ pub fn stage(
         .max(1);
     let mut staged = Staged::create(plan, dest, threads, options.sync)?;
     let job = Job::new(plan, &staged.path(), level, options)?;
-    staged.audits = run(&Arc::new(job), threads, progress)?;
+    staged.audits = run(&Arc::new(job), &staged.path(), threads, progress)?;
     Ok(staged)
 }
 
@@ -84,6 +85,9 @@ struct OpenFile {
     out: File,
 }
 
+/// A file of the plan whose bytes are all written.
+type Finished = (usize, Arc<OpenFile>);
+
 /// A lock on data that every holder leaves whole, so a panic elsewhere does not matter.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -91,22 +95,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn run(
     job: &Arc<Job>,
+    staged: &Path,
     threads: usize,
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Vec<TensorAudit>, Error> {
     let total = job.plan.bytes_written();
     let (left, leaving) = channel();
+    let (finished, finishing) = channel();
+    let finishing = Arc::new(Mutex::new(finishing));
     let mut workers = Vec::new();
-    for _ in 0..threads.min(job.pieces.len()).max(1) {
-        let (shared, left) = (Arc::clone(job), left.clone());
-        match thread::Builder::new().spawn(move || work(&shared, left)) {
+    for number in 0..SYNCERS + threads.min(job.pieces.len()).max(1) {
+        let (job, left) = (Arc::clone(job), left.clone());
+        let (finished, finishing) = (finished.clone(), Arc::clone(&finishing));
+        let builder = thread::Builder::new();
+        let started = if number < SYNCERS {
+            drop(finished);
+            builder.spawn(move || sync_files(&job, &finishing, left))
+        } else {
+            builder.spawn(move || work(&job, finished, left))
+        };
+        match started {
             Ok(worker) => workers.push(worker),
             // Where the system gives no more threads, those that run do the work.
-            Err(_) if !workers.is_empty() => break,
-            Err(error) => return Err(Error::io("start a thread for", &job.plan.source)(error)),
+            Err(_) if workers.len() > SYNCERS => break,
+            Err(error) => return Err(Error::io("start a thread for", staged)(error)),
         }
     }
-    drop(left);
+    drop((left, finished));
     loop {
         // The channel closes when the last worker is gone, however it went.
         let gone = matches!(leaving.recv_timeout(TICK), Err(RecvTimeoutError::Disconnected));
@@ -132,18 +147,30 @@ fn run(
     }
     let audits = job.audits();
     if job.overflowed.load(Ordering::Relaxed) {
-        return Err(Error::Overflow { summary: overflow_summary(&job.plan, &audits) });
+        return Err(Error::Overflow { summary: overflow::summary(&job.plan, &audits) });
     }
     Ok(audits)
 }
 
-fn work(job: &Job, _left: Sender<()>) {
+fn work(job: &Job, finished: Sender<Finished>, _left: Sender<()>) {
     let (mut buffers, mut file) = (Buffers::default(), None);
     while !job.stop.load(Ordering::Relaxed) {
         let Some(piece) = job.take(&mut file) else { break };
-        if let Err(error) = job.piece(piece, &mut buffers) {
-            job.stop.store(true, Ordering::Relaxed);
-            lock(&job.error).get_or_insert(error);
+        if let Err(error) = job.piece(piece, &mut buffers, &finished) {
+            job.fail(error);
+        }
+    }
+}
+
+/// Makes finished files durable, while workers go on with the next.
+fn sync_files(job: &Job, finishing: &Mutex<Receiver<Finished>>, _left: Sender<()>) {
+    loop {
+        let next = lock(finishing).recv();
+        let Ok((file, open)) = next else { break };
+        let (state, bytes) = (&job.files[file], job.plan.files[file].bytes);
+        let stopped = || job.stop.load(Ordering::Relaxed);
+        if let Err(error) = fs::sync_file(&open.out, &state.staged, bytes, &stopped) {
+            job.fail(error);
         }
     }
 }
@@ -215,7 +242,17 @@ impl Job {
         (left(state) > 0).then_some(file)
     }
 
-    fn piece(&self, piece: &Piece, buffers: &mut Buffers) -> Result<(), Error> {
+    fn fail(&self, error: Error) {
+        self.stop.store(true, Ordering::Relaxed);
+        lock(&self.error).get_or_insert(error);
+    }
+
+    fn piece(
+        &self,
+        piece: &Piece,
+        buffers: &mut Buffers,
+        finished: &Sender<Finished>,
+    ) -> Result<(), Error> {
         let (file, state) = (&self.plan.files[piece.file], &self.files[piece.file]);
         let open = self.open(file, state)?;
         if !self.copied(piece, &open, file)? {
@@ -227,7 +264,7 @@ impl Job {
         self.done.fetch_add(piece.bytes as u64, Ordering::Relaxed);
         drop(open);
         if state.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.finish(file, state)?;
+            self.finish(piece.file, finished);
         }
         Ok(())
     }
@@ -325,13 +362,13 @@ impl Job {
         Ok(open)
     }
 
-    fn finish(&self, file: &PlannedFile, state: &FileState) -> Result<(), Error> {
-        let Some(open) = lock(&state.open).take() else { return Ok(()) };
-        if !self.sync || self.overflowed.load(Ordering::Relaxed) {
-            return Ok(());
+    /// Hands a file whose bytes are all written to those who make it durable.
+    fn finish(&self, file: usize, finished: &Sender<Finished>) {
+        let open = lock(&self.files[file].open).take();
+        if let (Some(open), true) = (open, self.sync && !self.overflowed.load(Ordering::Relaxed)) {
+            // They listen for as long as a worker can finish anything.
+            let _ = finished.send((file, open));
         }
-        let stopped = || self.stop.load(Ordering::Relaxed);
-        fs::sync_file(&open.out, &state.staged, file.bytes, &stopped)
     }
 
     fn audits(&self) -> Vec<TensorAudit> {
@@ -345,35 +382,4 @@ impl Job {
             .map(|(tensor, (audit, _))| TensorAudit { tensor, audit: audit.unwrap_or_default() })
             .collect()
     }
-}
-
-/// The tensors that overflow, the worst first.
-fn overflow_summary(plan: &Plan, audits: &[TensorAudit]) -> String {
-    let tensors: Vec<_> = plan.tensors().collect();
-    let mut worst: Vec<_> = audits
-        .iter()
-        .filter(|entry| entry.audit.to_inf > 0 && tensors[entry.tensor].1.action.is_cast())
-        .collect();
-    worst.sort_by_key(|entry| std::cmp::Reverse(entry.audit.to_inf));
-    let count: u64 = worst.iter().map(|entry| entry.audit.to_inf).sum();
-    let mut text = format!(
-        "{count} finite values in {} tensors are too large for {} and would become infinite:",
-        worst.len(),
-        plan.to
-    );
-    for entry in worst.iter().take(WORST) {
-        let (file, tensor) = tensors[entry.tensor];
-        text.push_str(&format!(
-            "\n  {} in {}: {} of {} values, max_abs {:e}",
-            tensor.source.name,
-            file.display(),
-            entry.audit.to_inf,
-            tensor.source.elements(),
-            entry.audit.max_abs()
-        ));
-    }
-    if worst.len() > WORST {
-        text.push_str(&format!("\n  and {} more", worst.len() - WORST));
-    }
-    text
 }

@@ -1,0 +1,85 @@
+"""The cold part of bench.py: the same conversions with the source out of the page cache."""
+
+import os
+import sys
+from pathlib import Path
+
+from common import CPUS, Contestant, convert, take_turns
+
+DROP = Path("/proc/sys/vm/drop_caches")
+HOW = {
+    "drop": "the page cache dropped before each run (drop_caches)",
+    "fadvise": "the source dropped from the page cache before each run (POSIX_FADV_DONTNEED)",
+}
+
+
+def choose() -> str:
+    """How the cache can be emptied here."""
+    try:
+        # Opening asks for the permission; nothing is dropped before something is written.
+        DROP.open("w").close()
+    except OSError:
+        return "fadvise" if hasattr(os, "posix_fadvise") else "skip"
+    return "drop"
+
+
+def empty_cache(how: str, source: Path) -> None:
+    """Take the source out of the page cache."""
+    os.sync()
+    if how == "drop":
+        DROP.write_text("3\n")
+        return
+    for file in source.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def readers(source: Path) -> list[Contestant]:
+    """The floor of a cold read with small and with large blocks, where O_DIRECT works."""
+    script = str(Path(__file__).with_name("direct_read.py"))
+    result = []
+    for block in (1, 8):
+        command = [sys.executable, script, str(source), str(CPUS), str(block)]
+        name = f"floor: read with O_DIRECT, {block} MiB blocks, write nothing"
+        result.append(Contestant(name, command, "print", "floor"))
+    try:
+        descriptor = os.open(next(source.glob("*.safetensors")), os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        return []
+    os.close(descriptor)
+    return result
+
+
+def measure(source: Path, dest: Path, rounds: int, how: str, to: str) -> list[str]:
+    """The cold rounds as Markdown."""
+    title = "\n**Cold page cache**"
+    if how == "skip":
+        return [f"{title}: not measured; the cache could not be emptied here."]
+    contestants = [
+        Contestant(f"recast --io {io}", convert(source, dest, "--io", io, to=to), "json")
+        for io in ("auto", "mmap", "read")
+    ]
+    unsynced = convert(source, dest, "--no-sync", to=to)
+    contestants.append(Contestant("recast --io auto --no-sync", unsynced, "json"))
+    contestants.append(Contestant("cp -r", ["cp", "-r", str(source), str(dest)]))
+    contestants += readers(source)
+    take_turns(contestants, rounds, dest, lambda: empty_cache(how, source))
+    copy = next(one for one in contestants if one.name == "cp -r").median("wall")
+    floor = min((one.seconds() for one in contestants if one.kind == "floor"), default=None)
+    lines = [
+        f"{title}: {HOW[how]}, {CPUS} threads, {rounds} rounds. The programs themselves are cold "
+        "too, which their own clock leaves out.\n"
+        if how == "drop"
+        else f"{title}: {HOW[how]}, {CPUS} threads, {rounds} rounds.\n",
+        "| | whole process | own clock | own clock / read floor | process / cp -r |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for one in contestants:
+        clock = f"{one.median('clock'):.2f} s" if one.clock else ""
+        ratio = f"{one.seconds() / floor:.2f}" if floor else ""
+        lines.append(
+            f"| {one.name} | {one.median('wall'):.2f} s | {clock} | {ratio} "
+            f"| {one.median('wall') / copy:.2f} |"
+        )
+    return lines
