@@ -123,6 +123,17 @@ pub fn will_read_in_order(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
 }
 
+/// Asks the system to start reading a range, without waiting for it.
+#[cfg(target_os = "linux")]
+pub fn start_reading(file: &File, start: u64, bytes: u64) {
+    let bytes = std::num::NonZeroU64::new(bytes);
+    let _ = rustix::fs::fadvise(file, start, bytes, rustix::fs::Advice::WillNeed);
+}
+
+/// Asks the system to start reading a range: not known how on this one.
+#[cfg(not(target_os = "linux"))]
+pub fn start_reading(_file: &File, _start: u64, _bytes: u64) {}
+
 /// Tells the system that `file` will be read from start to end: not known how on this one.
 #[cfg(not(target_os = "linux"))]
 pub fn will_read_in_order(_file: &File) {}

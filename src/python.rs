@@ -195,6 +195,11 @@ impl Plan {
     }
 
     #[getter]
+    fn tensor_bytes(&self) -> Vec<u64> {
+        self.0.tensors().map(|(_, tensor)| tensor.bytes).collect()
+    }
+
+    #[getter]
     fn warnings(&self) -> Vec<String> {
         self.0.warnings.clone()
     }

@@ -119,8 +119,7 @@ def inspect(path: Path) -> Inspection:
     notes = exactness(checkpoint)
     if checkpoint.quantized is None:
         for to in ("fp32", "fp16", "bf16"):
-            sizes = (tensor.bytes for tensor in checkpoint.plan(to).tensors)
-            gpu_memory[to] = memory.predict(sizes)._asdict()
+            gpu_memory[to] = memory.predict(checkpoint.plan(to).tensor_bytes)._asdict()
     else:
         notes.append(
             f"the checkpoint is quantised ({checkpoint.quantized}): recast does not convert it, "

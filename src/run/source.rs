@@ -3,11 +3,15 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::Io;
 use crate::checkpoint::shard::Map;
 use crate::error::Error;
 use crate::fs;
+
+/// Bytes asked for ahead where reading waits for a disk.
+const AHEAD: u64 = 8 << 20;
 
 /// An open source file.
 pub struct Source {
@@ -45,7 +49,13 @@ impl Source {
         }
         buffer.resize(buffer.len().max(bytes), 0);
         let out = &mut buffer[..bytes];
+        let started = Instant::now();
         fs::read_at(&self.file, out, start).map_err(failed(path))?;
+        if started.elapsed() > Duration::from_nanos(bytes as u64) {
+            // Slower than 1 GB/s is not memory but a disk, which may as well work on the next
+            // pieces while this one is cast and written.
+            fs::start_reading(&self.file, start + bytes as u64, AHEAD);
+        }
         Ok(out)
     }
 
