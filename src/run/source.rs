@@ -13,6 +13,9 @@ use crate::fs;
 /// Bytes asked for ahead where reading waits for a disk.
 const AHEAD: u64 = 8 << 20;
 
+/// Bytes a read must have for its speed to tell memory from a disk.
+const TELLING: usize = 256 << 10;
+
 /// An open source file.
 pub struct Source {
     file: File,
@@ -51,7 +54,7 @@ impl Source {
         let out = &mut buffer[..bytes];
         let started = Instant::now();
         fs::read_at(&self.file, out, start).map_err(failed(path))?;
-        if started.elapsed() > Duration::from_nanos(bytes as u64) {
+        if bytes >= TELLING && started.elapsed() > Duration::from_nanos(bytes as u64) {
             // Slower than 1 GB/s is not memory but a disk, which may as well work on the next
             // pieces while this one is cast and written.
             fs::start_reading(&self.file, start + bytes as u64, AHEAD);
