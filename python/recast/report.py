@@ -4,7 +4,7 @@ import io
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recast import memory
@@ -126,8 +126,8 @@ class Report:
 
     def to_json(self) -> str:
         """The report as one JSON object, ASCII only."""
-        fields = asdict(self)
-        fields["audit"]["tensors"] = fields.pop("tensor_audits")
+        fields = dict(vars(self))
+        fields["audit"] = {**self.audit, "tensors": fields.pop("tensor_audits")}
         return json_text({"schema_version": fields.pop("schema_version"), **fields})
 
 
@@ -160,7 +160,7 @@ class Inspection:
 
     def to_json(self, *, tensor_list: bool = False) -> str:
         """The inspection as one JSON object, ASCII only, with `tensor_list` when asked for."""
-        fields = asdict(self)
+        fields = dict(vars(self))
         if not tensor_list:
             del fields["tensor_list"]
         return json_text({"schema_version": fields.pop("schema_version"), **fields})
