@@ -38,6 +38,7 @@ from plot import bars
 
 TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 FLOOR = "floor: write the output"
+SPREAD = "floor, a file to a thread"
 
 
 def tensors(folder: Path) -> dict[str, tuple[Path, dict, int]]:
@@ -91,12 +92,15 @@ def entrants(source: Path, work: Path, to: str) -> list[Contestant]:
             name = f"recast, {text}" + ("" if sync else ", --no-sync")
             command += [] if sync else ["--no-sync"]
             result.append(Contestant(name, command, "json", "recast"))
-    for threads in sorted({1, CPUS}):
+    # One thread has nobody to wait for, so there the two orders are one.
+    orders = [(1, "in-order"), *([(CPUS, "in-order"), (CPUS, "spread")] if CPUS > 1 else [])]
+    for threads, order in orders:
         text = f"{threads} thread{'s' if threads > 1 else ''}"
         for sync in (True, False):
             how = "sync" if sync else "no-sync"
-            command = [floor, str(work / "first"), str(dest), str(threads), how]
-            name = f"{FLOOR}, {text}" + ("" if sync else ", no sync")
+            command = [floor, str(work / "first"), str(dest), str(threads), how, order]
+            name = f"{FLOOR if order == 'in-order' else SPREAD}, {text}"
+            name += "" if sync else ", no sync"
             result.append(Contestant(name, command, "print", "floor"))
     arguments = [str(source), str(dest), TORCH_NAMES[to]]
     for name, script in (
@@ -120,10 +124,11 @@ def first_round(contestants: list[Contestant], work: Path) -> None:
         remove(dest)
 
 
-def floor_of(one: Contestant, contestants: list[Contestant]) -> Contestant:
-    """The floor that has the threads of a run of recast, and syncs if it does."""
-    ending = one.name.removeprefix("recast").replace("--no-sync", "no sync")
-    return next(floor for floor in contestants if floor.name == FLOOR + ending)
+def above(one: Contestant, floor: str, contestants: list[Contestant]) -> str:
+    """How far a run of recast is above the floor with its threads, that syncs if it does."""
+    name = floor + one.name.removeprefix("recast").replace("--no-sync", "no sync")
+    found = [each for each in contestants if each.name == name]
+    return f"{one.median('clock') / found[0].median('clock'):.2f}" if found else ""
 
 
 def table(contestants: list[Contestant], anon: dict[str, int], least: Run) -> list[str]:
@@ -131,22 +136,23 @@ def table(contestants: list[Contestant], anon: dict[str, int], least: Run) -> li
     named = {one.name.partition(",")[0].partition(" (")[0]: one for one in contestants}
     copy, torch = named["cp -r"].median("wall"), named["torch"].median("wall")
     lines = [
-        "| | whole process | fastest | own clock | own clock / its floor | process / cp -r "
-        "| torch / process | peak RSS | peak anonymous |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| | whole process | fastest | own clock | own clock / floor "
+        "| own clock / floor, a file to a thread | process / cp -r | torch / process | peak RSS | peak anonymous |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in contestants:
         wall, rss = one.median("wall"), one.median("rss")
         peak = f"{rss / MIB:,.0f} MiB" if rss > 1.1 * least.rss else f"< {rss / MIB:.0f} MiB"
-        own = above = ""
+        own = ""
         if one.clock:
             own = f"{one.median('clock'):.2f} s"
+        floors = ["", ""]
         if one.kind == "recast":
-            above = f"{one.median('clock') / floor_of(one, contestants).median('clock'):.2f}"
+            floors = [above(one, floor, contestants) for floor in (FLOOR, SPREAD)]
         extra = f"{anon[one.name] / MIB:.1f} MiB" if one.name in anon else ""
         lines.append(
             f"| {one.name} | {wall:.2f} s | {min(each.wall for each in one.runs):.2f} s | {own} "
-            f"| {above} | {wall / copy:.2f} | {torch / wall:.1f} | {peak} | {extra} |"
+            f"| {' | '.join(floors)} | {wall / copy:.2f} | {torch / wall:.1f} | {peak} | {extra} |"
         )
     return lines
 

@@ -1,9 +1,11 @@
 //! The floor: what it takes to write the output and nothing more. The same number of threads write
-//! the same bytes into files of the same sizes, from a hot buffer, in pieces of 1 MiB in file
-//! order; with `sync`, whoever finishes a file calls fsync. Prints the seconds.
+//! the same bytes into files of the same sizes, from a hot buffer, in pieces of 1 MiB; with `sync`,
+//! whoever finishes a file calls fsync. Prints the seconds.
 //!
 //! Arguments: a directory with the files whose sizes count, the new directory to write, threads,
-//! and `sync` or `no-sync`. It shares no code with recast.
+//! `sync` or `no-sync`, and `in-order` (all threads take the next piece, file after file) or
+//! `spread` (a file belongs to one thread, so that none waits for another's lock on it). It shares
+//! no code with recast.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,7 +17,7 @@ const PIECE: u64 = 1 << 20;
 
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().filter(|text| text != "--bench").collect();
-    let [_, like, dest, threads, sync] = &arguments[..] else {
+    let [_, like, dest, threads, sync, order] = &arguments[..] else {
         return Ok(());
     };
     let (dest, sync) = (PathBuf::from(dest), sync == "sync");
@@ -39,12 +41,20 @@ fn main() -> std::io::Result<()> {
         open.push((File::create_new(dest.join(name))?, AtomicUsize::new(count)));
         pieces.extend((0..count as u64).map(|n| (index, n * PIECE, PIECE.min(bytes - n * PIECE))));
     }
-    let next = AtomicUsize::new(0);
+    // Whose turn it is, for each queue of pieces: one for all threads, or one for each of them.
+    let queues = if order == "spread" { threads } else { 1 };
+    let next: Vec<AtomicUsize> = (0..queues).map(|_| AtomicUsize::new(0)).collect();
+    let mut parts: Vec<Vec<(usize, u64, u64)>> = vec![Vec::new(); queues];
+    for piece in pieces {
+        parts[piece.0 % queues].push(piece);
+    }
+    let (next, parts, open, buffer) = (&next, &parts, &open, &buffer);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                let queue = thread % queues;
                 while let Some(&(index, start, bytes)) =
-                    pieces.get(next.fetch_add(1, Ordering::Relaxed))
+                    parts[queue].get(next[queue].fetch_add(1, Ordering::Relaxed))
                 {
                     let (file, left) = &open[index];
                     file.write_all_at(&buffer[..bytes as usize], start).expect("write");
