@@ -22,14 +22,14 @@ use crate::fs;
 use crate::plan::{Content, Plan, PlannedFile};
 
 /// How often the caller is asked whether to go on.
-const TICK: Duration = Duration::from_millis(40);
+const TICK: Duration = Duration::from_millis(15);
 /// How long a stop waits for workers to leave what they are doing.
-const STOP: Duration = Duration::from_millis(120);
+const STOP: Duration = Duration::from_millis(60);
 /// Threads that only wait for the disk. Several, because file systems commit syncs together.
 const SYNCERS: usize = 4;
 
 /// Carries the plan out below `dest`, where it is not a model yet. `progress` is called about
-/// every 40 ms on this thread and stops the run by returning `false`.
+/// every 15 ms on this thread and stops the run by returning `false`.
 ///
 /// # Errors
 /// When the destination is refused, the system refuses a read or a write, a value overflows under
