@@ -31,7 +31,6 @@ from recast.errors import (
     RecastError,
     StorageError,
     UsageError,
-    VerificationError,
 )
 from recast.report import Inspection, Report
 
@@ -49,7 +48,6 @@ __all__ = [
     "Report",
     "StorageError",
     "UsageError",
-    "VerificationError",
     "__version__",
     "cast",
     "convert",

@@ -9,8 +9,7 @@ RecastError
 ├── OutputError                     73   the destination cannot be created
 ├── StorageError                    74   reading or writing failed
 └── CheckError                       1   the result is not what was asked for
-    ├── CastOverflowError                finite values would become infinite
-    └── VerificationError                the result differs from what it should be
+    └── CastOverflowError                finite values would become infinite
 """
 
 from typing import ClassVar
@@ -77,7 +76,3 @@ class CheckError(RecastError):
 
 class CastOverflowError(CheckError):
     """Finite values are beyond the range of the target dtype."""
-
-
-class VerificationError(CheckError):
-    """The converted model differs from what it should be."""

@@ -303,7 +303,10 @@ impl Map {
         // SAFETY: the map is private to this type, read-only, and only ever seen as plain bytes,
         // for which every bit pattern is valid. A writer elsewhere can change what a read
         // returns, never the validity of the memory; truncation is the hazard stated above.
-        unsafe { memmap2::Mmap::map(file) }.map(Map)
+        let map = unsafe { memmap2::Mmap::map(file) }?;
+        #[cfg(unix)]
+        let _ = map.advise(memmap2::Advice::Sequential);
+        Ok(Map(map))
     }
 
     /// The bytes of the file.
