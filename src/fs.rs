@@ -85,7 +85,7 @@ pub fn read_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<(
 /// copied that a plain copy would not write again.
 ///
 /// # Errors
-/// What the system says; `UnexpectedEof` when `from` ends before.
+/// What the system says.
 #[cfg(target_os = "linux")]
 pub fn copy_range(
     (from, mut start): (&File, u64),
@@ -95,7 +95,8 @@ pub fn copy_range(
     use rustix::io::Errno;
     while bytes > 0 {
         match rustix::fs::copy_file_range(from, Some(&mut start), to, Some(&mut offset), bytes) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            // The end of the file, or a file system that only says so: reading tells which.
+            Ok(0) => return Ok(false),
             Ok(copied) => bytes -= copied,
             Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
@@ -178,8 +179,16 @@ fn wait_for_writeback(file: &File, start: u64, bytes: u64) -> io::Result<()> {
         | libc::SYNC_FILE_RANGE_WRITE
         | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     match sync_range(file, start, bytes, flags) {
-        // Not every file system has it; the fsync that follows does all the work there.
-        Err(error) if error.raw_os_error() != Some(libc::EIO) => Ok(()),
+        // Not every file system has it; the fsync that follows does all the work there. Any other
+        // error is the disk's, and waiting for it has used it up: the fsync would not see it.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ESPIPE)
+            ) =>
+        {
+            Ok(())
+        }
         result => result,
     }
 }

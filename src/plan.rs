@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::checkpoint::config::Config;
 use crate::checkpoint::index::Index;
@@ -94,6 +95,8 @@ pub struct PlannedFile {
     pub location: PathBuf,
     /// The source's length in bytes.
     pub source_bytes: u64,
+    /// When the source was last written, where the system knows.
+    pub source_modified: Option<SystemTime>,
     /// Its exact length in bytes.
     pub bytes: u64,
     /// What is written.
@@ -147,6 +150,7 @@ impl Plan {
                 path: file.path.clone(),
                 location: file.location.clone(),
                 source_bytes: file.bytes,
+                source_modified: file.modified,
                 bytes: text.as_ref().map_or(file.bytes, |text| text.len() as u64),
                 content: text.map_or(Content::Copy, Content::Text),
             });
@@ -324,6 +328,7 @@ impl Chooser {
             path: file.path.clone(),
             location: file.location.clone(),
             source_bytes: file.bytes,
+            source_modified: file.modified,
             bytes: end,
             content: Content::Shard { header, tensors },
         }

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import recast
 from support import environment, fp32_bytes, raw_bytes, recast_process, stored, tree
 
 SHARD = "model.safetensors"
@@ -172,3 +173,44 @@ def test_whenever_a_signal_comes_the_result_is_whole_or_not_there(tmp_path: Path
             # 1 is what Python makes of a signal in its own start-up.
             assert process.returncode in (130, -signal.SIGINT, 1)
     assert 130 in outcomes
+
+
+def test_a_destination_never_leads_back_to_the_source(model: Path, tmp_path: Path) -> None:
+    """Not by '..' behind a directory that does not exist, nor from inside the staging folder."""
+    before = tree(model)
+    result = recast_process("convert", model, f"typo/../{model.name}", "--to", "bf16", cwd=tmp_path)
+    assert result.returncode == 73
+    assert "hint: " in result.stderr
+    assert tree(model) == before
+    assert not (tmp_path / "typo").exists()
+
+    left = tmp_path / "out" / ".recast" / "staged"
+    left.parent.mkdir(parents=True)
+    model.rename(left)
+    for source in (left, left / SHARD):
+        result = recast_process("convert", source, tmp_path / "out", "--to", "bf16")
+        assert result.returncode == 73, source
+        assert tree(left) == before
+
+
+def test_a_source_that_is_written_after_it_was_planned_is_refused(
+    model: Path, tmp_path: Path
+) -> None:
+    planned = recast.plan(model, to="bf16")
+    path = model / SHARD
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + b"\0\0\0\0")
+    with pytest.raises(recast.InputError, match="changed while") as caught:
+        planned.stage(str(tmp_path / "out"))
+    assert SHARD in str(caught.value)
+    assert caught.value.exit_code == 65
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_header_with_very_many_metadata_keys_does_not_hang(model: Path) -> None:
+    keys = ",".join(f'"k{number}":""' for number in range(300_000))
+    header = f'{{"__metadata__":{{{keys}}}}}'.encode()
+    (model / SHARD).write_bytes(len(header).to_bytes(8, "little") + header)
+    started = time.monotonic()
+    recast.inspect(model)
+    assert time.monotonic() - started < 30

@@ -37,7 +37,12 @@ impl Level {
     pub fn available(self) -> bool {
         match self {
             Level::Portable => true,
-            Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
+            Level::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("bmi1")
+                    && is_x86_feature_detected!("bmi2")
+            }
             Level::Avx512 => {
                 Level::Avx2.available()
                     && is_x86_feature_detected!("avx512f")

@@ -13,6 +13,8 @@ use crate::error::Error;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     text: String,
+    /// The same text, byte for byte in the same places, as strict JSON.
+    strict: String,
     /// Every `model_type` in the file, nested ones too.
     pub model_types: Vec<String>,
     /// The quantisation method, when the config has a `quantization_config`.
@@ -25,9 +27,9 @@ impl Config {
     /// # Errors
     /// When it is not JSON.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, Error> {
-        let text = super::json_text(path, bytes)?;
+        let (text, strict) = super::json_text(path, bytes)?;
         let (mut model_types, mut quantised) = (Vec::new(), None);
-        walk(&text, &mut |key, value| match key {
+        walk(&strict, &mut |key, value| match key {
             "model_type" => model_types.extend(string(value)),
             "quantization_config" if value.get() != "null" => {
                 let object = Object::parse(value.get());
@@ -36,15 +38,15 @@ impl Config {
             }
             _ => {}
         });
-        Ok(Config { text, model_types, quantised })
+        Ok(Config { text, strict, model_types, quantised })
     }
 
     /// The text with every `dtype` and `torch_dtype` that names a float saying `to`.
     pub fn with_dtype(&self, to: Float) -> String {
         let mut edits: Vec<Edit> = Vec::new();
-        walk(&self.text, &mut |key, value| {
+        walk(&self.strict, &mut |key, value| {
             if key == "dtype" || key == "torch_dtype" {
-                edits.extend(dtype_edit(&self.text, value, to));
+                edits.extend(dtype_edit(&self.strict, value, to));
             }
         });
         edit::apply(&self.text, edits)
@@ -90,6 +92,13 @@ mod tests {
         let expected =
             text.replace("torch.float32", "torch.bfloat16").replace("\"float16", "\"bfloat16");
         assert_eq!(config(text).with_dtype(Float::Bf16), expected);
+    }
+
+    #[test]
+    fn what_python_writes_for_infinity_and_nan_is_read_and_kept() {
+        let text = r#"{"limit": [0.0, Infinity, -Infinity, NaN], "s": "NaN \" Infinity", "dtype": "float32"}"#;
+        let expected = text.replace("float32", "float16");
+        assert_eq!(config(text).with_dtype(Float::F16), expected);
     }
 
     #[test]

@@ -27,6 +27,28 @@ impl<'a> Object<'a> {
     }
 }
 
+/// `text` with the numbers Python writes and JSON does not have (`Infinity`, `NaN`) blanked to
+/// zeros of the same length, so that places in the one are places in the other.
+pub fn strict(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut in_string, mut escaped) = (false, false);
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let word = ["Infinity", "NaN"].into_iter().find(|word| rest.starts_with(word));
+        if let (Some(word), false) = (word, in_string) {
+            out.push('0');
+            out.extend(std::iter::repeat_n(' ', word.len() - 1));
+            rest = &rest[word.len()..];
+            continue;
+        }
+        in_string ^= next == '"' && !escaped;
+        escaped = in_string && next == '\\' && !escaped;
+        out.push(next);
+        rest = &rest[next.len_utf8()..];
+    }
+    out
+}
+
 /// Where `value` stands in `text`, of which it must be a part.
 pub fn span(text: &str, value: &RawValue) -> Range<usize> {
     let start = value.get().as_ptr().addr() - text.as_ptr().addr();

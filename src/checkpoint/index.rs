@@ -27,7 +27,7 @@ impl Index {
     /// # Errors
     /// When it is not an index, or maps a tensor to anything but a plain file name.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Index, Error> {
-        let text = super::json_text(path, bytes)?;
+        let (text, _) = super::json_text(path, bytes)?;
         let invalid = |reason: &str| Error::Json { path: path.to_owned(), reason: reason.into() };
         let object = Object::parse(&text).ok_or_else(|| invalid("the index is not an object"))?;
         let map = object

@@ -10,6 +10,7 @@ pub mod shard;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::Error;
 use config::Config;
@@ -43,6 +44,8 @@ pub struct SourceFile {
     pub location: PathBuf,
     /// Its length in bytes, links followed.
     pub bytes: u64,
+    /// When it was last written, where the system knows.
+    pub modified: Option<SystemTime>,
     /// What it is.
     pub kind: Kind,
 }
@@ -189,7 +192,13 @@ impl Checkpoint {
         } else {
             Kind::Plain
         };
-        Ok(SourceFile { path, location, bytes: metadata.len(), kind })
+        Ok(SourceFile {
+            path,
+            location,
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+            kind,
+        })
     }
 
     /// Every tensor an index names must be in the shard it names, beside the index.
@@ -232,13 +241,14 @@ fn is_other_weights(name: &str) -> bool {
     })
 }
 
-/// The text of a small JSON file, checked to be JSON of sane depth.
-fn json_text(path: &Path, bytes: Vec<u8>) -> Result<String, Error> {
+/// The text of a small JSON file, checked to be JSON of sane depth, and the same as strict JSON.
+fn json_text(path: &Path, bytes: Vec<u8>) -> Result<(String, String), Error> {
     let invalid = |reason: String| Error::Json { path: path.to_owned(), reason };
     let text = String::from_utf8(bytes).map_err(|error| invalid(format!("not UTF-8: {error}")))?;
-    serde_json::from_str::<serde_json::Value>(&text)
+    let strict = edit::strict(&text);
+    serde_json::from_str::<serde_json::Value>(&strict)
         .map_err(|error| invalid(format!("not valid JSON: {error}")))?;
-    Ok(text)
+    Ok((text, strict))
 }
 
 #[cfg(test)]

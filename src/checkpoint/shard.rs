@@ -232,9 +232,9 @@ impl<'de> Deserialize<'de> for Pairs {
                 f.write_str("an object of strings")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                let mut pairs: Vec<(String, String)> = Vec::new();
+                let (mut pairs, mut seen) = (Vec::new(), HashSet::new());
                 while let Some((key, value)) = map.next_entry::<String, String>()? {
-                    if pairs.iter().any(|(seen, _)| *seen == key) {
+                    if !seen.insert(key.clone()) {
                         return Err(A::Error::custom(format_args!(
                             "duplicate metadata key '{key}'"
                         )));

@@ -1,7 +1,7 @@
 //! What may be written into: a new or empty directory that is not part of the source.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::STAGING;
 use crate::error::Error;
@@ -16,10 +16,25 @@ pub fn check(plan: &Plan, dest: &Path) -> Result<(), Error> {
     if dest.as_os_str().is_empty() {
         return refuse("the name of the destination is empty", "give a directory");
     }
-    let source = if plan.single_file { None } else { Some(plan.source.as_path()) };
-    if let Some(source) = source {
-        for (above, ancestor) in existing_ancestors(dest)?.iter().enumerate() {
-            if is_same(ancestor, source)? {
+    let (existing, missing) = split_at_existing(dest)?;
+    if missing.components().any(|part| part == Component::ParentDir) {
+        // Creating what is missing would change where the path leads.
+        return refuse("goes up ('..') from a directory that does not exist", "give a plain path");
+    }
+    let source = fs::canonicalize(&plan.source).map_err(Error::io("resolve", &plan.source))?;
+    if dest.exists() {
+        for holder in source.ancestors().skip(1) {
+            if is_same(holder, dest)? && !plan.single_file {
+                return refuse("the destination holds the source", "give another directory");
+            }
+            if is_same(holder, &dest.join(STAGING)).unwrap_or(false) {
+                return refuse("the source is what an earlier run left there", "move it out first");
+            }
+        }
+    }
+    if !plan.single_file {
+        for (above, ancestor) in existing.ancestors().enumerate() {
+            if is_same(ancestor, &source)? {
                 return if above == 0 && dest.exists() {
                     refuse("the destination is the source", "give another directory")
                 } else {
@@ -52,12 +67,12 @@ pub fn check(plan: &Plan, dest: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// `path` and the directories above it, links resolved, from the first that exists.
-fn existing_ancestors(path: &Path) -> Result<Vec<PathBuf>, Error> {
+/// The part of `path` that exists, links resolved, and the part below it that does not.
+fn split_at_existing(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
     let absolute = std::path::absolute(path).map_err(Error::io("resolve", path))?;
     let existing = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let resolved = fs::canonicalize(existing).map_err(Error::io("resolve", existing))?;
-    Ok(resolved.ancestors().map(Path::to_owned).collect())
+    let missing = absolute.strip_prefix(existing).unwrap_or(&absolute).to_owned();
+    Ok((fs::canonicalize(existing).map_err(Error::io("resolve", existing))?, missing))
 }
 
 /// Whether two paths lead to the same directory, bind mounts seen through.

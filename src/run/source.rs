@@ -9,6 +9,7 @@ use super::Io;
 use crate::checkpoint::shard::Map;
 use crate::error::Error;
 use crate::fs;
+use crate::plan::PlannedFile;
 
 /// Bytes asked for ahead where reading waits for a disk.
 const AHEAD: u64 = 8 << 20;
@@ -23,19 +24,27 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens the file at `path`, which the plan says has `bytes` bytes.
-    pub fn open(path: &Path, bytes: u64, io: Io) -> Result<Source, Error> {
+    /// Opens a file as it was when it was planned.
+    pub fn open(planned: &PlannedFile, io: Io) -> Result<Source, Error> {
+        let path = planned.location.as_path();
         let file = File::open(path).map_err(Error::io("open", path))?;
-        let found = file.metadata().map_err(Error::io("read", path))?;
-        if found.len() != bytes {
+        let mut source = Source { file, map: None };
+        source.check(planned)?;
+        fs::will_read_in_order(&source.file);
+        if io == Io::Mmap {
+            source.map = Some(Map::new(&source.file).map_err(Error::io("map", path))?);
+        }
+        Ok(source)
+    }
+
+    /// Fails when the file was written since it was planned.
+    pub fn check(&self, planned: &PlannedFile) -> Result<(), Error> {
+        let path = planned.location.as_path();
+        let found = self.file.metadata().map_err(Error::io("read", path))?;
+        if (found.len(), found.modified().ok()) != (planned.source_bytes, planned.source_modified) {
             return Err(Error::Changed { path: path.to_owned() });
         }
-        let map = match io {
-            Io::Mmap => Some(Map::new(&file).map_err(Error::io("map", path))?),
-            Io::Auto | Io::Read => None,
-        };
-        fs::will_read_in_order(&file);
-        Ok(Source { file, map })
+        Ok(())
     }
 
     /// `bytes` bytes from `start`, read into `buffer` where there is no map.

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ use crate::plan::{Content, Plan, PlannedFile};
 const TICK: Duration = Duration::from_millis(15);
 /// How long a stop waits for workers to leave what they are doing.
 const STOP: Duration = Duration::from_millis(60);
+/// Finished files that may wait for them; each holds a descriptor.
+const UNSYNCED: usize = 64;
 /// Threads that only wait for the disk. Several, because file systems commit syncs together.
 const SYNCERS: usize = 4;
 
@@ -85,8 +87,8 @@ struct OpenFile {
     out: File,
 }
 
-/// A file of the plan whose bytes are all written.
-type Finished = (usize, Arc<OpenFile>);
+/// A file of the plan whose bytes are all written, and the handle they were written by.
+type Finished = (usize, File);
 
 /// A lock on data that every holder leaves whole, so a panic elsewhere does not matter.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,7 +103,7 @@ fn run(
 ) -> Result<Vec<TensorAudit>, Error> {
     let total = job.plan.bytes_written();
     let (left, leaving) = channel();
-    let (finished, finishing) = channel();
+    let (finished, finishing) = sync_channel(UNSYNCED);
     let finishing = Arc::new(Mutex::new(finishing));
     let mut workers = Vec::new();
     for number in 0..SYNCERS + threads.min(job.pieces.len()).max(1) {
@@ -121,7 +123,7 @@ fn run(
             Err(error) => return Err(Error::io("start a thread for", staged)(error)),
         }
     }
-    drop((left, finished));
+    drop((left, finished, finishing));
     loop {
         // The channel closes when the last worker is gone, however it went.
         let gone = matches!(leaving.recv_timeout(TICK), Err(RecvTimeoutError::Disconnected));
@@ -152,7 +154,7 @@ fn run(
     Ok(audits)
 }
 
-fn work(job: &Job, finished: Sender<Finished>, _left: Sender<()>) {
+fn work(job: &Job, finished: SyncSender<Finished>, _left: Sender<()>) {
     let (mut buffers, mut file) = (Buffers::default(), None);
     while !job.stop.load(Ordering::Relaxed) {
         let Some(piece) = job.take(&mut file) else { break };
@@ -166,11 +168,12 @@ fn work(job: &Job, finished: Sender<Finished>, _left: Sender<()>) {
 fn sync_files(job: &Job, finishing: &Mutex<Receiver<Finished>>, _left: Sender<()>) {
     loop {
         let next = lock(finishing).recv();
-        let Ok((file, open)) = next else { break };
+        let Ok((file, out)) = next else { break };
         let (state, bytes) = (&job.files[file], job.plan.files[file].bytes);
         let stopped = || job.stop.load(Ordering::Relaxed);
-        if let Err(error) = fs::sync_file(&open.out, &state.staged, bytes, &stopped) {
-            job.fail(error);
+        match fs::sync_file(&out, &state.staged, bytes, &stopped) {
+            Ok(()) | Err(Error::Cancelled) => {}
+            Err(error) => job.fail(error),
         }
     }
 }
@@ -243,15 +246,16 @@ impl Job {
     }
 
     fn fail(&self, error: Error) {
-        self.stop.store(true, Ordering::Relaxed);
+        // In this order, so that nobody who stops because of it is first to say why.
         lock(&self.error).get_or_insert(error);
+        self.stop.store(true, Ordering::Relaxed);
     }
 
     fn piece(
         &self,
         piece: &Piece,
         buffers: &mut Buffers,
-        finished: &Sender<Finished>,
+        finished: &SyncSender<Finished>,
     ) -> Result<(), Error> {
         let (file, state) = (&self.plan.files[piece.file], &self.files[piece.file]);
         let open = self.open(file, state)?;
@@ -264,7 +268,7 @@ impl Job {
         self.done.fetch_add(piece.bytes as u64, Ordering::Relaxed);
         drop(open);
         if state.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.finish(piece.file, finished);
+            self.finish(piece.file, finished)?;
         }
         Ok(())
     }
@@ -348,7 +352,7 @@ impl Job {
         if let Some(open) = &*slot {
             return Ok(Arc::clone(open));
         }
-        let source = Source::open(&file.location, file.source_bytes, self.io)?;
+        let source = Source::open(file, self.io)?;
         let out = fs::create_new(&state.staged)?;
         let prefix = match &file.content {
             Content::Shard { header, .. } => header.as_slice(),
@@ -363,12 +367,16 @@ impl Job {
     }
 
     /// Hands a file whose bytes are all written to those who make it durable.
-    fn finish(&self, file: usize, finished: &Sender<Finished>) {
-        let open = lock(&self.files[file].open).take();
-        if let (Some(open), true) = (open, self.sync && !self.overflowed.load(Ordering::Relaxed)) {
+    fn finish(&self, file: usize, finished: &SyncSender<Finished>) -> Result<(), Error> {
+        // Whoever wrote the last piece is the last to hold the handles.
+        let open = lock(&self.files[file].open).take().and_then(Arc::into_inner);
+        let Some(open) = open else { return Ok(()) };
+        open.source.check(&self.plan.files[file])?;
+        if self.sync && !self.overflowed.load(Ordering::Relaxed) {
             // They listen for as long as a worker can finish anything.
-            let _ = finished.send((file, open));
+            let _ = finished.send((file, open.out));
         }
+        Ok(())
     }
 
     fn audits(&self) -> Vec<TensorAudit> {
