@@ -24,6 +24,7 @@ demo: build  ## convert a small model and compare the result with torch's, bit f
 
 test: build  ## run the Rust and the Python tests
 	cargo test --release --quiet
+	cargo test --release --quiet --features faults --test faults
 	$(VENV) -m pytest
 
 test-exhaustive: build  ## every input of every cast, at every level, against torch (minutes)
@@ -32,6 +33,7 @@ test-exhaustive: build  ## every input of every cast, at every level, against to
 lint: .venv/installed  ## check formatting, lints and types
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --features faults -- -D warnings
 	cargo clippy --quiet --all-targets --features python -- -D warnings
 	$(VENV) -m ruff check --quiet
 	$(VENV) -m ruff format --check --quiet

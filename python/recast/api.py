@@ -8,10 +8,11 @@ from typing import Any
 from recast import memory
 from recast._core import Checkpoint, Plan
 from recast.array import check_policy, float_name
-from recast.errors import UsageError
+from recast.errors import InputError, OutputError, UsageError
 from recast.report import Inspection, Report, exactness
 
 Path = str | os.PathLike[str]
+STAGING = ".recast"
 
 
 def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
@@ -30,18 +31,20 @@ def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool 
     return Checkpoint.open(os.fspath(source)).plan(float_name(to), list(keep), auto_keep)
 
 
-def check_destination(planned: Plan, dest: Path) -> None:
-    """Raises unless `planned` can be carried out into the directory `dest`.
+def check_destination(
+    planned: Plan, dest: Path, *, on_overflow: str = "error", overwrite: bool = False
+) -> bool:
+    """Whether `dest` holds the result of `planned` already; raises unless it can be made there.
 
-    Raises `UsageError` for a name that is a file's, and `OutputError` where the destination
-    exists, is the source, or has no room.
+    Raises `UsageError` for a name that is a file's, and `OutputError` where the destination is
+    the source or holds something else.
     """
     if os.fspath(dest).endswith(".safetensors"):
         raise UsageError(
             f"{os.fspath(dest)}: DEST is a directory; the converted file keeps its name",
             f"give '{os.path.splitext(os.fspath(dest))[0]}', for example",
         )
-    planned.check_destination(os.fspath(dest))
+    return planned.check_destination(os.fspath(dest), on_overflow=on_overflow, overwrite=overwrite)
 
 
 def convert(
@@ -55,6 +58,7 @@ def convert(
     threads: int | None = None,
     io: str = "auto",
     sync: bool = True,
+    overwrite: bool = False,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Report:
     """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
@@ -66,36 +70,48 @@ def convert(
     a power cut can lose the result. `progress(done, total)` is called with bytes, from this
     thread; what it raises stops the run.
 
-    Nothing is visible in `dest` before every file is complete. Raises what `plan` raises,
-    `OutputError` for the destination, `StorageError` when reading or writing fails, and
-    `CastOverflowError`.
+    Nothing is visible in `dest` before every file is complete. The same call again continues a
+    conversion that was interrupted, and returns the report of one that is done, with
+    `already_done` set. A `dest` that holds anything else is refused, unless `overwrite` allows to
+    replace the model there once the new one is ready.
+
+    Raises what `plan` raises, `OutputError` for the destination, `StorageError` when reading or
+    writing fails, and `CastOverflowError`.
     """
     check_policy(on_overflow, threads)
     started = time.perf_counter()
-    staged, published = None, False
+    staged = None
     try:
         planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
-        check_destination(planned, dest)
+        check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
         staged = planned.stage(
             os.fspath(dest),
             threads=threads,
             io=io,
             sync=sync,
             on_overflow=on_overflow,
+            overwrite=overwrite,
             progress=progress,
         )
+        if staged is None:
+            return Report.read(os.fspath(dest))
         staged.publish()
-        published = True
         report = Report.of(planned, staged, os.fspath(dest), time.perf_counter() - started)
         staged.finish(report.to_json())
-    except BaseException as error:
-        # An interrupt counts too, and must say truthfully what it leaves behind.
-        if published:
-            error.add_note(f"{os.fspath(dest)} was published; its recast.json may be missing")
-            raise
+    except InputError:
+        # The source changed, so what is staged is of no use to anyone.
         if staged is not None:
             staged.discard()
-        if not isinstance(error, Exception):
+        raise
+    except BaseException as error:
+        # An interrupt counts too, and must say truthfully what it leaves behind.
+        if staged is not None:
+            staged.leave()
+        if staged is not None and staged.published:
+            error.add_note(f"{os.fspath(dest)} was published; the same command leaves its report")
+        elif os.path.exists(os.path.join(dest, STAGING)) and not isinstance(error, OutputError):
+            error.add_note("the model is not published; the same command continues")
+        elif not isinstance(error, Exception):
             error.add_note("nothing was published")
         raise
     return report

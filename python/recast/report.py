@@ -87,7 +87,14 @@ class Report:
     gpu_memory: dict[str, int]
     """`requested`, `allocated` and `reserved` by PyTorch once the result is loaded."""
     warnings: list[str]
+    identity: dict[str, Any]
+    """What the run is: the source's files as they were and the options that decide about the
+    result. The same run again is recognised by it."""
     resumed_files: int = 0
+    """Files that an interrupted run before this one had staged."""
+    already_done: bool = False
+    """Whether this run found the result complete and did nothing; the rest is then the report of
+    the run that made it."""
     verification: None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -122,7 +129,22 @@ class Report:
             key: sum(audit[key] for audit in audits) for key in ("to_inf", "to_zero", "nan", "inf")
         }
         totals["inexact_tensors"] = sum(audit["exact"] is False for audit in audits)
-        return cls(**facts, seconds=seconds, audit=totals, tensor_audits=audits)
+        return cls(
+            **facts,
+            seconds=seconds,
+            audit=totals,
+            tensor_audits=audits,
+            identity=json.loads(staged.identity),
+            resumed_files=staged.resumed_files,
+        )
+
+    @classmethod
+    def read(cls, dest: str) -> "Report":
+        """The report that the finished conversion in `dest` left."""
+        with open(os.path.join(dest, REPORT_NAME), encoding="ascii") as file:
+            fields = json.load(file)
+        fields["tensor_audits"] = fields["audit"].pop("tensors")
+        return cls(**{**fields, "dest": dest, "already_done": True})
 
     def to_json(self) -> str:
         """The report as one JSON object, ASCII only."""
@@ -231,12 +253,18 @@ def report_text(report: Report) -> str:
     rows = [
         *_plan_rows(facts),
         ("audit", _audit(report)),
+    ]
+    if report.already_done:
+        return _text("already done; nothing was written", _title(facts), _rows(rows))
+    if report.resumed_files:
+        rows.append(("resumed", f"{_count(report.resumed_files, 'file')} staged before"))
+    rows.append(
         (
             "time",
             f"{report.seconds:.2f} s, {report.bytes_read / seconds / 1e9:.2f} GB/s read, "
             f"{report.bytes_written / seconds / 1e9:.2f} GB/s written",
-        ),
-    ]
+        )
+    )
     return _text(*_warnings(report.warnings), _title(facts), _rows(rows))
 
 
