@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-exhaustive lint build bench bench-scale bench-cast clean tools
+.PHONY: help demo test test-crash test-exhaustive lint build bench bench-scale bench-cast clean tools
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -26,6 +26,9 @@ test: build  ## run the Rust and the Python tests
 	cargo test --release --quiet
 	cargo test --release --quiet --features faults --test faults
 	$(VENV) -m pytest
+
+test-crash: build  ## kill 300 conversions at random moments and look at what is left (minutes)
+	RECAST_KILLS=300 $(VENV) -m pytest -s tests/test_crash.py
 
 test-exhaustive: build  ## every input of every cast, at every level, against torch (minutes)
 	$(VENV) tests/exhaustive.py
