@@ -155,15 +155,16 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
     recast inspect model
     recast inspect model/model.safetensors --tensors | grep norm
     """
-    from recast import api, report
+    from recast import api
+    from recast.inspection import inspection_text, tensors_text
 
     inspection = api.inspect(path)
     if as_json:
         _print(inspection.to_json(tensor_list=tensors))
     elif tensors:
-        _print(report.tensors_text(inspection))
+        _print(tensors_text(inspection))
     else:
-        _print(report.inspection_text(inspection))
+        _print(inspection_text(inspection))
 
 
 @contextmanager
@@ -199,7 +200,7 @@ def _print(text: str) -> None:
 
 
 def _complain(message: str, hint: str | None = None) -> None:
-    from recast.report import plain
+    from recast.terminal import plain
 
     # The messages of the core can have several lines: one for each tensor, for example.
     lines = ["error: " + "\n".join(plain(line) for line in message.splitlines())]
