@@ -35,14 +35,15 @@ def cli(context: click.Context) -> None:
     \b
     recast inspect model                      what it is made of; does it fit on the GPU
     recast convert model model-bf16 --to bf16
+    recast bits 3.14                          one value, bit by bit, and how a cast rounds it
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(UsageError.exit_code)
 
 
-def _target(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    return float_name(value)
+def _target(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else float_name(value)
 
 
 @cli.command()
@@ -165,6 +166,42 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
         _print(tensors_text(inspection))
     else:
         _print(inspection_text(inspection))
+
+
+# A negative number is not an option, and no option begins with a single dash.
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("value")
+@click.option(
+    "--from",
+    "source",
+    default="fp32",
+    show_default=True,
+    callback=_target,
+    metavar="fp32|fp16|bf16",
+    help="The dtype that holds the value.",
+)
+@click.option(
+    "--to",
+    callback=_target,
+    metavar="fp32|fp16|bf16",
+    help="The dtype to cast it to; default: both others.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
+    """Show the bits of VALUE, and how a cast rounds it.
+
+    VALUE is a decimal number, inf, nan, or all bits of the dtype in hexadecimal.
+
+    \b
+    recast bits 3.14
+    recast bits -65520 --to fp16
+    recast bits 0x4248 --from fp16
+    """
+    from recast.bits import bits_json, bits_text
+    from recast.rounding import FORMATS
+
+    targets = [to] if to else [name for name in FORMATS if name != source]
+    _print((bits_json if as_json else bits_text)(value, source, targets))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # What a pipe gets where a terminal would be asked for its width.
-PIPE_WIDTH = 80
+PIPE_WIDTH = 100
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
