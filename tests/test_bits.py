@@ -378,6 +378,10 @@ def test_the_walk_is_a_table_on_a_terminal_of_80_columns() -> None:
     assert "s exponent mantissa" in drawn
 
 
+def test_a_cast_to_the_same_dtype_is_none() -> None:
+    assert as_json("3.14", "--from", "bf16", "--to", "bf16")["casts"] == []
+
+
 def test_overflow_says_what_convert_does_about_it() -> None:
     assert "--on-overflow" in recast_process("bits", "65520", "--to", "fp16").stdout
     assert "--on-overflow" not in recast_process("bits", "inf", "--to", "fp16").stdout

@@ -206,7 +206,13 @@ def test_the_version_is_the_packages(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["inspect", "{model}"], ["convert", "{model}", "out", "--to", "bf16"]]
+    "arguments",
+    [
+        ["--help"],
+        ["inspect", "{model}"],
+        ["convert", "{model}", "out", "--to", "bf16"],
+        ["bits", "3.14"],
+    ],
 )
 def test_no_command_imports_torch_or_transformers(
     arguments: list[str], model: Path, tmp_path: Path

@@ -156,9 +156,13 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
     recast inspect model
     recast inspect model/model.safetensors --tensors | grep norm
     """
+    import gc
+
     from recast import api
     from recast.inspection import inspection_text, tensors_text
 
+    # A hundred thousand tensors are no garbage, and looking at them again and again takes time.
+    gc.disable()
     inspection = api.inspect(path)
     if as_json:
         _print(inspection.to_json(tensor_list=tensors))
@@ -200,7 +204,7 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
     from recast.bits import bits_json, bits_text
     from recast.rounding import FORMATS
 
-    targets = [to] if to else [name for name in FORMATS if name != source]
+    targets = [name for name in ([to] if to else FORMATS) if name != source]
     _print((bits_json if as_json else bits_text)(value, source, targets))
 
 

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from recast._core import Checkpoint, Tensor
@@ -22,7 +21,7 @@ LONGEST_BAR, SHORTEST_BAR = 24, 8
 # A picture of more groups than this shows nothing; the rest goes into one line.
 GROUPS = 12
 
-NUMBER = re.compile(r"(?:^|\.)([0-9]{1,9})\.")
+NUMBER = re.compile(r"\.([0-9]{1,9})\.")
 # The first that fits names a part of a layer, so norms inside attention count as norms.
 PARTS = {
     "norm": re.compile(r"norm|(?:^|[._])ln(?:$|[._\d])", re.IGNORECASE),
@@ -92,32 +91,38 @@ def groups(tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
     number of a layer, and a part of it; one group is the same part of all layers of a stack.
     A name without a number belongs to the module its first two words name.
     """
-    found: dict[tuple[str, str], list[int]] = {}
-    layers: dict[tuple[str, str], set[str]] = {}
+    # By what surrounds the number of a layer: far fewer names than tensors have to be understood.
+    places: dict[tuple[str, str | None], tuple[list[int], set[str]]] = {}
     for tensor in tensors:
-        name = tensor.name
+        # With a dot in front a number at the very beginning looks like any other.
+        name = f".{tensor.name}"
         match = NUMBER.search(name)
-        if match is None:
-            key = (_module(name), "")
-        else:
-            key = (name[: match.start()], _part(name[match.end() :]))
-            layers.setdefault(key, set()).add(match[1])
-        row = found.setdefault(key, [0, 0, 0])
+        place = (name[: match.start()], name[match.end() :]) if match else (name, None)
+        entry = places.get(place)
+        if entry is None:
+            entry = places[place] = ([0, 0, 0], set())
+        row = entry[0]
         row[0] += 1
         row[1] += tensor.elements
         row[2] += tensor.bytes
-    named = (
-        (_layer_name(*key, set(map(int, layers[key]))) if key in layers else key[0], row)
-        for key, row in found.items()
-    )
-    largest_first = sorted(named, key=lambda item: (-item[1][2], item[0]))
+        if match:
+            entry[1].add(match[1])
+    parts: dict[tuple[str, str], tuple[list[int], set[int]]] = {}
+    for (before, rest), (row, numbers) in places.items():
+        key = (_module(before[1:]), "") if rest is None else (before[1:], _part(rest))
+        total, layers = parts.setdefault(key, ([0, 0, 0], set()))
+        total[:] = map(sum, zip(total, row, strict=True))
+        layers.update(map(int, numbers))
+    named = ((_name(*key, layers), total) for key, (total, layers) in parts.items())
     return [
-        {"name": name, "tensors": row[0], "parameters": row[1], "bytes": row[2]}
-        for name, row in largest_first
+        {"name": name, "tensors": total[0], "parameters": total[1], "bytes": total[2]}
+        for name, total in sorted(named, key=lambda item: (-item[1][2], item[0]))
     ]
 
 
-def _layer_name(stack: str, part: str, numbers: set[int]) -> str:
+def _name(stack: str, part: str, numbers: set[int]) -> str:
+    if not numbers:
+        return stack
     first, last = min(numbers), max(numbers)
     span = f"{first}-{last}" if last > first else f"{first}"
     if len(numbers) < last - first + 1:
@@ -129,7 +134,6 @@ def _module(name: str) -> str:
     return ".".join(name.split(".")[:-1][:2]) or name
 
 
-@lru_cache(maxsize=100_000)
 def _part(rest: str) -> str:
     """The part of a layer that `rest`, a name from behind its number, belongs to."""
     for part, pattern in PARTS.items():
