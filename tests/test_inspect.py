@@ -100,6 +100,12 @@ def test_parts_are_told_from_names_of_any_family(
     assert (row["name"].endswith(part), row["tensors"]) == (True, len(names))
 
 
+def test_a_module_and_a_stack_of_the_same_name_are_two_parts(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", ["x.weight", "x.0.weight", "x.1.weight"])
+    found = {row["name"]: row["tensors"] for row in recast.inspect(path).groups}
+    assert found == {"x.0-1": 2, "x": 1}
+
+
 def test_a_picture_of_many_parts_stays_short_and_sums_up_the_rest(tmp_path: Path) -> None:
     names = [f"part{number}.weight" for number in range(300)]
     path = write(tmp_path / "model.safetensors", names)

@@ -91,8 +91,8 @@ CASES = {
     "a power of two in quarters": ([GIB], QUARTERS, (GIB, GIB, GIB)),
     # Between 1024 and 2048 KiB they are 256 KiB wide: 1280 KiB of a segment of 20 MiB.
     "1200 KiB in quarters": ([1200 * KIB], QUARTERS, (1200 * KIB, 1280 * KIB, 20 * MIB)),
-    # Up to 4 x 512 B the quarters would be finer than a block: blocks it is.
-    "2000 B in quarters": ([2000], QUARTERS, (2000, 2048, 2 * MIB)),
+    # Up to 4 x 512 B the quarters (1280) would be finer than a block: 3 blocks it is.
+    "1100 B in quarters": ([1100], QUARTERS, (1100, 1536, 2 * MIB)),
     # Between 4096 and 8192 B they are 1024 B wide: 5120; 512 B blocks would make it 4608.
     "4500 B in quarters": ([4500], QUARTERS, (4500, 5120, 2 * MIB)),
     # 3 MiB is between 2 and 4 MiB, the second entry: halves of 1 MiB, so it stays 3. 5 MiB is in

@@ -107,9 +107,9 @@ def groups(tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
         row[2] += tensor.bytes
         if match:
             entry[1].add(match[1])
-    parts: dict[tuple[str, str], tuple[list[int], set[int]]] = {}
+    parts: dict[tuple[str, str | None], tuple[list[int], set[int]]] = {}
     for (before, rest), (row, numbers) in places.items():
-        key = (_module(before[1:]), "") if rest is None else (before[1:], _part(rest))
+        key = (_module(before[1:]), None) if rest is None else (before[1:], _part(rest))
         total, layers = parts.setdefault(key, ([0, 0, 0], set()))
         total[:] = map(sum, zip(total, row, strict=True))
         layers.update(map(int, numbers))
@@ -120,8 +120,8 @@ def groups(tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
     ]
 
 
-def _name(stack: str, part: str, numbers: set[int]) -> str:
-    if not numbers:
+def _name(stack: str, part: str | None, numbers: set[int]) -> str:
+    if part is None:
         return stack
     first, last = min(numbers), max(numbers)
     span = f"{first}-{last}" if last > first else f"{first}"
