@@ -32,7 +32,8 @@ from recast.errors import (
     StorageError,
     UsageError,
 )
-from recast.report import Inspection, Report
+from recast.inspection import Inspection
+from recast.report import Report
 
 __all__ = [
     "CastOverflowError",
