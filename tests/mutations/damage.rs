@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use safetensors::serialize;
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
 
 /// Steele, Lea and Flood's SplitMix64.
 pub struct Random(pub u64);
@@ -77,7 +78,11 @@ const TOKENS: [&str; 46] = [
 ];
 
 /// Members that a header may well have, and that only its other members make wrong.
-const MEMBERS: [&str; 8] = [
+const MEMBERS: [&str; 12] = [
+    r#""z":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"#,
+    r#""z":{"dtype":"F4","shape":[3],"data_offsets":[0,1]},"#,
+    r#""z":{"dtype":"F99","shape":[9],"data_offsets":[0,1]},"#,
+    r#""z":{"dtype":"F99","shape":[8],"data_offsets":[0,1]},"#,
     r#""a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"#,
     r#""b":{"dtype":"F99","shape":[2,0],"data_offsets":[0,0]},"#,
     r#""z":{"dtype":{"F32":null},"shape":[0],"data_offsets":[0,0]},"#,
@@ -137,6 +142,29 @@ pub fn mutate_text(text: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
+/// Makes one of the numbers a little larger or smaller.
+fn change_number(text: &mut Vec<u8>, random: &mut Random) {
+    let tokens = tokens(text).into_iter().filter_map(|(start, end)| {
+        Some((start, end, std::str::from_utf8(&text[start..end]).ok()?.parse::<u32>().ok()?))
+    });
+    let numbers: Vec<_> = tokens.collect();
+    if !numbers.is_empty() {
+        let &(start, end, number) = random.pick(&numbers);
+        let changed = i64::from(number) + *random.pick(&[-8, -4, -2, -1, 1, 2, 4, 8]);
+        text.splice(start..end, changed.to_string().bytes());
+    }
+}
+
+/// The largest number a header says where data ends.
+fn last_end(header: &[u8]) -> Option<usize> {
+    let header: Value = serde_json::from_slice(header).ok()?;
+    let ends = header.as_object()?.values().filter_map(|entry| {
+        let offsets = entry.get("data_offsets").or_else(|| entry.get(2))?;
+        usize::try_from(offsets.get(1)?.as_u64()?).ok()
+    });
+    ends.max()
+}
+
 /// Damages a safetensors file in one to three places.
 pub fn mutate_file(file: &[u8], random: &mut Random) -> Vec<u8> {
     let header_end = 8 + u64::from_le_bytes(file[..8].try_into().expect("8 bytes")) as usize;
@@ -153,8 +181,14 @@ pub fn mutate_file(file: &[u8], random: &mut Random) -> Vec<u8> {
                 let first = header.iter().position(|&byte| byte == b'{').map_or(0, |at| at + 1);
                 header.splice(first..first, random.pick(&MEMBERS).bytes());
             }
+            9..14 => change_number(&mut header, random),
             _ => mutate_text(&mut header, random),
         }
+    }
+    // Half of the time there are as many bytes as the header asks for: what is wrong then is the
+    // header alone.
+    if let Some(end) = last_end(&header).filter(|&end| end < 1000 && random.below(2) == 0) {
+        data.resize(end, 0);
     }
     // Mostly the length is made right again, so that the damage is looked at and not just seen.
     let old = (header_end - 8) as u64;
