@@ -311,6 +311,10 @@ impl Staged {
         Ok(py.detach(|| self.0.finish(report))?)
     }
 
+    fn reject(&mut self, py: Python<'_>) -> PyResult<String> {
+        Ok(text(&py.detach(|| self.0.reject())?))
+    }
+
     fn discard(&mut self, py: Python<'_>) -> PyResult<()> {
         Ok(py.detach(|| self.0.discard())?)
     }

@@ -10,6 +10,7 @@ from recast._core import Checkpoint, Plan
 from recast.array import check_policy, float_name
 from recast.errors import UsageError
 from recast.report import Inspection, Report, exactness
+from recast.verification import run as verification
 
 Path = str | os.PathLike[str]
 
@@ -55,6 +56,7 @@ def convert(
     threads: int | None = None,
     io: str = "auto",
     sync: bool = True,
+    verify: str | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Report:
     """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
@@ -63,19 +65,24 @@ def convert(
     range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or the largest finite
     value (`"saturate"`). `threads` limits the worker threads. `io` is how the source is read:
     `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync, so that
-    a power cut can lose the result. `progress(done, total)` is called with bytes, from this
-    thread; what it raises stops the run.
+    a power cut can lose the result. `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`, `"cuda:N"`)
+    on which every value of the result is checked before it is published; that takes torch.
+    `progress(done, total)` is called with bytes, from this thread; what it raises stops the run.
 
     Nothing is visible in `dest` before every file is complete. Raises what `plan` raises,
-    `OutputError` for the destination, `StorageError` when reading or writing fails, and
-    `CastOverflowError`.
+    `OutputError` for the destination, `StorageError` when reading or writing fails,
+    `CastOverflowError`, and `VerificationError`, which names the folder that a result which failed
+    stays in.
     """
     check_policy(on_overflow, threads)
     started = time.perf_counter()
-    staged, published = None, False
+    device = None if verify is None else verification.choose_device(verify)
+    staged, published, found = None, False, None
     try:
         planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
         check_destination(planned, dest)
+        if device is not None:
+            verification.check_fit(device, planned.tensor_bytes)
         staged = planned.stage(
             os.fspath(dest),
             threads=threads,
@@ -84,9 +91,20 @@ def convert(
             on_overflow=on_overflow,
             progress=progress,
         )
+        if device is not None:
+            found = verification.verify_staged(
+                planned, staged, on_overflow=on_overflow, device=device
+            )
         staged.publish()
         published = True
-        report = Report.of(planned, staged, os.fspath(dest), time.perf_counter() - started)
+        report = Report.of(
+            planned,
+            staged,
+            os.fspath(dest),
+            time.perf_counter() - started,
+            options={"keep": list(keep), "auto_keep": auto_keep, "on_overflow": on_overflow},
+            verification=None if found is None else found.to_dict(),
+        )
         staged.finish(report.to_json())
     except BaseException as error:
         # An interrupt counts too, and must say truthfully what it leaves behind.

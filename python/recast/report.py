@@ -87,12 +87,24 @@ class Report:
     gpu_memory: dict[str, int]
     """`requested`, `allocated` and `reserved` by PyTorch once the result is loaded."""
     warnings: list[str]
+    options: dict[str, Any]
+    """`{keep, auto_keep, on_overflow}` as they were given."""
+    verification: dict[str, Any] | None = None
+    """What `Verification.to_dict` gives, when the result was verified before it was published."""
     resumed_files: int = 0
-    verification: None = None
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def of(cls, plan: Plan, staged: Staged, dest: str, seconds: float) -> "Report":
+    def of(
+        cls,
+        plan: Plan,
+        staged: Staged,
+        dest: str,
+        seconds: float,
+        *,
+        options: dict[str, Any],
+        verification: dict[str, Any] | None,
+    ) -> "Report":
         """The report on `plan`, carried out as `staged` in `seconds`."""
         tensors = plan.tensors
         facts = summary(plan, dest)
@@ -122,7 +134,14 @@ class Report:
             key: sum(audit[key] for audit in audits) for key in ("to_inf", "to_zero", "nan", "inf")
         }
         totals["inexact_tensors"] = sum(audit["exact"] is False for audit in audits)
-        return cls(**facts, seconds=seconds, audit=totals, tensor_audits=audits)
+        return cls(
+            **facts,
+            seconds=seconds,
+            audit=totals,
+            tensor_audits=audits,
+            options=options,
+            verification=verification,
+        )
 
     def to_json(self) -> str:
         """The report as one JSON object, ASCII only."""
@@ -228,9 +247,11 @@ def report_text(report: Report) -> str:
     """What `convert` prints when it is done."""
     facts = vars(report)
     seconds = max(report.seconds, 1e-9)
-    rows = [
-        *_plan_rows(facts),
-        ("audit", _audit(report)),
+    rows = [*_plan_rows(facts), ("audit", _audit(report))]
+    if (found := report.verification) is not None:
+        values = f"{found['values_checked']:,} values in {found['tensors_checked']:,} tensors"
+        rows.append(("verified", f"{values} on {found['device']}, in {found['seconds']:.2f} s"))
+    rows += [
         (
             "time",
             f"{report.seconds:.2f} s, {report.bytes_read / seconds / 1e9:.2f} GB/s read, "

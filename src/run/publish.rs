@@ -11,6 +11,9 @@ use crate::error::Error;
 use crate::fs;
 use crate::plan::Plan;
 
+/// The folder below the staging folder that holds a model that failed verification.
+const REJECTED: &str = "rejected";
+
 /// A complete model below `DEST/.recast`, which nobody takes for one yet.
 #[derive(Debug)]
 pub struct Staged {
@@ -21,6 +24,8 @@ pub struct Staged {
     /// How many files of the plan have been renamed into place.
     published: usize,
     sync: bool,
+    /// Whether its files stay although it is not published.
+    rejected: bool,
     /// What the cast did to each tensor that is, or could have been, cast.
     pub audits: Vec<TensorAudit>,
     /// How many threads staged it.
@@ -43,6 +48,7 @@ impl Staged {
             dest,
             published: 0,
             sync,
+            rejected: false,
             audits: Vec::new(),
             threads,
         };
@@ -97,11 +103,14 @@ impl Staged {
         self.sync_dirs(&BTreeSet::from([self.dest.clone()]))
     }
 
-    /// Takes everything back: the destination is as it was before.
+    /// Takes everything back: the destination is as it was before. What was rejected stays.
     ///
     /// # Errors
     /// When the system refuses to remove something.
     pub fn discard(&mut self) -> Result<(), Error> {
+        if self.rejected {
+            return Ok(());
+        }
         // In reverse, so that what makes it a model goes first.
         for file in self.plan.files[..self.published].iter().rev() {
             fs::remove_file(&self.dest.join(&file.path))?;
@@ -117,6 +126,18 @@ impl Staged {
             fs::remove_empty_dir(directory);
         }
         Ok(())
+    }
+
+    /// Gives the model up for good but leaves its files, for inspection, where no run takes them
+    /// for a staged model; returns where that is.
+    ///
+    /// # Errors
+    /// When the system refuses; the model is then where it was.
+    pub fn reject(&mut self) -> Result<PathBuf, Error> {
+        let rejected = self.dest.join(STAGING).join(REJECTED);
+        fs::rename(&self.path(), &rejected)?;
+        self.rejected = true;
+        Ok(rejected)
     }
 
     fn is_published(&self) -> bool {
