@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-exhaustive lint build bench bench-scale bench-cast clean tools
+.PHONY: help demo test test-gpu test-exhaustive lint build bench bench-scale bench-cast clean tools
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -28,6 +28,9 @@ test: build  ## run the Rust and the Python tests
 
 test-exhaustive: build  ## every input of every cast, at every level, against torch (minutes)
 	$(VENV) tests/exhaustive.py
+
+test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 inputs (70 GB on disk)
+	$(VENV) -m pytest tests/gpu -rs -s
 
 lint: .venv/installed  ## check formatting, lints and types
 	cargo fmt --check

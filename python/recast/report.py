@@ -249,7 +249,9 @@ def report_text(report: Report) -> str:
     seconds = max(report.seconds, 1e-9)
     rows = [*_plan_rows(facts), ("audit", _audit(report))]
     if (found := report.verification) is not None:
-        values = f"{found['values_checked']:,} values in {found['tensors_checked']:,} tensors"
+        values = (
+            f"{found['values_checked']:,} values in {_count(found['tensors_checked'], 'tensor')}"
+        )
         rows.append(("verified", f"{values} on {found['device']}, in {found['seconds']:.2f} s"))
     rows += [
         (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recast.report import SCHEMA_VERSION, _rows, _text, json_text, plain, size
+from recast.report import SCHEMA_VERSION, _count, _rows, _text, json_text, plain, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,10 +79,10 @@ def shown(failures: list[str]) -> list[str]:
 
 def values_text(found: Verification) -> str:
     """How many values were compared, and how they were chosen."""
-    text = f"{found.values_checked:,} in {found.tensors_checked:,} tensors"
+    text = f"{found.values_checked:,} in {_count(found.tensors_checked, 'tensor')}"
     if found.samples is None:
         return f"{text}: all of them"
-    return f"{text}: both ends and {found.samples} random blocks of each (seed {found.seed})"
+    return f"{text}: both ends and up to {found.samples} random blocks of each (seed {found.seed})"
 
 
 def verification_text(found: Verification) -> str:
