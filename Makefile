@@ -29,7 +29,7 @@ test: build  ## run the Rust and the Python tests
 test-exhaustive: build  ## every input of every cast, at every level, against torch (minutes)
 	$(VENV) tests/exhaustive.py
 
-test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 inputs (70 GB on disk)
+test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 inputs (41 GB on disk)
 	$(VENV) -m pytest tests/gpu -rs -s
 
 lint: .venv/installed  ## check formatting, lints and types
