@@ -1,6 +1,7 @@
 """`recast verify` and `convert --verify` as commands: what they print, what is never published."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import recast
 import torch
 from conftest import Save
 from recast.verification import run
-from support import environment, raw_bytes, recast_process, stored, tree
+from support import environment, raw_bytes, raw_header, recast_process, stored, tree
 from test_cli import assert_fits
 
 SHARD = "model.safetensors"
@@ -180,6 +181,56 @@ def test_the_transformers_loader_finds_a_wrong_value(saved: Save, tmp_path: Path
     )
     (mismatch,) = found.mismatches
     assert mismatch["count"] == 1
+
+
+def test_the_transformers_loader_hides_no_wrong_bit_of_what_it_casts_once_more(
+    saved: Save, tmp_path: Path
+) -> None:
+    keep = ["model.norm.weight"]
+    recast.convert(saved("llama", "fp32"), tmp_path / "out", to="bf16", keep=keep, sync=False)
+    options = {"loader": "transformers", "device": "cpu"}
+    found = recast.verify(saved("llama", "fp32"), tmp_path / "out", **options)
+    assert found.passed, found.failures()
+    assert "cast once more by the loader, so compared as files: model.norm.weight" in found.notes
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        if "model.norm.weight" in stored(path):
+            data = path.read_bytes()
+            at = data.index(stored(path)["model.norm.weight"][2])
+            # The lowest bit of a 1.0, which bf16 does not have.
+            path.write_bytes(data[:at] + b"\x01" + data[at + 1 :])
+    assert not recast.verify(saved("llama", "fp32"), tmp_path / "out", **options).passed
+
+
+def test_memory_on_the_host_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
+    elements = 128 << 20
+    source = tmp_path / SHARD
+    header = raw_header(
+        {"w": {"dtype": "F32", "shape": [elements], "data_offsets": [0, elements * 4]}}
+    )
+    source.write_bytes(header)
+    os.truncate(source, len(header) + 4 * elements)
+    recast.convert(source, tmp_path / "out", to="bf16", sync=False)
+    code = (
+        "import sys, threading, torch, recast\n"
+        "import safetensors.torch\n"
+        "def anonymous():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('RssAnon'))\n"
+        "before, peak, done = anonymous(), 0, threading.Event()\n"
+        "def watch():\n"
+        "    global peak\n"
+        "    while not done.wait(0.002): peak = max(peak, anonymous())\n"
+        "thread = threading.Thread(target=watch); thread.start()\n"
+        f"found = recast.verify({str(source)!r}, {str(tmp_path / 'out')!r}, device='cpu', full=True)\n"
+        "done.set(); thread.join()\n"
+        "assert found.passed and found.values_checked == 128 << 20\n"
+        "print((peak - before) // 1024)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
+    # In MiB; the tensor has 512 in the source and 256 in the result.
+    assert int(result.stdout) < 200, result.stdout
 
 
 def test_convert_verify_publishes_what_passes_and_reports_it(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import transformers
 from allocator import MIB, Allocator, Handle
 from conftest import build
 from recast import memory
-from recast.verification import loaders, run
+from recast.verification import loaders, run, structure
 from recast.verification import memory as checker
 from recast.verification.memory import Allocation
 from support import raw_bytes
@@ -151,14 +151,18 @@ def tied_llama() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("kind", ["llama", "t5", "bert", "tied"])
+@pytest.mark.parametrize("kind", ["llama", "t5", "bert", "tied", "no dtype"])
 def test_what_transformers_will_load_is_foretold_tensor_by_tensor(
     kind: str, to: str, tmp_path: Path
 ) -> None:
-    model = tied_llama() if kind == "tied" else build(kind)
+    model = tied_llama() if kind == "tied" else build(kind.replace("no dtype", "llama"))
     model.save_pretrained(tmp_path / "model")
     recast.convert(tmp_path / "model", tmp_path / "out", to=to, sync=False)
-    loader = loaders.Transformers(tmp_path / "out", {}, "cpu")
+    if kind == "no dtype":
+        config = tmp_path / "out" / "config.json"
+        config.write_text(config.read_text().replace('"dtype"', '"was"'))
+    headers = structure.read_headers(tmp_path / "out", [])
+    loader = loaders.Transformers(tmp_path / "out", headers, "cpu")
     predicted, total = loader.predict()
     # The judge: the model as a user gets it, each storage counted once.
     judge = type(model).from_pretrained(tmp_path / "out", dtype="auto")

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from recast import memory
 from recast.errors import InputError, UsageError
 from recast.verification.memory import Allocation
-from recast.verification.structure import Headers, Key
+from recast.verification.structure import FLOATS, Entry, Headers, Key
 
 if TYPE_CHECKING:
     import torch
 
 # torch has no dtype for them, so safetensors cannot hand them out.
 UNLOADABLE = {"F6_E2M3", "F6_E3M2"}
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class LoadError(Exception):
@@ -161,9 +162,16 @@ class Transformers:
         file, name = key
         if file not in self.headers or name in _names(self.info.get("mismatched_keys", ())):
             return None
-        found = self.state.get(name)
-        same = found is not None and tuple(found.shape) == self.headers[file][name].shape
-        return found if same else None
+        found, entry = self.state.get(name), self.headers[file][name]
+        if found is None or tuple(found.shape) != entry.shape:
+            return None
+        # What was narrowed cannot show all the bits that are stored.
+        return None if self._is_narrowed(found, entry) else found
+
+    def _is_narrowed(self, found: "torch.Tensor", entry: Entry) -> bool:
+        """Whether a float was loaded in another dtype than it is stored in, and not in fp32."""
+        name = STORED.get(str(found.dtype).removeprefix("torch."))
+        return entry.dtype in FLOATS and name not in (entry.dtype, "F32")
 
     def notes(self) -> list[str]:
         """See `Loader`."""
@@ -173,10 +181,14 @@ class Transformers:
             ("unexpected_keys", "in the checkpoint, but not in the model"),
             ("mismatched_keys", "of another shape in the model, so newly initialised"),
         ):
-            names = _names(self.info.get(key, ()))
-            if names:
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                texts.append(f"{what}: {names[0]}{more}")
+            texts += _note(what, _names(self.info.get(key, ())))
+        narrowed = [
+            name
+            for entries in self.headers.values()
+            for name, entry in entries.items()
+            if name in self.state and self._is_narrowed(self.state[name], entry)
+        ]
+        texts += _note("cast once more by the loader, so compared as files", narrowed)
         return texts
 
 
@@ -245,6 +257,11 @@ def _once(named: "Sequence[tuple[str, torch.Tensor]]") -> "list[tuple[str, torch
     return list(seen.values())
 
 
+def _note(what: str, names: list[str]) -> list[str]:
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return [f"{what}: {names[0]}{more}"] if names else []
+
+
 def _names(keys: Any) -> list[str]:
     return sorted(key if isinstance(key, str) else key[0] for key in keys)
 
@@ -274,7 +291,8 @@ def _model_class(root: Path) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"transformers does not know the model in {root}: {error}", "leave out --loader"
+            f"transformers does not know the model in {root}: {str(error).splitlines()[0]}",
+            "leave out --loader",
         ) from error
     for name in config.architectures or []:
         if hasattr(transformers, name):
