@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-exhaustive lint build bench bench-scale bench-cast clean tools
+.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast clean tools
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -24,7 +24,11 @@ demo: build  ## convert a small model and compare the result with torch's, bit f
 
 test: build  ## run the Rust and the Python tests
 	cargo test --release --quiet
+	cargo test --release --quiet --features faults --test faults
 	$(VENV) -m pytest
+
+test-crash: build  ## kill 300 conversions at random moments and look at what is left (minutes)
+	RECAST_KILLS=300 $(VENV) -m pytest -s tests/test_crash.py
 
 test-exhaustive: build  ## every input of every cast, at every level, against torch (minutes)
 	$(VENV) tests/exhaustive.py
@@ -35,6 +39,7 @@ test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 
 lint: .venv/installed  ## check formatting, lints and types
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --features faults -- -D warnings
 	cargo clippy --quiet --all-targets --features python -- -D warnings
 	$(VENV) -m ruff check --quiet
 	$(VENV) -m ruff format --check --quiet

@@ -32,7 +32,7 @@ from common import (
 from inputs import llama_config, llama_shapes, sparse, split, write_folder, write_sparse
 from plot import bars
 
-GROUP = Path("/sys/fs/cgroup/recast-bench")
+CGROUPS = Path("/sys/fs/cgroup")
 LIMIT = 512 * MIB
 Row = tuple[str, float, str, str]
 
@@ -109,29 +109,42 @@ def table(axis: str, points: list[Point]) -> tuple[list[str], tuple[str, list[Ro
     return lines, (heading, rows)
 
 
+def group_place() -> tuple[Path, str]:
+    """Where a memory cgroup can be made, and what its limit is called there."""
+    if (CGROUPS / "cgroup.controllers").exists():
+        return CGROUPS, "memory.max"
+    # Version 1: below the group this process is in, so that a limit set from outside holds on.
+    own = "/"
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            own = path
+    return CGROUPS / "memory" / own.lstrip("/"), "memory.limit_in_bytes"
+
+
 @contextmanager
 def memory_group(limit: int):
     """A function that moves its caller into a cgroup with so much memory and no swap."""
-    GROUP.mkdir()
+    place, limit_file = group_place()
+    group = place / "recast-bench"
+    group.mkdir()
     try:
-        (GROUP / "memory.max").write_text(str(limit))
-        swap = GROUP / "memory.swap.max"
-        if swap.exists():
-            swap.write_text("0")
+        (group / limit_file).write_text(str(limit))
+        for swap, most in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", limit)):
+            if (group / swap).exists():
+                (group / swap).write_text(str(most))
 
         def enter() -> None:
-            (GROUP / "cgroup.procs").write_text("0")
+            (group / "cgroup.procs").write_text("0")
 
         yield enter
     finally:
-        GROUP.rmdir()
+        group.rmdir()
 
 
 def limited(command: list[str], dest: Path, idle: int) -> str:
     """The big conversion in a memory cgroup, as a row of the table."""
     name = f"recast in a memory cgroup of {LIMIT // MIB} MiB"
-    if not (GROUP.parent / "cgroup.controllers").exists():
-        return f"| {name} | not measured: {GROUP.parent} is no cgroup v2 | | |"
     try:
         with memory_group(LIMIT) as enter:
             result = row(name, command, dest, idle, enter)

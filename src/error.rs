@@ -138,6 +138,54 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// A destination with another run's result, or what it began.
+    #[error("{}: holds {} another conversion:\n  {}", path.display(), if *finished { "the result of" } else { "what was begun of" }, differences.join("\n  "))]
+    Mismatch {
+        /// The destination.
+        path: PathBuf,
+        /// Whether that conversion is done.
+        finished: bool,
+        /// How the two differ, a line each.
+        differences: Vec<String>,
+    },
+    /// A file in the destination that is not part of a model recast knows.
+    #[error("{}: is in the destination, and neither the old model's nor the new one's", path.display())]
+    Stranger {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A finished result that is not what it was.
+    #[error("{}: is missing or not as recast left it", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another run is at work on the destination.
+    #[error("{}: another recast is writing there (process {pid} on {host})", path.display())]
+    Busy {
+        /// The destination.
+        path: PathBuf,
+        /// Its process number.
+        pid: u32,
+        /// Its machine.
+        host: String,
+    },
+    /// Another run found this one without a sign of life, and took its place.
+    #[error("{}: another recast took over, because this one did not move for long", path.display())]
+    Displaced {
+        /// The staging folder.
+        path: PathBuf,
+    },
+    /// The result does not fit.
+    #[error("{}: the result needs {needed} bytes more, and {free} are free", path.display())]
+    NoSpace {
+        /// The destination.
+        path: PathBuf,
+        /// Bytes that are still to be written.
+        needed: u64,
+        /// Bytes that may be.
+        free: u64,
+    },
     /// Finite values would become infinite, and the policy is to stop.
     #[error("{summary}")]
     Overflow {
@@ -190,6 +238,14 @@ impl Error {
         move |source| Error::Create { path: path.to_owned(), source: Arc::new(source) }
     }
 
+    /// Whether the same run, done again, may get further with what is staged by now.
+    pub fn is_resumable(&self) -> bool {
+        matches!(
+            self,
+            Error::Cancelled | Error::Create { .. } | Error::Io { .. } | Error::NoSpace { .. }
+        )
+    }
+
     /// The exception in `recast.errors` this becomes.
     pub fn class(&self) -> &'static str {
         match self {
@@ -209,7 +265,14 @@ impl Error {
             | Error::NotRegular { .. }
             | Error::Json { .. }
             | Error::Changed { .. } => "InputError",
-            Error::Destination { .. } | Error::Create { .. } => "OutputError",
+            Error::Destination { .. }
+            | Error::Mismatch { .. }
+            | Error::Stranger { .. }
+            | Error::Damaged { .. }
+            | Error::Busy { .. }
+            | Error::Displaced { .. }
+            | Error::NoSpace { .. }
+            | Error::Create { .. } => "OutputError",
             Error::Overflow { .. } => "CastOverflowError",
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "OutputError"
@@ -268,6 +331,17 @@ impl Error {
                 "convert the unquantised original, or dequantise with the tool that made it".into()
             }
             Error::Destination { hint, .. } => (*hint).into(),
+            Error::Mismatch { .. } => {
+                "give the same options again, another destination, or --overwrite to replace it"
+                    .into()
+            }
+            Error::Stranger { .. } => "move it away, or give another destination".into(),
+            Error::Damaged { .. } => "convert again with --overwrite, which replaces it".into(),
+            Error::Busy { .. } => "wait for it to end, or give another destination".into(),
+            Error::Displaced { .. } => "let the other run end, then convert again".into(),
+            Error::NoSpace { .. } => {
+                "free space on that disk, or give a destination on another one".into()
+            }
             Error::Overflow { .. } => {
                 "keep those tensors with --keep PATTERN, or choose --on-overflow inf or \
                  --on-overflow saturate; bf16 has the range of fp32"
@@ -278,7 +352,9 @@ impl Error {
             }
             Error::Changed { .. } => "convert again when nothing writes to the source".into(),
             Error::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::StorageFull => "free space on the destination's disk".into(),
+                std::io::ErrorKind::StorageFull => {
+                    "free space on the destination's disk; the same command then continues".into()
+                }
                 std::io::ErrorKind::PermissionDenied => "check the permissions".into(),
                 _ => return None,
             },

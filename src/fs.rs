@@ -1,14 +1,51 @@
 //! The one place that writes to the file system, and where what is Linux-only has its plain
 //! fallback.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+#[cfg(feature = "faults")]
+use crate::fault::point;
+
+/// Where a test may make a call fail; without the feature `faults`, nothing.
+#[cfg(not(feature = "faults"))]
+#[expect(clippy::unnecessary_wraps, reason = "with the feature it fails")]
+#[inline(always)]
+fn point(_operation: &'static str) -> io::Result<()> {
+    Ok(())
+}
 
 /// Bytes waited for at a time while a file is synced, so that a request to stop is seen soon.
 const SYNC_STEP: u64 = 8 << 20;
+
+/// What tells a file from another, or from itself after a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// When it was last written, in nanoseconds since 1970, where the system knows.
+    pub modified: Option<u64>,
+    /// Its inode, where there are such.
+    pub inode: Option<u64>,
+}
+
+impl Identity {
+    /// The identity that a file's metadata gives it.
+    pub fn of(metadata: &Metadata) -> Identity {
+        let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        #[cfg(unix)]
+        let inode = Some(std::os::unix::fs::MetadataExt::ino(metadata));
+        #[cfg(not(unix))]
+        let inode = None;
+        let modified = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
+        Identity { bytes: metadata.len(), modified, inode }
+    }
+}
 
 /// Creates a new file at `path` with the mode the umask gives; never opens an existing one.
 ///
@@ -16,7 +53,26 @@ const SYNC_STEP: u64 = 8 << 20;
 /// When it exists or the system refuses.
 pub fn create_new(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
+    point("open").map_err(Error::create(path))?;
     options.write(true).create_new(true).open(path).map_err(Error::create(path))
+}
+
+/// Opens a file of recast's own, below the staging folder, to write more into it.
+///
+/// # Errors
+/// When the system refuses.
+pub fn open_own(path: &Path) -> Result<File, Error> {
+    point("open").map_err(Error::io("open", path))?;
+    OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))
+}
+
+/// Opens a file to read it.
+///
+/// # Errors
+/// What the system says.
+pub fn open(path: &Path) -> io::Result<File> {
+    point("open")?;
+    File::open(path)
 }
 
 /// Creates a directory and those above it.
@@ -24,6 +80,10 @@ pub fn create_new(path: &Path) -> Result<File, Error> {
 /// # Errors
 /// When the system refuses.
 pub fn create_dirs(path: &Path) -> Result<(), Error> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    point("mkdir").map_err(Error::create(path))?;
     fs::create_dir_all(path).map_err(Error::create(path))
 }
 
@@ -34,6 +94,9 @@ pub fn create_dirs(path: &Path) -> Result<(), Error> {
 #[cfg(unix)]
 pub fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), Error> {
     use std::os::unix::fs::FileExt;
+    #[cfg(feature = "faults")]
+    crate::fault::write(|| file.write_all_at(&bytes[..bytes.len() / 2], offset))
+        .map_err(Error::io("write", path))?;
     file.write_all_at(bytes, offset).map_err(Error::io("write", path))
 }
 
@@ -93,6 +156,7 @@ pub fn copy_range(
     mut bytes: usize,
 ) -> io::Result<bool> {
     use rustix::io::Errno;
+    point("write")?;
     while bytes > 0 {
         match rustix::fs::copy_file_range(from, Some(&mut start), to, Some(&mut offset), bytes) {
             // The end of the file, or a file system that only says so: reading tells which.
@@ -158,7 +222,7 @@ pub fn sync_file(
         wait_for_writeback(file, start, SYNC_STEP).map_err(Error::io("sync", path))?;
         start += SYNC_STEP;
     }
-    file.sync_all().map_err(Error::io("sync", path))
+    point("sync").and_then(|()| file.sync_all()).map_err(Error::io("sync", path))
 }
 
 /// Starts writing a range of `file` to the disk, without waiting. A mere request: what counts is
@@ -213,9 +277,32 @@ fn sync_range(file: &File, start: u64, bytes: u64, flags: libc::c_uint) -> io::R
 /// Renames `from` to `to`, which must not exist.
 ///
 /// # Errors
-/// When the system refuses.
+/// When it exists or the system refuses.
 pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::rename(from, to).map_err(Error::io("rename into place", to))
+    point("rename").and_then(|()| rename_new(from, to)).map_err(Error::io("rename into place", to))
+}
+
+#[cfg(target_os = "linux")]
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system can promise it.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_unless_there(from, to),
+        result => Ok(result?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    rename_unless_there(from, to)
+}
+
+fn rename_unless_there(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(to) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to),
+    }
 }
 
 /// Makes the names in a directory durable.
@@ -226,8 +313,23 @@ pub fn sync_dir(path: &Path) -> Result<(), Error> {
     if cfg!(windows) {
         return Ok(()); // A directory cannot be opened there.
     }
-    let directory = File::open(path).map_err(Error::io("open", path))?;
-    directory.sync_all().map_err(Error::io("sync", path))
+    let directory = open(path).map_err(Error::io("open", path))?;
+    point("sync").and_then(|()| directory.sync_all()).map_err(Error::io("sync", path))
+}
+
+/// Bytes that may be written below the directory `path`, and the unit they are given out in, where
+/// the system says.
+#[cfg(target_os = "linux")]
+pub fn free_space(path: &Path) -> Option<(u64, u64)> {
+    let found = rustix::fs::statvfs(path).ok()?;
+    // Some file systems have no notion of it and say that there is nothing.
+    (found.f_blocks > 0).then_some((found.f_bavail * found.f_frsize, found.f_frsize))
+}
+
+/// Bytes that may be written: not known how on this system.
+#[cfg(not(target_os = "linux"))]
+pub fn free_space(_path: &Path) -> Option<(u64, u64)> {
+    None
 }
 
 /// Removes a tree if it is there.
@@ -235,23 +337,27 @@ pub fn sync_dir(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// When the system refuses.
 pub fn remove_tree(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
+    let removed = point("remove").and_then(|()| fs::remove_dir_all(path));
+    unless_missing(removed).map_err(Error::io("remove", path))
 }
 
-/// Removes a file.
+/// Removes a file if it is there.
 ///
 /// # Errors
 /// When the system refuses.
 pub fn remove_file(path: &Path) -> Result<(), Error> {
-    fs::remove_file(path).map_err(Error::io("remove", path))
+    let removed = point("remove").and_then(|()| fs::remove_file(path));
+    unless_missing(removed).map_err(Error::io("remove", path))
+}
+
+fn unless_missing(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// Removes a directory when it is empty; one that somebody else put something into stays.
 pub fn remove_empty_dir(path: &Path) {
-    let _ = fs::remove_dir(path);
+    let _ = point("remove").and_then(|()| fs::remove_dir(path));
 }

@@ -15,9 +15,11 @@
 //! let checkpoint = Checkpoint::open("model".as_ref())?;
 //! let options = plan::Options { to: Float::Bf16, keep: vec![], auto_keep: true };
 //! let plan = std::sync::Arc::new(plan::Plan::new(&checkpoint, &options)?);
-//! let mut staged = run::stage(&plan, "model-bf16".as_ref(), &run::Options::default(), &mut |_| true)?;
-//! staged.publish()?;
-//! staged.finish("{}")?;
+//! let options = run::Options::default();
+//! if let Some(mut staged) = run::stage(&plan, "model-bf16".as_ref(), &options, &mut |_| true)? {
+//!     staged.publish()?;
+//!     staged.finish(&format!("{{\"identity\": {}}}", staged.identity))?;
+//! }
 //! # Ok(())
 //! # }
 //! ```
@@ -26,6 +28,8 @@ pub mod cast;
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
+#[cfg(feature = "faults")]
+pub mod fault;
 pub mod fs;
 pub mod keep;
 pub mod plan;

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::checkpoint::config::Config;
 use crate::checkpoint::index::Index;
@@ -11,7 +10,11 @@ use crate::checkpoint::shard::{Shard, Tensor};
 use crate::checkpoint::{Checkpoint, Kind, SourceFile};
 use crate::dtype::{Dtype, Float};
 use crate::error::Error;
+use crate::fs::Identity;
 use crate::keep::{self, Pattern};
+
+/// The file that makes a directory of several models a diffusers pipeline.
+pub const PIPELINE: &str = "model_index.json";
 
 /// How many names a warning lists before it counts the rest.
 const LISTED: usize = 4;
@@ -93,10 +96,8 @@ pub struct PlannedFile {
     pub path: PathBuf,
     /// Where its source is.
     pub location: PathBuf,
-    /// The source's length in bytes.
-    pub source_bytes: u64,
-    /// When the source was last written, where the system knows.
-    pub source_modified: Option<SystemTime>,
+    /// The source's length and what else tells it from a later one.
+    pub source: Identity,
     /// Its exact length in bytes.
     pub bytes: u64,
     /// What is written.
@@ -112,6 +113,10 @@ pub struct Plan {
     pub single_file: bool,
     /// The dtype to cast to.
     pub to: Float,
+    /// The patterns of tensors to leave as they are.
+    pub keep: Vec<String>,
+    /// Whether the built-in keep list held.
+    pub auto_keep: bool,
     /// The files, in the order of publication: weights, other files, indexes, configs, and last
     /// the config (or index) at the root.
     pub files: Vec<PlannedFile>,
@@ -149,9 +154,8 @@ impl Plan {
             files.push(PlannedFile {
                 path: file.path.clone(),
                 location: file.location.clone(),
-                source_bytes: file.bytes,
-                source_modified: file.modified,
-                bytes: text.as_ref().map_or(file.bytes, |text| text.len() as u64),
+                source: file.identity.clone(),
+                bytes: text.as_ref().map_or(file.identity.bytes, |text| text.len() as u64),
                 content: text.map_or(Content::Copy, Content::Text),
             });
         }
@@ -165,6 +169,8 @@ impl Plan {
             source: checkpoint.root.clone(),
             single_file: checkpoint.single_file,
             to,
+            keep: options.keep.clone(),
+            auto_keep: options.auto_keep,
             files,
             warnings: Vec::new(),
         };
@@ -181,7 +187,7 @@ impl Plan {
 
     /// Bytes the conversion reads.
     pub fn bytes_read(&self) -> u64 {
-        self.files.iter().map(|file| file.source_bytes).sum()
+        self.files.iter().map(|file| file.source.bytes).sum()
     }
 
     /// Bytes the conversion writes, the report aside.
@@ -327,8 +333,7 @@ impl Chooser {
         PlannedFile {
             path: file.path.clone(),
             location: file.location.clone(),
-            source_bytes: file.bytes,
-            source_modified: file.modified,
+            source: file.identity.clone(),
             bytes: end,
             content: Content::Shard { header, tensors },
         }
@@ -360,6 +365,9 @@ fn total_size(file: &SourceFile, index: &Index, shards: &HashMap<&Path, PlannedF
 /// Files that make a directory a model are published after what they describe, the root's last.
 fn publication_rank(file: &SourceFile) -> u8 {
     let at_root = file.path.components().count() == 1;
+    if file.path == Path::new(PIPELINE) {
+        return 6;
+    }
     match (&file.kind, at_root) {
         (Kind::Shard(_), _) => 0,
         (Kind::Plain | Kind::OtherWeights, _) => 1,

@@ -188,7 +188,7 @@ impl Plan {
                     plan::Content::Text(_) => "edit",
                     plan::Content::Copy => "copy",
                 },
-                source_bytes: file.source_bytes,
+                source_bytes: file.source.bytes,
                 bytes: file.bytes,
             })
             .collect()
@@ -219,12 +219,21 @@ impl Plan {
         self.0.bytes_written()
     }
 
-    fn check_destination(&self, dest: PathBuf) -> PyResult<()> {
-        Ok(run::check_destination(&self.0, &dest)?)
+    #[pyo3(signature = (dest, *, on_overflow="error", overwrite=false))]
+    fn check_destination(
+        &self,
+        dest: PathBuf,
+        on_overflow: &str,
+        overwrite: bool,
+    ) -> PyResult<bool> {
+        let on_overflow = self::on_overflow(on_overflow)?;
+        let options = run::Options { on_overflow, overwrite, ..run::Options::default() };
+        Ok(matches!(run::check_destination(&self.0, &dest, &options)?, run::Found::Done))
     }
 
     #[pyo3(signature = (
-        dest, *, threads=None, io="auto", sync=true, on_overflow="error", progress=None
+        dest, *, threads=None, io="auto", sync=true, on_overflow="error", overwrite=false,
+        progress=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are the options of the command")]
     fn stage(
@@ -235,10 +244,11 @@ impl Plan {
         io: &str,
         sync: bool,
         on_overflow: &str,
+        overwrite: bool,
         progress: Option<Py<PyAny>>,
-    ) -> PyResult<Staged> {
+    ) -> PyResult<Option<Staged>> {
         let (io, on_overflow) = (self::io(io)?, self::on_overflow(on_overflow)?);
-        let options = run::Options { threads, io, sync, on_overflow };
+        let options = run::Options { threads, io, sync, on_overflow, overwrite };
         let mut raised = None;
         let result = py.detach(|| {
             run::stage(&self.0, &dest, &options, &mut |now| {
@@ -254,13 +264,9 @@ impl Plan {
             })
         });
         match (raised, result) {
-            (Some(raised), result) => {
-                if let Ok(mut staged) = result {
-                    staged.discard()?;
-                }
-                Err(raised)
-            }
-            (None, result) => Ok(Staged(result?)),
+            // What is staged stays, for the same run to go on with.
+            (Some(raised), _) => Err(raised),
+            (None, result) => Ok(result?.map(Staged)),
         }
     }
 }
@@ -303,6 +309,26 @@ impl Staged {
         self.0.threads
     }
 
+    #[getter]
+    fn publishing(&self) -> bool {
+        self.0.is_publishing()
+    }
+
+    #[getter]
+    fn published(&self) -> bool {
+        self.0.published
+    }
+
+    #[getter]
+    fn resumed_files(&self) -> usize {
+        self.0.resumed_files
+    }
+
+    #[getter]
+    fn identity(&self) -> &str {
+        &self.0.identity
+    }
+
     fn publish(&mut self, py: Python<'_>) -> PyResult<()> {
         Ok(py.detach(|| self.0.publish())?)
     }
@@ -317,6 +343,10 @@ impl Staged {
 
     fn discard(&mut self, py: Python<'_>) -> PyResult<()> {
         Ok(py.detach(|| self.0.discard())?)
+    }
+
+    fn leave(&mut self, py: Python<'_>) {
+        py.detach(|| self.0.leave());
     }
 }
 

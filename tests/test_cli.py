@@ -141,11 +141,13 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(model: Path, tmp_path: Path
 
 
 def test_quiet_prints_nothing_but_errors(model: Path, tmp_path: Path) -> None:
-    command = ("convert", model, tmp_path / "out", "--to", "bf16", "--quiet")
-    first, second = recast_process(*command), recast_process(*command)
+    command = ("convert", model, tmp_path / "out", "--quiet", "--to")
+    first, second = recast_process(*command, "bf16"), recast_process(*command, "bf16")
     assert (first.returncode, first.stdout, first.stderr) == (0, "", "")
-    assert (second.returncode, second.stdout) == (73, "")
-    assert "not empty" in second.stderr
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    other = recast_process(*command, "fp16")
+    assert (other.returncode, other.stdout) == (73, "")
+    assert "--overwrite" in other.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,18 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from recast import memory
 from recast._core import Checkpoint, Plan
 from recast.array import check_policy, float_name
-from recast.errors import UsageError
+from recast.errors import InputError, OutputError, UsageError, VerificationError
 from recast.report import Inspection, Report, exactness
 from recast.verification import run as verification
 
 Path = str | os.PathLike[str]
+STAGING = ".recast"
 
 
 def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
@@ -31,18 +33,20 @@ def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool 
     return Checkpoint.open(os.fspath(source)).plan(float_name(to), list(keep), auto_keep)
 
 
-def check_destination(planned: Plan, dest: Path) -> None:
-    """Raises unless `planned` can be carried out into the directory `dest`.
+def check_destination(
+    planned: Plan, dest: Path, *, on_overflow: str = "error", overwrite: bool = False
+) -> bool:
+    """Whether `dest` holds the result of `planned` already; raises unless it can be made there.
 
-    Raises `UsageError` for a name that is a file's, and `OutputError` where the destination
-    exists, is the source, or has no room.
+    Raises `UsageError` for a name that is a file's, and `OutputError` where the destination is
+    the source or holds something else.
     """
     if os.fspath(dest).endswith(".safetensors"):
         raise UsageError(
             f"{os.fspath(dest)}: DEST is a directory; the converted file keeps its name",
             f"give '{os.path.splitext(os.fspath(dest))[0]}', for example",
         )
-    planned.check_destination(os.fspath(dest))
+    return planned.check_destination(os.fspath(dest), on_overflow=on_overflow, overwrite=overwrite)
 
 
 def convert(
@@ -56,6 +60,7 @@ def convert(
     threads: int | None = None,
     io: str = "auto",
     sync: bool = True,
+    overwrite: bool = False,
     verify: str | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Report:
@@ -69,18 +74,22 @@ def convert(
     on which every value of the result is checked before it is published; that takes torch.
     `progress(done, total)` is called with bytes, from this thread; what it raises stops the run.
 
-    Nothing is visible in `dest` before every file is complete. Raises what `plan` raises,
-    `OutputError` for the destination, `StorageError` when reading or writing fails,
-    `CastOverflowError`, and `VerificationError`, which names the folder that a result which failed
-    stays in.
+    Nothing is visible in `dest` before every file is complete. The same call again continues a
+    conversion that was interrupted, and returns the report of one that is done, with
+    `already_done` set. A `dest` that holds anything else is refused, unless `overwrite` allows to
+    replace the model there once the new one is ready.
+
+    Raises what `plan` raises, `OutputError` for the destination, `StorageError` when reading or
+    writing fails, `CastOverflowError`, and `VerificationError`, which names the folder that a
+    result which failed stays in.
     """
     check_policy(on_overflow, threads)
     started = time.perf_counter()
     device = None if verify is None else verification.choose_device(verify)
-    staged, published, found = None, False, None
+    staged, found = None, None
     try:
         planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
-        check_destination(planned, dest)
+        check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
         if device is not None:
             verification.check_fit(device, planned.tensor_bytes)
         staged = planned.stage(
@@ -89,31 +98,45 @@ def convert(
             io=io,
             sync=sync,
             on_overflow=on_overflow,
+            overwrite=overwrite,
             progress=progress,
         )
-        if device is not None:
-            found = verification.verify_staged(
-                planned, staged, on_overflow=on_overflow, device=device
-            )
+        if staged is None:
+            report = Report.read(os.fspath(dest))
+            if device is not None:
+                found = verification.verify_published(planned, dest, on_overflow, device)
+                report = replace(report, verification=found.to_dict())
+            return report
+        if device is not None and not staged.publishing:
+            found = verification.verify_staged(planned, staged, dest, on_overflow, device)
         staged.publish()
-        published = True
+        if device is not None and found is None:
+            # An earlier run was stopped while it published, so the files were in two places.
+            found = verification.verify_published(planned, dest, on_overflow, device)
         report = Report.of(
             planned,
             staged,
             os.fspath(dest),
             time.perf_counter() - started,
-            options={"keep": list(keep), "auto_keep": auto_keep, "on_overflow": on_overflow},
             verification=None if found is None else found.to_dict(),
         )
         staged.finish(report.to_json())
-    except BaseException as error:
-        # An interrupt counts too, and must say truthfully what it leaves behind.
-        if published:
-            error.add_note(f"{os.fspath(dest)} was published; its recast.json may be missing")
-            raise
+    except InputError:
+        # The source changed, so what is staged is of no use to anyone.
         if staged is not None:
             staged.discard()
-        if not isinstance(error, Exception):
+        raise
+    except BaseException as error:
+        # An interrupt counts too, and must say truthfully what it leaves behind.
+        if staged is not None:
+            staged.leave()
+        if staged is not None and staged.published:
+            error.add_note(f"{os.fspath(dest)} was published; the same command leaves its report")
+        elif isinstance(error, OutputError | VerificationError):
+            pass  # They say themselves what is left where.
+        elif os.path.exists(os.path.join(dest, STAGING)):
+            error.add_note("the model is not published; the same command continues")
+        elif not isinstance(error, Exception):
             error.add_note("nothing was published")
         raise
     return report

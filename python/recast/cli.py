@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -94,6 +94,11 @@ def _target(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option(
     "--no-sync", is_flag=True, help="Skip fsync: faster, but a power cut can lose the result."
 )
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace the model in DEST once the new one is ready.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -108,6 +113,7 @@ def convert(
     threads: int | None,
     io: str,
     no_sync: bool,
+    overwrite: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -115,7 +121,7 @@ def convert(
     """Convert the checkpoint SOURCE into the new directory DEST.
 
     SOURCE is a .safetensors file or a directory that holds some. DEST appears complete or not at
-    all.
+    all. The same command again continues where it was interrupted, and does nothing when done.
 
     \b
     recast convert model model-bf16 --to bf16
@@ -126,7 +132,7 @@ def convert(
 
     if dry_run:
         planned = api.plan(source, to=to, keep=keep, auto_keep=not no_auto_keep)
-        api.check_destination(planned, dest)
+        api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
         if as_json:
             _print(report.json_text(report.plan_json(planned, dest)))
         elif not quiet:
@@ -144,6 +150,7 @@ def convert(
             threads=threads,
             io=io,
             sync=not no_sync,
+            overwrite=overwrite,
             progress=progress,
         )
     if as_json:
@@ -268,13 +275,14 @@ def _print(text: str) -> None:
             raise StorageError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def _complain(message: str, hint: str | None = None) -> None:
+def _complain(message: str, hint: str | None = None, notes: Sequence[str] = ()) -> None:
     from recast.report import plain
 
     # The messages of the core can have several lines: one for each tensor, for example.
     lines = ["error: " + "\n".join(plain(line) for line in message.splitlines())]
     if hint is not None:
         lines.append(f"hint: {plain(hint)}")
+    lines += [f"note: {plain(note)}" for note in notes]
     _say("\n".join(lines))
 
 
@@ -294,7 +302,7 @@ def _run() -> int:
         # In this mode click returns the code of `--help` and `--version`, and raises its errors.
         code = cli.main(prog_name="recast", standalone_mode=False)
     except RecastError as error:
-        _complain(error.message, error.hint)
+        _complain(error.message, error.hint, getattr(error, "__notes__", []))
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "recast"

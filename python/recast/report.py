@@ -87,11 +87,16 @@ class Report:
     gpu_memory: dict[str, int]
     """`requested`, `allocated` and `reserved` by PyTorch once the result is loaded."""
     warnings: list[str]
-    options: dict[str, Any]
-    """`{keep, auto_keep, on_overflow}` as they were given."""
+    identity: dict[str, Any]
+    """What the run is: the source's files as they were and the options that decide about the
+    result. The same run again is recognised by it."""
+    resumed_files: int = 0
+    """Files that an interrupted run before this one had staged."""
+    already_done: bool = False
+    """Whether this run found the result complete and did nothing; the rest is then the report of
+    the run that made it."""
     verification: dict[str, Any] | None = None
     """What `Verification.to_dict` gives, when the result was verified before it was published."""
-    resumed_files: int = 0
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
@@ -102,7 +107,6 @@ class Report:
         dest: str,
         seconds: float,
         *,
-        options: dict[str, Any],
         verification: dict[str, Any] | None,
     ) -> "Report":
         """The report on `plan`, carried out as `staged` in `seconds`."""
@@ -139,9 +143,18 @@ class Report:
             seconds=seconds,
             audit=totals,
             tensor_audits=audits,
-            options=options,
+            identity=json.loads(staged.identity),
+            resumed_files=staged.resumed_files,
             verification=verification,
         )
+
+    @classmethod
+    def read(cls, dest: str) -> "Report":
+        """The report that the finished conversion in `dest` left."""
+        with open(os.path.join(dest, REPORT_NAME), encoding="ascii") as file:
+            fields = json.load(file)
+        fields["tensor_audits"] = fields["audit"].pop("tensors")
+        return cls(**{**fields, "dest": dest, "already_done": True})
 
     def to_json(self) -> str:
         """The report as one JSON object, ASCII only."""
@@ -247,19 +260,26 @@ def report_text(report: Report) -> str:
     """What `convert` prints when it is done."""
     facts = vars(report)
     seconds = max(report.seconds, 1e-9)
-    rows = [*_plan_rows(facts), ("audit", _audit(report))]
+    rows = [
+        *_plan_rows(facts),
+        ("audit", _audit(report)),
+    ]
     if (found := report.verification) is not None:
-        values = (
-            f"{found['values_checked']:,} values in {_count(found['tensors_checked'], 'tensor')}"
-        )
-        rows.append(("verified", f"{values} on {found['device']}, in {found['seconds']:.2f} s"))
-    rows += [
+        values = f"{found['values_checked']:,} values"
+        tensors = _count(found["tensors_checked"], "tensor")
+        text = f"{values} in {tensors} on {found['device']}, in {found['seconds']:.2f} s"
+        rows.append(("verified", text))
+    if report.already_done:
+        return _text("already done; nothing was written", _title(facts), _rows(rows))
+    if report.resumed_files:
+        rows.append(("resumed", f"{_count(report.resumed_files, 'file')} staged before"))
+    rows.append(
         (
             "time",
             f"{report.seconds:.2f} s, {report.bytes_read / seconds / 1e9:.2f} GB/s read, "
             f"{report.bytes_written / seconds / 1e9:.2f} GB/s written",
-        ),
-    ]
+        )
+    )
     return _text(*_warnings(report.warnings), _title(facts), _rows(rows))
 
 

@@ -1,10 +1,12 @@
 //! The audit: what the cast did to the numbers, counted per tensor in the same pass.
 
+use serde::{Deserialize, Serialize};
+
 use super::element::{Element, INFINITY, MAGNITUDE};
 use super::kernel::Summary;
 
 /// What a cast did to a tensor's values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     /// Finite values that became infinite (or were saturated).
     pub to_inf: u64,

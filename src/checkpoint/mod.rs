@@ -10,9 +10,9 @@ pub mod shard;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::error::Error;
+use crate::fs::Identity;
 use config::Config;
 use index::Index;
 use shard::Shard;
@@ -42,10 +42,8 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Where it is on disk.
     pub location: PathBuf,
-    /// Its length in bytes, links followed.
-    pub bytes: u64,
-    /// When it was last written, where the system knows.
-    pub modified: Option<SystemTime>,
+    /// Its length and what else tells it from a later one, links followed.
+    pub identity: Identity,
     /// What it is.
     pub kind: Kind,
 }
@@ -192,13 +190,7 @@ impl Checkpoint {
         } else {
             Kind::Plain
         };
-        Ok(SourceFile {
-            path,
-            location,
-            bytes: metadata.len(),
-            modified: metadata.modified().ok(),
-            kind,
-        })
+        Ok(SourceFile { path, location, identity: Identity::of(metadata), kind })
     }
 
     /// Every tensor an index names must be in the shard it names, beside the index.

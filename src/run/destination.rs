@@ -1,20 +1,171 @@
-//! What may be written into: a new or empty directory that is not part of the source.
+//! What may be written into: a new or empty directory that is not part of the source; one where
+//! this very run was interrupted; or, where that is asked for, one with an old model.
 
+use std::collections::HashSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use super::STAGING;
-use crate::error::Error;
-use crate::plan::Plan;
+use serde::Deserialize;
 
-/// Checks that the plan may be carried out at `dest`. Writes nothing.
+use super::identity::Identity;
+use super::journal::Record;
+use super::{Options, STAGING};
+use crate::checkpoint::REPORT;
+use crate::checkpoint::shard::Shard;
+use crate::error::Error;
+use crate::plan::{Content, Plan};
+
+/// What is at a destination.
+#[derive(Debug)]
+pub enum Found {
+    /// The result of this very run.
+    Done,
+    /// A place for it.
+    Place {
+        /// What an interrupted run of the same left.
+        resume: Option<Box<Record>>,
+        /// Files of an old model, which make way when the new one is ready.
+        replaced: Vec<PathBuf>,
+    },
+}
+
+/// The part of `recast.json` that says what it is the report of.
+#[derive(Deserialize)]
+struct Report {
+    identity: Identity,
+}
+
+/// Finds what is at `dest`, and whether the plan may be carried out there. Writes nothing.
 ///
 /// # Errors
-/// When `dest` is not an empty directory, or is the source or inside it.
-pub fn check(plan: &Plan, dest: &Path) -> Result<(), Error> {
+/// When `dest` is the source or inside it, holds something else, or what another run began.
+pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error> {
+    check_place(plan, dest)?;
+    let identity = Identity::new(plan, options.on_overflow);
+    let entries = match entries(dest) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok(Found::Place { resume: None, replaced: Vec::new() });
+        }
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            return Err(Error::Destination {
+                path: dest.to_owned(),
+                reason: "exists and is not a directory",
+                hint: "give a directory that does not exist yet",
+            });
+        }
+        Err(error) => return Err(Error::create(dest)(error)),
+        Ok(entries) => entries,
+    };
+    let report = fs::read(dest.join(REPORT)).unwrap_or_default();
+    let finished = serde_json::from_slice::<Report>(&report).ok().map(|report| report.identity);
+    let begun = Record::read(&dest.join(STAGING), options.sync)?;
+    let mismatch = |there: &Identity, finished| Error::Mismatch {
+        path: dest.to_owned(),
+        finished,
+        differences: there.differences(&identity),
+    };
+    let same = |there: &Identity| there.differences(&identity).is_empty();
+    if let Some(there) = &finished
+        && !options.overwrite
+        && same(there)
+    {
+        damaged(plan, dest)?;
+        return Ok(Found::Done);
+    }
+    // What a run that began to publish moved is known to be its own, and must be finished.
+    let mut known: HashSet<PathBuf> = HashSet::from([PathBuf::from(REPORT)]);
+    let mut publishing = false;
+    let mut resume = None;
+    if let Some(record) = begun {
+        if !same(&record.identity) && !options.overwrite {
+            return Err(mismatch(&record.identity, false));
+        }
+        if let Some(replaced) = &record.publishing {
+            publishing = same(&record.identity);
+            known.extend(replaced.iter().cloned());
+            known.extend(record.identity.files.iter().map(|file| PathBuf::from(&file.path)));
+        }
+        if same(&record.identity) {
+            resume = Some(Box::new(record));
+        }
+    }
+    if !entries.is_empty() && !publishing {
+        if let (Some(there), false) = (&finished, options.overwrite) {
+            return Err(mismatch(there, true));
+        }
+        if !options.overwrite {
+            return Err(Error::Destination {
+                path: dest.to_owned(),
+                reason: "the destination is not empty",
+                hint: "give a new or empty directory, or --overwrite to replace the model there",
+            });
+        }
+    }
+    if let Some(there) = finished {
+        known.extend(there.files.into_iter().map(|file| PathBuf::from(file.path)));
+    }
+    known.extend(plan.files.iter().map(|file| file.path.clone()));
+    if let Some(stranger) = entries.iter().find(|path| !known.contains(*path)) {
+        return Err(Error::Stranger { path: dest.join(stranger) });
+    }
+    Ok(Found::Place { resume, replaced: entries })
+}
+
+/// The files below `dest` that are there to be seen: not the staging folder, not hidden folders,
+/// and not what a fresh file system has.
+fn entries(dest: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(below) = folders.pop() {
+        for entry in fs::read_dir(dest.join(&below))? {
+            let entry = entry?;
+            let (name, path) = (entry.file_name(), below.join(entry.file_name()));
+            if !entry.file_type()?.is_dir() {
+                found.push(path);
+            } else if !(name.as_encoded_bytes().starts_with(b".")
+                || path == Path::new("lost+found"))
+            {
+                folders.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Fails when a file of a finished result is not what the plan makes of it, as far as lengths and
+/// headers tell.
+fn damaged(plan: &Plan, dest: &Path) -> Result<(), Error> {
+    for file in &plan.files {
+        let path = dest.join(&file.path);
+        let right_length = fs::metadata(&path).is_ok_and(|found| found.len() == file.bytes);
+        let right_header = || match &file.content {
+            Content::Shard { tensors, .. } => Shard::read(&path).is_ok_and(|shard| {
+                tensors.iter().zip(&shard.tensors).all(|(planned, found)| {
+                    (&planned.source.name, &planned.dtype) == (&found.name, &found.dtype)
+                })
+            }),
+            _ => true,
+        };
+        if !right_length || !right_header() {
+            return Err(Error::Damaged { path });
+        }
+    }
+    Ok(())
+}
+
+/// Checks where `dest` is: never the source, never inside it.
+fn check_place(plan: &Plan, dest: &Path) -> Result<(), Error> {
     let refuse = |reason, hint| Err(Error::Destination { path: dest.to_owned(), reason, hint });
     if dest.as_os_str().is_empty() {
         return refuse("the name of the destination is empty", "give a directory");
+    }
+    if plan.files.iter().any(|file| file.path.starts_with(STAGING)) {
+        return refuse(
+            "the source has a file called '.recast', which is what recast calls its own folder",
+            "rename that file, or convert without it",
+        );
     }
     let (existing, missing) = split_at_existing(dest)?;
     if missing.components().any(|part| part == Component::ParentDir) {
@@ -41,27 +192,6 @@ pub fn check(plan: &Plan, dest: &Path) -> Result<(), Error> {
                     refuse("the destination is inside the source", "give a directory outside it")
                 };
             }
-        }
-    }
-    let entries = match fs::read_dir(dest) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            return refuse(
-                "exists and is not a directory",
-                "give a directory that does not exist yet",
-            );
-        }
-        Err(error) => return Err(Error::create(dest)(error)),
-    };
-    for entry in entries {
-        let name = entry.map_err(Error::io("list", dest))?.file_name();
-        // A run that died leaves its staging folder; a fresh ext4 mount has lost+found.
-        if name != STAGING && name != "lost+found" {
-            return refuse(
-                "the destination is not empty",
-                "give a new or empty directory, or empty this one",
-            );
         }
     }
     Ok(())

@@ -2,13 +2,20 @@
 //! publish it.
 
 mod destination;
+mod identity;
+mod job;
+mod journal;
+mod lock;
 mod overflow;
 mod pieces;
 mod publish;
 mod source;
 mod stage;
+mod staging;
 
-pub use destination::check as check_destination;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use destination::{Found, check as check_destination};
 pub use publish::Staged;
 pub use stage::stage;
 
@@ -26,6 +33,17 @@ pub enum OnOverflow {
     Infinity,
     /// Take the largest finite value instead.
     Saturate,
+}
+
+impl OnOverflow {
+    /// Its name as an option.
+    pub fn name(self) -> &'static str {
+        match self {
+            OnOverflow::Error => "error",
+            OnOverflow::Infinity => "inf",
+            OnOverflow::Saturate => "saturate",
+        }
+    }
 }
 
 /// How source files are read.
@@ -50,11 +68,19 @@ pub struct Options {
     pub io: Io,
     /// What to do when finite values become infinite.
     pub on_overflow: OnOverflow,
+    /// Whether a model in the destination may be replaced.
+    pub overwrite: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { threads: None, sync: true, io: Io::Auto, on_overflow: OnOverflow::Error }
+        Options {
+            threads: None,
+            sync: true,
+            io: Io::Auto,
+            on_overflow: OnOverflow::Error,
+            overwrite: false,
+        }
     }
 }
 
@@ -74,4 +100,9 @@ pub struct TensorAudit {
     pub tensor: usize,
     /// What the cast did to it.
     pub audit: Audit,
+}
+
+/// A lock on data that every holder leaves whole, so a panic elsewhere does not matter.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,87 +1,137 @@
-//! Publish: rename the staged files into place, the files that make a directory a model last,
-//! then the report.
+//! Publish: an old model makes way, the staged files are renamed into place, the files that make a
+//! directory a model last, then comes the report. Killed anywhere, the same run done again goes on
+//! from there: every step looks at what is on disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{STAGING, TensorAudit};
-use crate::checkpoint::REPORT;
+use super::staging::Staging;
+use super::{TensorAudit, source};
+use crate::checkpoint::{REPORT, index};
 use crate::error::Error;
 use crate::fs;
-use crate::plan::Plan;
-
-/// The folder below the staging folder that holds a model that failed verification.
-const REJECTED: &str = "rejected";
+use crate::plan::{PIPELINE, Plan};
 
 /// A complete model below `DEST/.recast`, which nobody takes for one yet.
 #[derive(Debug)]
 pub struct Staged {
     plan: Arc<Plan>,
-    dest: PathBuf,
-    /// Directories that did not exist before, the innermost first.
-    created: Vec<PathBuf>,
-    /// How many files of the plan have been renamed into place.
-    published: usize,
+    /// The folder it is in; gone once the model is published, or given up.
+    staging: Option<Staging>,
     sync: bool,
-    /// Whether its files stay although it is not published.
-    rejected: bool,
     /// What the cast did to each tensor that is, or could have been, cast.
     pub audits: Vec<TensorAudit>,
     /// How many threads staged it.
     pub threads: usize,
+    /// Files that an earlier run had staged.
+    pub resumed_files: usize,
+    /// Whether every file is in its place.
+    pub published: bool,
+    /// What the run is, as JSON; the report must hold it as `identity`.
+    pub identity: String,
 }
 
 impl Staged {
-    /// An empty staging folder in `dest`. One that an earlier run left is removed.
-    pub(super) fn create(
-        plan: &Arc<Plan>,
-        dest: &Path,
-        threads: usize,
-        sync: bool,
-    ) -> Result<Staged, Error> {
-        let dest = std::path::absolute(dest).map_err(Error::io("resolve", dest))?;
-        let created = dest.ancestors().take_while(|path| !path.exists()).map(Path::to_owned);
-        let staged = Staged {
+    pub(super) fn new(plan: &Arc<Plan>, staging: Staging, sync: bool, threads: usize) -> Staged {
+        Staged {
             plan: Arc::clone(plan),
-            created: created.collect(),
-            dest,
-            published: 0,
             sync,
-            rejected: false,
+            published: false,
             audits: Vec::new(),
             threads,
-        };
-        fs::remove_tree(&staged.dest.join(STAGING))?;
-        fs::create_dirs(&staged.path())?;
-        Ok(staged)
+            resumed_files: staging.resumed_files(),
+            identity: serde_json::to_string(&staging.identity).expect("strings and numbers"),
+            staging: Some(staging),
+        }
     }
 
     /// The folder that holds the staged model.
+    ///
+    /// # Panics
+    /// When the model is published or given up.
     pub fn path(&self) -> PathBuf {
-        self.dest.join(STAGING).join("staged")
+        self.staging().path()
+    }
+
+    /// Whether an earlier run began to publish, so that files are in their place already.
+    pub fn is_publishing(&self) -> bool {
+        self.staging.as_ref().is_some_and(Staging::is_publishing)
+    }
+
+    fn staging(&self) -> &Staging {
+        self.staging.as_ref().expect("neither published nor given up")
     }
 
     /// Renames every file into place. The last one, which makes the directory a model, only after
     /// all other names are durable.
     ///
     /// # Errors
-    /// When the system refuses; `discard` then takes back what was published.
+    /// When the source is not what it was, or the system refuses; the same run, done again,
+    /// finishes what was begun.
     pub fn publish(&mut self) -> Result<(), Error> {
-        let plan = Arc::clone(&self.plan);
-        let staged = self.path();
-        let mut directories = BTreeSet::from([self.dest.clone()]);
-        for (index, file) in plan.files.iter().enumerate() {
-            let to = self.dest.join(&file.path);
-            for parent in file.path.ancestors().skip(1) {
-                directories.insert(self.dest.join(parent));
+        let staging = self.staging();
+        staging.lock.check()?;
+        if !staging.is_publishing() {
+            for file in &self.plan.files {
+                source::check(file)?;
             }
-            fs::create_dirs(to.parent().unwrap_or(&self.dest))?;
-            if index + 1 == plan.files.len() {
+            staging.begin_publishing()?;
+        }
+        self.move_old_out()?;
+        self.move_new_in()?;
+        self.published = true;
+        Ok(())
+    }
+
+    fn move_old_out(&self) -> Result<(), Error> {
+        let staging = self.staging();
+        let (staged, old) = (staging.path(), staging.old());
+        let planned: HashSet<&Path> =
+            self.plan.files.iter().map(|file| file.path.as_path()).collect();
+        let mut leaving = Vec::new();
+        for path in &staging.replaced {
+            let is_new = planned.contains(path.as_path()) && !staged.join(path).exists();
+            if !is_new && staging.dest.join(path).symlink_metadata().is_ok() {
+                leaving.push(path.as_path());
+            }
+        }
+        // What makes it a model goes first, and each of those for good before anything else does.
+        leaving.sort_by_key(|path| (!decides(path), path.components().count()));
+        let mut directories = BTreeSet::new();
+        for path in leaving {
+            let to = old.join(path);
+            fs::create_dirs(to.parent().unwrap_or(&old))?;
+            // Only after a power cut took a run's unsynced files can there be an older one.
+            fs::remove_file(&to)?;
+            fs::rename(&staging.dest.join(path), &to)?;
+            directories.insert(parent(&staging.dest, path));
+            if decides(path) {
                 self.sync_dirs(&directories)?;
             }
-            fs::rename(&staged.join(&file.path), &to)?;
-            self.published = index + 1;
+        }
+        self.sync_dirs(&directories)?;
+        Ok(())
+    }
+
+    fn move_new_in(&self) -> Result<(), Error> {
+        let staging = self.staging();
+        let (dest, staged) = (&staging.dest, staging.path());
+        let mut directories = BTreeSet::from([dest.clone()]);
+        directories.extend(dest.parent().map(Path::to_owned));
+        directories
+            .extend(staging.created.iter().filter_map(|path| path.parent()).map(Path::to_owned));
+        for (index, file) in self.plan.files.iter().enumerate() {
+            let (from, to) = (staged.join(&file.path), dest.join(&file.path));
+            directories.extend(file.path.ancestors().skip(1).map(|parent| dest.join(parent)));
+            fs::create_dirs(&parent(dest, &file.path))?;
+            if index + 1 == self.plan.files.len() {
+                self.sync_dirs(&directories)?;
+            }
+            // One that is not there any more was renamed before this run went on.
+            if from.exists() {
+                fs::rename(&from, &to)?;
+            }
         }
         self.sync_dirs(&directories)
     }
@@ -91,57 +141,49 @@ impl Staged {
     /// # Errors
     /// When the system refuses; the model is published all the same.
     pub fn finish(&mut self, report: &str) -> Result<(), Error> {
-        let staging = self.dest.join(STAGING);
-        let temporary = staging.join(REPORT);
+        let staging = self.staging();
+        let (dest, temporary) = (staging.dest.clone(), staging.folder.join(REPORT));
+        fs::remove_file(&temporary)?;
         let file = fs::create_new(&temporary)?;
         fs::write_at(&file, &temporary, report.as_bytes(), 0)?;
         if self.sync {
             fs::sync_file(&file, &temporary, report.len() as u64, &|| false)?;
         }
-        fs::rename(&temporary, &self.dest.join(REPORT))?;
-        fs::remove_tree(&staging)?;
-        self.sync_dirs(&BTreeSet::from([self.dest.clone()]))
+        fs::rename(&temporary, &dest.join(REPORT))?;
+        // The model is durable without it; but the staging folder may only go after the report.
+        self.sync_dirs(&BTreeSet::from([dest.clone()]))?;
+        for path in &staging.replaced {
+            for folder in path.ancestors().skip(1).filter(|path| *path != Path::new("")) {
+                fs::remove_empty_dir(&dest.join(folder));
+            }
+        }
+        self.staging.take().map_or(Ok(()), Staging::remove)
     }
 
-    /// Takes everything back: the destination is as it was before. What was rejected stays.
+    /// Gives the staged model up: the destination is as it was before. Once publication has begun
+    /// there is only one way, forward, and this leaves everything for the same run done again.
     ///
     /// # Errors
     /// When the system refuses to remove something.
     pub fn discard(&mut self) -> Result<(), Error> {
-        if self.rejected {
-            return Ok(());
-        }
-        // In reverse, so that what makes it a model goes first.
-        for file in self.plan.files[..self.published].iter().rev() {
-            fs::remove_file(&self.dest.join(&file.path))?;
-        }
-        self.published = 0;
-        for file in &self.plan.files {
-            for parent in file.path.ancestors().skip(1).filter(|path| *path != Path::new("")) {
-                fs::remove_empty_dir(&self.dest.join(parent));
-            }
-        }
-        fs::remove_tree(&self.dest.join(STAGING))?;
-        for directory in &self.created {
-            fs::remove_empty_dir(directory);
-        }
-        Ok(())
+        self.staging.take().map_or(Ok(()), Staging::discard)
     }
 
-    /// Gives the model up for good but leaves its files, for inspection, where no run takes them
-    /// for a staged model; returns where that is.
+    /// Gives the staged model up but leaves its files, for inspection, where no run takes them for
+    /// a staged model; returns where that is.
     ///
     /// # Errors
-    /// When the system refuses; the model is then where it was.
+    /// When the system refuses.
+    ///
+    /// # Panics
+    /// When the model is published or given up.
     pub fn reject(&mut self) -> Result<PathBuf, Error> {
-        let rejected = self.dest.join(STAGING).join(REJECTED);
-        fs::rename(&self.path(), &rejected)?;
-        self.rejected = true;
-        Ok(rejected)
+        self.staging.take().expect("neither published nor given up").reject()
     }
 
-    fn is_published(&self) -> bool {
-        self.published == self.plan.files.len()
+    /// Leaves the staged model where it is: the same run, done again, publishes it.
+    pub fn leave(&mut self) {
+        self.staging = None;
     }
 
     fn sync_dirs(&self, directories: &BTreeSet<PathBuf>) -> Result<(), Error> {
@@ -154,12 +196,13 @@ impl Staged {
     }
 }
 
-/// A staged model that nobody published, however that came about, leaves nothing behind.
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if !self.is_published() {
-            // Nobody is left to tell; `discard` is the way to hear of errors.
-            let _ = self.discard();
-        }
-    }
+fn parent(dest: &Path, path: &Path) -> PathBuf {
+    path.parent().map_or_else(|| dest.to_owned(), |parent| dest.join(parent))
+}
+
+/// Whether a file of an old model is one without which it is none, or its report.
+fn decides(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let whole = [REPORT, PIPELINE].map(Path::new).contains(&path);
+    whole || name == "config.json" || index::is_index(&name)
 }

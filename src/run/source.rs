@@ -1,7 +1,7 @@
 //! A source file being read: through a map whose pages are let go once they are used, or by
 //! positioned reads into a worker's own buffer.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ impl Source {
     /// Opens a file as it was when it was planned.
     pub fn open(planned: &PlannedFile, io: Io) -> Result<Source, Error> {
         let path = planned.location.as_path();
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = fs::open(path).map_err(Error::io("open", path))?;
         let mut source = Source { file, map: None };
         source.check(planned)?;
         fs::will_read_in_order(&source.file);
@@ -41,10 +41,7 @@ impl Source {
     pub fn check(&self, planned: &PlannedFile) -> Result<(), Error> {
         let path = planned.location.as_path();
         let found = self.file.metadata().map_err(Error::io("read", path))?;
-        if (found.len(), found.modified().ok()) != (planned.source_bytes, planned.source_modified) {
-            return Err(Error::Changed { path: path.to_owned() });
-        }
-        Ok(())
+        unchanged(planned, &found)
     }
 
     /// `bytes` bytes from `start`, read into `buffer` where there is no map.
@@ -89,6 +86,19 @@ impl Source {
             map.let_go(start as usize, bytes);
         }
     }
+}
+
+/// Fails when the file at a planned file's place is not the one that was planned.
+pub fn check(planned: &PlannedFile) -> Result<(), Error> {
+    let path = planned.location.as_path();
+    unchanged(planned, &std::fs::metadata(path).map_err(Error::io("read", path))?)
+}
+
+fn unchanged(planned: &PlannedFile, found: &Metadata) -> Result<(), Error> {
+    if fs::Identity::of(found) == planned.source {
+        return Ok(());
+    }
+    Err(Error::Changed { path: planned.location.clone() })
 }
 
 /// A source that ends too early was cut short since it was planned.

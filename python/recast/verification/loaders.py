@@ -30,7 +30,10 @@ class Loader(Protocol):
     """A way to load the result below `root`."""
 
     def predict(self) -> tuple[list[Allocation], memory.Memory]:
-        """What loading will leave on a GPU: each tensor once, in order, and the total."""
+        """What loading will leave on a GPU: each tensor once, in order, and the total.
+
+        Raises `LoadError` where that can be seen beforehand.
+        """
 
     def load(self) -> Any:
         """Loads the model onto the device; the result keeps it alive. Raises `LoadError`."""
@@ -113,8 +116,11 @@ class Transformers:
         import torch
 
         dtype = self.config.dtype or self._first_float()
-        with torch.device("meta"):
-            model = self.model_class._from_config(self.config, dtype=dtype)
+        try:
+            with torch.device("meta"):
+                model = self.model_class._from_config(self.config, dtype=dtype)
+        except Exception as error:
+            raise LoadError(f"transformers cannot build the model: {error}") from error
         return foretell(model, dtype)
 
     def _first_float(self) -> "torch.dtype":
@@ -127,6 +133,8 @@ class Transformers:
 
     def load(self) -> Any:
         """See `Loader`."""
+        import torch
+
         options: dict[str, Any] = {"dtype": "auto", "local_files_only": True}
         options["output_loading_info"] = True
         if self.device != "cpu":
@@ -141,7 +149,10 @@ class Transformers:
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         try:
             self.model, self.info = self.model_class.from_pretrained(self.root, **options)
-        except (OSError, RuntimeError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Models raise whatever their code raises for a config or a weight that is wrong.
             raise LoadError(f"transformers cannot load the model: {error}") from error
         finally:
             del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]

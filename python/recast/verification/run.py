@@ -6,6 +6,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,28 +81,49 @@ def verify(
     return run.finish(started, LOADERS[loader], loader, blocks, seed, progress)
 
 
-def verify_staged(planned: Plan, staged: Staged, *, on_overflow: str, device: str) -> Verification:
+def verify_staged(
+    planned: Plan, staged: Staged, dest: str | os.PathLike[str], on_overflow: str, device: str
+) -> Verification:
     """Compares every value of a staged model, with safetensors, on a device `choose_device` gave.
 
-    One that fails is given up: `staged.publish` must not be called after the `VerificationError`,
-    whose message names the folder its files stay in.
+    Raises `VerificationError` for one that fails, which is then given up: its files stay in the
+    folder that the message names, and no run publishes them.
     """
-    started = time.perf_counter()
-    root, problems = Path(staged.path), list[str]()
-    headers = structure.read_headers(root, problems)
-    promise = Promise(planned, planned.to, on_overflow, exact=True)
-    run = _Run(promise, root, headers, device, problems, [])
-    found = run.finish(started, Safetensors, "safetensors", None, 0, None)
+    found = _verify_all(planned, Path(staged.path), on_overflow, device)
     if not found.passed:
         rejected = staged.reject()
-        failures = "\n  ".join(shown(found.failures()))
         raise VerificationError(
             f"the result failed verification and was not published; it is in {rejected}:\n"
-            f"  {failures}",
+            f"{_failures(found)}",
             f"`recast verify {planned.source} {rejected} --full` shows it again; "
             "the next run removes it",
         )
+    return replace(found, dest=os.fspath(dest))
+
+
+def verify_published(
+    planned: Plan, dest: str | os.PathLike[str], on_overflow: str, device: str
+) -> Verification:
+    """The same for a result that is published already. Raises `VerificationError`."""
+    found = _verify_all(planned, Path(dest), on_overflow, device)
+    if not found.passed:
+        raise VerificationError(
+            f"{os.fspath(dest)} was published before, and failed verification:\n{_failures(found)}",
+            "--overwrite makes it again",
+        )
     return found
+
+
+def _verify_all(planned: Plan, root: Path, on_overflow: str, device: str) -> Verification:
+    started, problems = time.perf_counter(), list[str]()
+    headers = structure.read_headers(root, problems)
+    promise = Promise(planned, planned.to, on_overflow, exact=True)
+    run = _Run(promise, root, headers, device, problems, [])
+    return run.finish(started, Safetensors, "safetensors", None, 0, None)
+
+
+def _failures(found: Verification) -> str:
+    return "\n".join(f"  {text}" for text in shown(found.failures()))
 
 
 def choose_device(device: str) -> str:
@@ -150,9 +172,9 @@ def _find_promise(source: str, root: Path, headers: Headers) -> tuple[Promise, l
     checkpoint = Checkpoint.open(source)
     try:
         report = json.loads((root / REPORT_NAME).read_text(encoding="utf-8"))
-        options = report["options"]
+        options = report["identity"]["options"]
         keep, auto_keep = list(options["keep"]), bool(options["auto_keep"])
-        plan = checkpoint.plan(report["to"], keep, auto_keep)
+        plan = checkpoint.plan(options["to"], keep, auto_keep)
         return Promise(plan, plan.to, str(options["on_overflow"]), exact=True), []
     except FileNotFoundError:
         why = f"there is no {REPORT_NAME}"
@@ -206,9 +228,9 @@ class _Run:
         import torch
 
         self.problems += structure.check(self.promise, self.root, self.headers)
-        loader = loader_class(self.root, self.headers, self.device)
         try:
-            found_memory = self._load(loader)
+            loader = self._loader(loader_class)
+            found_memory = loader and self._load(loader)
             tensors, checked, mismatches = self._compare(loader, samples, seed, progress)
         except torch.OutOfMemoryError as error:
             raise VerificationError(
@@ -227,18 +249,28 @@ class _Run:
             values_checked=checked,
             mismatches=mismatches,
             problems=self.problems,
-            notes=self.notes + (loader.notes() if found_memory else []),
-            memory=found_memory,
+            notes=self.notes + (loader.notes() if loader and found_memory else []),
+            memory=found_memory or None,
             seconds=time.perf_counter() - started,
         )
+
+    def _loader(self, loader_class: Callable[[Path, Headers, str], Loader]) -> Loader | None:
+        """The loader; `None` where what is wrong with the structure stands in its way."""
+        try:
+            return loader_class(self.root, self.headers, self.device)
+        except InputError as error:
+            if not self.problems:
+                raise
+            self.problems.append(error.message)
+            return None
 
     def _load(self, loader: Loader) -> dict[str, dict[str, int | None]] | None:
         """Loads the model and holds its memory against the prediction; `None` where it cannot."""
         import torch
 
-        predicted, expected = loader.predict()
         measured = None
         try:
+            predicted, expected = loader.predict()
             if self.device == "cpu":
                 loader.load()
             else:
@@ -256,11 +288,11 @@ class _Run:
             )
         return {
             name: {"expected": getattr(expected, name), "measured": getattr(measured, name, None)}
-            for name in expected._fields
+            for name in ("requested", "allocated", "reserved")
         }
 
     def _compare(
-        self, loader: Loader, samples: int | None, seed: int, progress: Progress | None
+        self, loader: Loader | None, samples: int | None, seed: int, progress: Progress | None
     ) -> tuple[int, int, list[dict[str, Any]]]:
         """Compares the values; how many tensors and values, and the mismatches."""
         reader, files = values.Reader(self.device), values.Reader(self.device)
@@ -281,7 +313,7 @@ class _Run:
                 reader,
                 self.promise.source_file(file),
                 entry,
-                self._found(loader.find((file, name)), files, (file, name)),
+                self._found(loader.find((file, name)) if loader else None, files, (file, name)),
                 wanted,
                 stored=there.dtype,
                 on_overflow=self.promise.on_overflow,

@@ -1,0 +1,207 @@
+//! The journal of a run, `DEST/.recast/journal`: what the run is, which files are staged whole,
+//! and whether publication has begun. A line each, so that a torn last one harms no other.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::held as lock;
+use super::identity::Identity;
+use super::lock::boot;
+use super::staging::FileAudits;
+use crate::error::Error;
+use crate::fs;
+
+const NAME: &str = "journal";
+
+/// A line of the journal.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line {
+    /// The first: what the run is.
+    Run { identity: Identity },
+    /// The file at this position of the plan is staged, whole and durable; or, when `boot` names
+    /// this start of the machine, whole until the next.
+    Staged { file: usize, boot: Option<String>, audits: FileAudits },
+    /// The first rename may have happened; these files of an old model make way.
+    Publishing { replaced: Vec<PathBuf> },
+}
+
+/// What a journal says.
+#[derive(Debug)]
+pub struct Record {
+    /// What the run is.
+    pub identity: Identity,
+    /// For every file of the plan, when it is staged, what the casts did to its tensors.
+    pub staged: Vec<Option<FileAudits>>,
+    /// When publication has begun, the files of an old model that make way.
+    pub publishing: Option<Vec<PathBuf>>,
+}
+
+impl Record {
+    /// What the journal in a staging folder says; nothing when there is none, or none that could
+    /// be written to its first line's end. A run that syncs does not rely on files that an earlier
+    /// one did not.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn read(staging: &Path, sync: bool) -> Result<Option<Record>, Error> {
+        let path = staging.join(NAME);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        // A line that does not parse was torn when its run died; what it said is done again.
+        let mut lines = bytes.split(|byte| *byte == b'\n').map(serde_json::from_slice::<Line>);
+        let Some(Ok(Line::Run { identity })) = lines.next() else { return Ok(None) };
+        let staged = vec![None; identity.files.len()];
+        let mut record = Record { identity, staged, publishing: None };
+        let here = boot();
+        let holds = |boot: &Option<String>| match boot {
+            None => true,
+            Some(boot) => !sync && !boot.is_empty() && *boot == here,
+        };
+        for line in lines.flatten() {
+            match line {
+                Line::Run { .. } => {}
+                Line::Staged { file, boot, audits } => {
+                    if let (Some(slot), true) = (record.staged.get_mut(file), holds(&boot)) {
+                        *slot = Some(audits);
+                    }
+                }
+                Line::Publishing { replaced } => record.publishing = Some(replaced),
+            }
+        }
+        Ok(Some(record))
+    }
+}
+
+/// A journal being written.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    sync: bool,
+    file: Mutex<(File, u64)>,
+    staged: Mutex<HashSet<usize>>,
+    publishing: AtomicBool,
+}
+
+impl Journal {
+    /// A new journal in a staging folder that has none.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create(staging: &Path, identity: &Identity, sync: bool) -> Result<Journal, Error> {
+        let path = staging.join(NAME);
+        let first = line(&Line::Run { identity: identity.clone() });
+        let file = fs::create_new(&path)?;
+        fs::write_at(&file, &path, &first, 0)?;
+        let journal = Journal::new(path, sync, (file, first.len() as u64));
+        journal.sync()?;
+        if sync {
+            fs::sync_dir(staging)?;
+        }
+        Ok(journal)
+    }
+
+    /// The journal in a staging folder, which says `record`, to write more into it. `resumed` is
+    /// what of it still holds.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn open(
+        staging: &Path,
+        sync: bool,
+        record: &Record,
+        resumed: &[Option<FileAudits>],
+    ) -> Result<Journal, Error> {
+        let path = staging.join(NAME);
+        let file = fs::open_own(&path)?;
+        let bytes = file.metadata().map_err(Error::io("read", &path))?.len();
+        // The last line may be torn; what follows starts a new one.
+        fs::write_at(&file, &path, b"\n", bytes)?;
+        let journal = Journal::new(path, sync, (file, bytes + 1));
+        let files = (0..resumed.len()).filter(|file| resumed[*file].is_some());
+        *lock(&journal.staged) = files.collect();
+        journal.publishing.store(record.publishing.is_some(), Ordering::Relaxed);
+        Ok(journal)
+    }
+
+    fn new(path: PathBuf, sync: bool, file: (File, u64)) -> Journal {
+        let (staged, publishing) = (Mutex::default(), AtomicBool::new(false));
+        Journal { path, sync, file: Mutex::new(file), staged, publishing }
+    }
+
+    /// Removes the journal of a staging folder.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn remove(staging: &Path) -> Result<(), Error> {
+        fs::remove_file(&staging.join(NAME))
+    }
+
+    /// Whether it notes anything that the same run, done again, would not have to do.
+    pub fn has_work(&self) -> bool {
+        self.is_publishing() || !lock(&self.staged).is_empty()
+    }
+
+    /// Whether it notes that a file is staged.
+    pub fn has(&self, file: usize) -> bool {
+        lock(&self.staged).contains(&file)
+    }
+
+    /// Whether publication has begun.
+    pub fn is_publishing(&self) -> bool {
+        self.publishing.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a file is staged. Not synced: a line that a power cut takes costs work, no more.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn staged(&self, file: usize, audits: &FileAudits) -> Result<(), Error> {
+        let boot = if self.sync { None } else { Some(boot()) };
+        self.append(&Line::Staged { file, boot, audits: audits.clone() })?;
+        lock(&self.staged).insert(file);
+        Ok(())
+    }
+
+    /// Notes that publication begins.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn publishing(&self, replaced: &[PathBuf]) -> Result<(), Error> {
+        // From here on, also when noting it fails: what the line says may be on the disk.
+        self.publishing.store(true, Ordering::Relaxed);
+        self.append(&Line::Publishing { replaced: replaced.to_vec() })?;
+        self.sync()
+    }
+
+    fn append(&self, entry: &Line) -> Result<(), Error> {
+        let text = line(entry);
+        let mut guard = lock(&self.file);
+        let (file, end) = &mut *guard;
+        fs::write_at(file, &self.path, &text, *end)?;
+        *end += text.len() as u64;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        let guard = lock(&self.file);
+        if self.sync {
+            fs::sync_file(&guard.0, &self.path, 0, &|| false)?;
+        }
+        Ok(())
+    }
+}
+
+fn line(entry: &Line) -> Vec<u8> {
+    let mut text = serde_json::to_vec(entry).expect("strings, numbers and lists");
+    text.push(b'\n');
+    text
+}
