@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -99,5 +101,32 @@ def recast_process(*arguments: object, **options: Any) -> "subprocess.CompletedP
 
 def environment(**changes: str) -> dict[str, str]:
     hidden = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "RECAST_SIMD"}
+    hidden |= {"LANG", "LC_ALL", "LC_CTYPE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
     kept = {key: value for key, value in os.environ.items() if key not in hidden}
     return {**kept, "PYTHONUTF8": "1", **changes}
+
+
+def on_terminal(command: list[str], *, stdout: bool = False, **changes: str) -> tuple[str, str]:
+    """Runs `command` with stderr, or all output, on a terminal; what it drew, and its stdout."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recast", *command],
+        stdout=theirs if stdout else subprocess.PIPE,
+        stderr=theirs,
+        env=environment(TERM="xterm-256color", **changes),
+    )
+    os.close(theirs)
+    drawn = b""
+    while True:
+        ready, _, _ = select.select([ours], [], [], 30)
+        try:
+            part = os.read(ours, 65536) if ready else b""
+        except OSError:  # Linux's way to say that the other end is closed.
+            part = b""
+        if not part:
+            break
+        drawn += part
+    os.close(ours)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, drawn
+    return drawn.decode(), (printed or b"").decode()

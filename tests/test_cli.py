@@ -2,9 +2,7 @@
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -17,7 +15,7 @@ import click
 import pytest
 import recast
 from recast.cli import cli
-from support import environment, files, raw_bytes, raw_header, recast_process, tree
+from support import environment, files, on_terminal, raw_bytes, raw_header, recast_process, tree
 
 ROOT = Path(__file__).parents[1]
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
@@ -47,6 +45,7 @@ INSPECT: dict[str, Any] = {
     "parameters": int,
     "bytes": int,
     "dtypes": {"F32": {"tensors": int, "parameters": int, "bytes": int}},
+    "groups": list,
     "gpu_memory": {"fp32": MEMORY, "fp16": MEMORY, "bf16": MEMORY, "as_stored": MEMORY},
     "device": (dict, type(None)),
 }
@@ -209,7 +208,13 @@ def test_the_version_is_the_packages(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["inspect", "{model}"], ["convert", "{model}", "out", "--to", "bf16"]]
+    "arguments",
+    [
+        ["--help"],
+        ["inspect", "{model}"],
+        ["convert", "{model}", "out", "--to", "bf16"],
+        ["bits", "3.14"],
+    ],
 )
 def test_no_command_imports_torch_or_transformers(
     arguments: list[str], model: Path, tmp_path: Path
@@ -225,32 +230,6 @@ def test_no_command_imports_torch_or_transformers(
     )
     command = [sys.executable, "-c", code]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment())
-
-
-def on_terminal(command: list[str], *, stdout: bool = False, **changes: str) -> tuple[str, str]:
-    """Runs `command` with stderr, or all output, on a terminal; what it drew, and its stdout."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recast", *command],
-        stdout=theirs if stdout else subprocess.PIPE,
-        stderr=theirs,
-        env=environment(TERM="xterm-256color", **changes),
-    )
-    os.close(theirs)
-    drawn = b""
-    while True:
-        ready, _, _ = select.select([ours], [], [], 30)
-        try:
-            part = os.read(ours, 65536) if ready else b""
-        except OSError:  # Linux's way to say that the other end is closed.
-            part = b""
-        if not part:
-            break
-        drawn += part
-    os.close(ours)
-    printed, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, drawn
-    return drawn.decode(), (printed or b"").decode()
 
 
 def test_progress_is_drawn_on_a_terminal_and_data_stays_plain(model: Path, tmp_path: Path) -> None:

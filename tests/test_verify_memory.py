@@ -127,12 +127,12 @@ def test_memory_after_a_warm_up_is_foretold(seed: int) -> None:
     found = checker.measure(
         allocator, DEVICE, allocator.allocate, _warmed(allocator, warm_up, sizes)
     )
-    assert loaders.predict_after_warm_up(sizes, warm_up) == found[1]
+    assert memory.predict(sizes, warm_up=warm_up) == found[1]
 
 
 def _warmed(allocator: Allocator, warm_up: int, sizes: list[int]) -> Callable[[], list[Handle]]:
     def warmed() -> list[Handle]:
-        allocator.allocate(warm_up // 2 * 2)
+        allocator.allocate(warm_up)
         return load(allocator, sizes)()
 
     return warmed

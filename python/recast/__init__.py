@@ -34,7 +34,8 @@ from recast.errors import (
     UsageError,
     VerificationError,
 )
-from recast.report import Inspection, Report
+from recast.inspection import Inspection
+from recast.report import Report
 from recast.verification import Verification, verify
 
 __all__ = [

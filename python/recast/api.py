@@ -10,7 +10,8 @@ from recast import memory
 from recast._core import Checkpoint, Plan
 from recast.array import check_policy, float_name
 from recast.errors import InputError, OutputError, UsageError, VerificationError
-from recast.report import Inspection, Report, exactness
+from recast.inspection import Inspection, exactness, groups
+from recast.report import Report
 from recast.verification import run as verification
 
 Path = str | os.PathLike[str]
@@ -145,8 +146,9 @@ def convert(
 def inspect(path: Path) -> Inspection:
     """What `path`, a `.safetensors` file or a directory that holds some, is made of.
 
-    Gives dtypes, parameters and bytes, and the memory the model takes on a GPU as it is stored
-    and in each dtype recast converts to. Reads headers only. Raises `InputError`.
+    Gives parameters and bytes, by dtype and by part of the model, and the memory the model takes
+    on a GPU as it is stored and in each dtype recast converts to, with the settings that
+    `PYTORCH_CUDA_ALLOC_CONF` gives PyTorch's allocator. Reads headers only. Raises `InputError`.
     """
     checkpoint = Checkpoint.open(os.fspath(path))
     tensors = checkpoint.tensors
@@ -156,11 +158,14 @@ def inspect(path: Path) -> Inspection:
         row["tensors"] += 1
         row["parameters"] += tensor.elements
         row["bytes"] += tensor.bytes
-    gpu_memory = {"as_stored": memory.predict(tensor.bytes for tensor in tensors)._asdict()}
-    notes = exactness(checkpoint)
+    settings, allocator_notes = memory.settings()
+    keywords = settings._asdict()
+    sizes = (tensor.bytes for tensor in tensors)
+    gpu_memory = {"as_stored": memory.predict(sizes, **keywords)._asdict()}
+    notes = exactness(checkpoint) + allocator_notes
     if checkpoint.quantized is None:
         for to in ("fp32", "fp16", "bf16"):
-            gpu_memory[to] = memory.predict(checkpoint.plan(to).tensor_bytes)._asdict()
+            gpu_memory[to] = memory.predict(checkpoint.plan(to).tensor_bytes, **keywords)._asdict()
     else:
         notes.append(
             f"the checkpoint is quantised ({checkpoint.quantized}): recast does not convert it, "
@@ -173,17 +178,9 @@ def inspect(path: Path) -> Inspection:
         parameters=sum(row["parameters"] for row in dtypes.values()),
         bytes=sum(row["bytes"] for row in dtypes.values()),
         dtypes=dtypes,
+        groups=groups(tensors),
         gpu_memory=gpu_memory,
         device=memory.device(),
         notes=notes,
-        tensor_list=[
-            {
-                "name": tensor.name,
-                "dtype": tensor.dtype,
-                "shape": tensor.shape,
-                "bytes": tensor.bytes,
-                "file": tensor.file,
-            }
-            for tensor in tensors
-        ],
+        stored=tensors,
     )

@@ -36,14 +36,15 @@ def cli(context: click.Context) -> None:
     recast inspect model                      what it is made of; does it fit on the GPU
     recast convert model model-bf16 --to bf16
     recast verify model model-bf16            is the result what it should be
+    recast bits 3.14                          one value, bit by bit, and how a cast rounds it
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(UsageError.exit_code)
 
 
-def _target(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    return float_name(value)
+def _target(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else float_name(value)
 
 
 @cli.command()
@@ -132,14 +133,14 @@ def convert(
 
     if dry_run:
         planned = api.plan(source, to=to, keep=keep, auto_keep=not no_auto_keep)
-        api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
+        done = api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
         if as_json:
-            _print(report.json_text(report.plan_json(planned, dest)))
+            _print(report.json_text(report.plan_json(planned, dest, already_done=done)))
         elif not quiet:
-            _print(report.plan_text(planned, dest))
+            _print(report.plan_text(planned, dest, already_done=done))
         return
     with _progress(sys.stderr.isatty() and not (quiet or as_json)) as progress:
-        done = api.convert(
+        finished = api.convert(
             source,
             dest,
             to=to,
@@ -154,9 +155,9 @@ def convert(
             progress=progress,
         )
     if as_json:
-        _print(done.to_json())
+        _print(finished.to_json())
     elif not quiet:
-        _print(report.report_text(done))
+        _print(report.report_text(finished))
 
 
 @cli.command()
@@ -170,15 +171,56 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
     recast inspect model
     recast inspect model/model.safetensors --tensors | grep norm
     """
-    from recast import api, report
+    import gc
 
+    from recast import api
+    from recast.inspection import inspection_text, tensors_text
+
+    # A hundred thousand tensors are no garbage, and looking at them again and again takes time.
+    gc.disable()
     inspection = api.inspect(path)
     if as_json:
         _print(inspection.to_json(tensor_list=tensors))
     elif tensors:
-        _print(report.tensors_text(inspection))
+        _print(tensors_text(inspection))
     else:
-        _print(report.inspection_text(inspection))
+        _print(inspection_text(inspection))
+
+
+# A negative number is not an option, and no option begins with a single dash.
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("value")
+@click.option(
+    "--from",
+    "source",
+    default="fp32",
+    show_default=True,
+    callback=_target,
+    metavar="fp32|fp16|bf16",
+    help="The dtype that holds the value.",
+)
+@click.option(
+    "--to",
+    callback=_target,
+    metavar="fp32|fp16|bf16",
+    help="The dtype to cast it to; default: both others.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
+    """Show the bits of VALUE, and how a cast rounds it.
+
+    VALUE is a decimal number, inf, nan, or all bits of the dtype in hexadecimal.
+
+    \b
+    recast bits 3.14
+    recast bits -65520 --to fp16
+    recast bits 0x4248 --from fp16
+    """
+    from recast.bits import bits_json, bits_text
+    from recast.rounding import FORMATS
+
+    targets = [name for name in ([to] if to else FORMATS) if name != source]
+    _print((bits_json if as_json else bits_text)(value, source, targets))
 
 
 @cli.command()
@@ -276,7 +318,7 @@ def _print(text: str) -> None:
 
 
 def _complain(message: str, hint: str | None = None, notes: Sequence[str] = ()) -> None:
-    from recast.report import plain
+    from recast.terminal import plain
 
     # The messages of the core can have several lines: one for each tensor, for example.
     lines = ["error: " + "\n".join(plain(line) for line in message.splitlines())]

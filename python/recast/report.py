@@ -1,22 +1,19 @@
 """What recast reports: as data, and in a few words, warnings first, readable without colour."""
 
-import io
 import json
 import os
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recast import memory
-from recast._core import Checkpoint, Plan, Staged
+from recast._core import Plan, Staged
+from recast.terminal import counted, grid, plain, render, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "recast.json"
-# A CUDA context takes about this much, and no counter of PyTorch's shows it.
-CONTEXT = 512 << 20
 
 
 def summary(plan: Plan, dest: str) -> dict[str, Any]:
@@ -43,7 +40,7 @@ def summary(plan: Plan, dest: str) -> dict[str, Any]:
     }
 
 
-def plan_json(plan: Plan, dest: str) -> dict[str, Any]:
+def plan_json(plan: Plan, dest: str, *, already_done: bool) -> dict[str, Any]:
     """The object `convert --dry-run --json` prints: the summary, and every file's exact size."""
     files = [
         {
@@ -54,7 +51,7 @@ def plan_json(plan: Plan, dest: str) -> dict[str, Any]:
         }
         for file in plan.files
     ]
-    head = {"schema_version": SCHEMA_VERSION, "dry_run": True}
+    head = {"schema_version": SCHEMA_VERSION, "dry_run": True, "already_done": already_done}
     return {**head, **summary(plan, dest), "planned_files": files}
 
 
@@ -163,89 +160,12 @@ class Report:
         return json_text({"schema_version": fields.pop("schema_version"), **fields})
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What a checkpoint is made of. `to_json()` is what `inspect --json` prints.
-
-    Sizes are in bytes; `dtypes` has safetensors' names as keys.
-    """
-
-    path: str
-    files: int
-    """Shards: files that hold tensors."""
-    tensors: int
-    parameters: int
-    """Elements of all tensors."""
-    bytes: int
-    """Tensor data, without headers."""
-    dtypes: dict[str, dict[str, int]]
-    """`{dtype: {tensors, parameters, bytes}}`."""
-    gpu_memory: dict[str, dict[str, int]]
-    """`{as_stored|fp32|fp16|bf16: {requested, allocated, reserved}}`, the built-in keep list
-    respected. A quantised checkpoint has only `as_stored`."""
-    device: dict[str, Any] | None
-    """`{name, free, total}` of the first GPU, when there is one."""
-    notes: list[str]
-    tensor_list: list[dict[str, Any]] = field(repr=False)
-    """`{name, dtype, shape, bytes, file}` of every tensor."""
-    schema_version: int = SCHEMA_VERSION
-
-    def to_json(self, *, tensor_list: bool = False) -> str:
-        """The inspection as one JSON object, ASCII only, with `tensor_list` when asked for."""
-        fields = dict(vars(self))
-        if not tensor_list:
-            del fields["tensor_list"]
-        return json_text({"schema_version": fields.pop("schema_version"), **fields})
-
-
 def json_text(value: dict[str, Any]) -> str:
     """`value` as indented JSON without NaN or infinity, which JSON does not have."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def exactness(checkpoint: Checkpoint) -> list[str]:
-    """A sentence on what the conversion that made `checkpoint` kept of the values.
-
-    Empty where there is no `recast.json`, or where it is not about the tensors that are there.
-    """
-    path = os.path.join(checkpoint.path, REPORT_NAME)
-    if not os.path.isfile(path):
-        return []
-    with open(path, encoding="utf-8") as file:
-        try:
-            report = json.load(file)
-        except ValueError as error:
-            return [f"{REPORT_NAME} is not valid JSON: {error}"]
-    audit = report.get("audit") if isinstance(report, dict) else None
-    audits = audit.get("tensors") if isinstance(audit, dict) else None
-    if not isinstance(audits, list) or not all(isinstance(row, dict) for row in audits):
-        return []
-    stored = {(tensor.file, tensor.name) for tensor in checkpoint.tensors}
-    audited = {(str(row.get("file")), str(row.get("name"))) for row in audits}
-    if not audits or not audited <= stored or not all(row.get("exact") is True for row in audits):
-        return []
-    return [
-        f"converted without loss: all {len(audits)} cast tensors are exactly representable "
-        f"in {report.get('to')}"
-    ]
-
-
-def plain(text: str) -> str:
-    """`text` with control characters escaped: a tensor's name must not steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def size(count: int) -> str:
-    """A number of bytes in binary units: `12.55 GiB`."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
-        value /= 1024
-    return f"{value:.2f} TiB"
-
-
-def plan_text(plan: Plan, dest: str) -> str:
+def plan_text(plan: Plan, dest: str, *, already_done: bool) -> str:
     """What `convert --dry-run` prints: the plan, and each file's size before and after."""
     facts = summary(plan, dest)
     files = [
@@ -253,7 +173,8 @@ def plan_text(plan: Plan, dest: str) -> str:
         for file in plan.files
     ]
     rows = [*_plan_rows(facts), ("files", f"{len(files)}, in the order they are written"), *files]
-    return _text(*_warnings(facts["warnings"]), _title(facts, "plan: "), _rows(rows))
+    done = ["already done; nothing would be written"] * already_done
+    return render(*done, *_warnings(facts["warnings"]), _title(facts, "plan: "), grid(rows))
 
 
 def report_text(report: Report) -> str:
@@ -266,13 +187,13 @@ def report_text(report: Report) -> str:
     ]
     if (found := report.verification) is not None:
         values = f"{found['values_checked']:,} values"
-        tensors = _count(found["tensors_checked"], "tensor")
+        tensors = counted(found["tensors_checked"], "tensor")
         text = f"{values} in {tensors} on {found['device']}, in {found['seconds']:.2f} s"
         rows.append(("verified", text))
     if report.already_done:
-        return _text("already done; nothing was written", _title(facts), _rows(rows))
+        return render("already done; nothing was written", _title(facts), grid(rows))
     if report.resumed_files:
-        rows.append(("resumed", f"{_count(report.resumed_files, 'file')} staged before"))
+        rows.append(("resumed", f"{counted(report.resumed_files, 'file')} staged before"))
     rows.append(
         (
             "time",
@@ -280,66 +201,7 @@ def report_text(report: Report) -> str:
             f"{report.bytes_written / seconds / 1e9:.2f} GB/s written",
         )
     )
-    return _text(*_warnings(report.warnings), _title(facts), _rows(rows))
-
-
-def inspection_text(inspection: Inspection) -> str:
-    """What `inspect` prints."""
-    rows = [
-        ("shards", f"{inspection.files:,}"),
-        ("tensors", f"{inspection.tensors:,}"),
-        ("parameters", f"{inspection.parameters:,}"),
-        ("size", f"{size(inspection.bytes)} ({inspection.bytes:,} bytes)"),
-    ]
-    rows += [
-        (plain(name), f"{size(row['bytes'])} in {_count(row['tensors'], 'tensor')}")
-        for name, row in inspection.dtypes.items()
-    ]
-    gpu = inspection.device
-    if gpu is None:
-        title = "GPU memory (PyTorch)"
-    else:
-        title = f"GPU memory (PyTorch), on {plain(gpu['name'])} with {size(gpu['free'])} free"
-    needs = [
-        (
-            name.replace("_", " "),
-            f"{size(need['allocated'])} allocated, {size(need['reserved'])} reserved"
-            + (f": {_fit(need['reserved'], gpu['free'])}" if gpu else ""),
-        )
-        for name, need in inspection.gpu_memory.items()
-    ]
-    notes = [f"note: {plain(note)}" for note in inspection.notes]
-    return _text(plain(inspection.path), _rows(rows), title, _rows(needs), *notes)
-
-
-def tensors_text(inspection: Inspection) -> str:
-    """What `inspect --tensors` prints: a tensor a line, never folded, so that grep finds it."""
-    lines = [
-        (
-            plain(tensor["name"]),
-            plain(tensor["dtype"]),
-            "[" + ",".join(str(extent) for extent in tensor["shape"]) + "]",
-            str(tensor["bytes"]),
-            plain(tensor["file"]),
-        )
-        for tensor in inspection.tensor_list
-    ]
-    widths = [max((len(line[column]) for line in lines), default=0) for column in range(4)]
-    return "".join(
-        "  ".join(part.ljust(width) for part, width in zip(line[:4], widths, strict=True))
-        + f"  {line[4]}\n"
-        for line in lines
-    )
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
-def _fit(need: int, free: int) -> str:
-    if need + CONTEXT <= free:
-        return "fits"
-    return "a tight fit" if need <= free else "does not fit"
+    return render(*_warnings(report.warnings), _title(facts), grid(rows))
 
 
 def _plan_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -365,7 +227,7 @@ def _audit(report: Report) -> str:
         (audit["nan"], "NaN in the source"),
         (audit["inf"], "infinite in the source"),
     ]
-    parts = [f"{_count(count, 'value')} {what}" for count, what in counts if count]
+    parts = [f"{counted(count, 'value')} {what}" for count, what in counts if count]
     inexact = audit["inexact_tensors"]
     if inexact:
         parts.append(f"{inexact:,} of {len(report.tensor_audits):,} cast tensors were rounded")
@@ -386,33 +248,3 @@ def _title(facts: dict[str, Any], prefix: str = "") -> "RenderableType":
     return Text(
         plain(f"{prefix}{facts['source']} -> {facts['dest']} in {facts['to']}"), style="bold"
     )
-
-
-def _rows(rows: list[tuple[str, str]]) -> "RenderableType":
-    from rich.table import Table
-
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, value in rows:
-        grid.add_row(f"  {label}", value)
-    return grid
-
-
-def _text(*parts: "RenderableType") -> str:
-    from rich.console import Console
-
-    terminal = sys.stdout.isatty()
-    text = io.StringIO()
-    console = Console(
-        file=text,
-        force_terminal=terminal,
-        # A pipe has no width; lines are only ever folded for a terminal.
-        width=None if terminal else 10_000,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-    for part in parts:
-        console.print(part)
-    return "".join(f"{line.rstrip(' ')}\n" for line in text.getvalue().split("\n")[:-1])

@@ -4,7 +4,6 @@ A loader knows beforehand what it will allocate, and in which order.
 """
 
 import os
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -63,7 +62,8 @@ class Safetensors:
             for name, entry in entries.items()
             if entry.dtype not in UNLOADABLE
         ]
-        return entries, memory.predict(entry.bytes for entry in entries)
+        sizes = (entry.bytes for entry in entries)
+        return entries, memory.predict(sizes, **memory.settings()[0]._asdict())
 
     def load(self) -> "dict[Key, torch.Tensor]":
         """See `Loader`. On a CPU the tensors are the mapped file."""
@@ -225,39 +225,10 @@ def foretell(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], memory
         kept = keep and re.search(keep, name)
         entries.append(Allocation(name, tensor.numel() * 4 if kept else tensor.nbytes))
     entries += [Allocation(name, tensor.nbytes) for name, tensor in named if name in transient]
-    warm_up = sum(tensor.nbytes for _, tensor in stored)
-    return entries, predict_after_warm_up([entry.bytes for entry in entries], warm_up)
-
-
-def predict_after_warm_up(sizes: Sequence[int], warm_up: int) -> memory.Memory:
-    """The memory of tensors of `sizes` bytes where `warm_up` bytes were allocated and freed first.
-
-    transformers does that, to ask the driver only once; large tensors are then cut from that
-    block. The rules are those of `recast.memory`.
-    """
-    conf = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
-    if warm_up <= memory.SMALL_REQUEST or "expandable_segments:True" in conf:
-        return memory.predict(sizes)
-    # The two pools share nothing, and in the small one nothing was warmed up.
-    small = memory.predict(size for size in sizes if size <= memory.SMALL_REQUEST)
-    reserved = memory.predict([warm_up]).reserved
-    free, allocated = [reserved], 0
-    for size in (size for size in sizes if size > memory.SMALL_REQUEST):
-        block = -(-size // memory.ROUND) * memory.ROUND
-        best = bisect_left(free, block)
-        if best == len(free):
-            segment = memory.predict([size]).reserved
-            reserved += segment
-            free.append(segment)
-            free.sort()
-            best = free.index(segment)
-        whole = free.pop(best)
-        is_split = whole - block > memory.SMALL_REQUEST
-        allocated += block if is_split else whole
-        if is_split:
-            insort(free, whole - block)
-    allocated, reserved = allocated + small.allocated, reserved + small.reserved
-    return memory.Memory(sum(sizes), allocated, reserved)
+    # transformers asks for halves of two bytes, and for the tensors as they are before a widening.
+    warm_up = sum(tensor.nbytes for _, tensor in stored) // 2 * 2
+    sizes = (entry.bytes for entry in entries)
+    return entries, memory.predict(sizes, warm_up=warm_up, **memory.settings()[0]._asdict())
 
 
 def _once(named: "Sequence[tuple[str, torch.Tensor]]") -> "list[tuple[str, torch.Tensor]]":

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from recast.errors import VerificationError
 from recast.memory import MIB, ROUND, Memory
-from recast.report import size
+from recast.terminal import size
 from recast.verification.values import WORKSPACE
 
 LISTED = 5

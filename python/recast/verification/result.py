@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recast.report import SCHEMA_VERSION, _count, _rows, _text, json_text, plain, size
+from recast.report import SCHEMA_VERSION, json_text
+from recast.terminal import counted, grid, plain, render, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,7 +80,7 @@ def shown(failures: list[str]) -> list[str]:
 
 def values_text(found: Verification) -> str:
     """How many values were compared, and how they were chosen."""
-    text = f"{found.values_checked:,} in {_count(found.tensors_checked, 'tensor')}"
+    text = f"{found.values_checked:,} in {counted(found.tensors_checked, 'tensor')}"
     if found.samples is None:
         return f"{text}: all of them"
     return f"{text}: both ends and up to {found.samples} random blocks of each (seed {found.seed})"
@@ -106,4 +107,4 @@ def verification_text(found: Verification) -> str:
         Text.assemble(("error: ", "bold red"), plain(text)) for text in shown(found.failures())
     ]
     lines += [Text.assemble(("note: ", "bold yellow"), plain(text)) for text in found.notes]
-    return _text(*lines, Text.assemble((verdict, style), title), _rows(rows))
+    return render(*lines, Text.assemble((verdict, style), title), grid(rows))

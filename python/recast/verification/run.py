@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from recast._core import Checkpoint, Plan, Staged
 from recast.errors import InputError, UsageError, VerificationError
+from recast.memory import predict, settings
 from recast.report import REPORT_NAME
 from recast.verification import memory, structure, values
 from recast.verification.loaders import Loader, LoadError, Safetensors, Transformers
@@ -162,9 +163,7 @@ def check_fit(device: str, sizes: list[int]) -> None:
         return
     import torch
 
-    from recast.memory import predict
-
-    memory.check_fit(torch.cuda, device, predict(sizes))
+    memory.check_fit(torch.cuda, device, predict(sizes, **settings()[0]._asdict()))
 
 
 def _find_promise(source: str, root: Path, headers: Headers) -> tuple[Promise, list[str]]:
@@ -249,7 +248,7 @@ class _Run:
             values_checked=checked,
             mismatches=mismatches,
             problems=self.problems,
-            notes=self.notes + (loader.notes() if loader and found_memory else []),
+            notes=self.notes + settings()[1] + (loader.notes() if loader and found_memory else []),
             memory=found_memory or None,
             seconds=time.perf_counter() - started,
         )

@@ -1,0 +1,154 @@
+"""`recast bits`: a value in each dtype and the casts between them, as data and as a walk."""
+
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from recast.report import SCHEMA_VERSION, json_text
+from recast.rounding import FORMATS, Cast, Float, exponent_of, parse, short
+from recast.terminal import grid, plain, render, width
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def bits_json(text: str, source: str, targets: list[str]) -> str:
+    """What `bits --json` prints: the value in `source` and in each of `targets`, and the casts.
+
+    Raises `UsageError` for a `text` that is no value.
+    """
+    value, number = parse(text, FORMATS[source])
+    casts = [Cast.of(value, FORMATS[target]) for target in targets]
+    return json_text(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "input": text,
+            "from": source,
+            "exact": number is None or (value.finite and value.exact == number),
+            "formats": {
+                shown.format.name: {
+                    "hex": shown.hex,
+                    **dict(zip(("sign", "exponent", "mantissa"), shown.fields, strict=True)),
+                    "kind": shown.kind,
+                    "value": _number(shown) if shown.finite else None,
+                }
+                for shown in [value, *(cast.result for cast in casts)]
+            },
+            "casts": [cast.to_json() for cast in casts],
+        }
+    )
+
+
+def bits_text(text: str, source: str, targets: list[str]) -> str:
+    """What `bits` prints; the arguments and errors are those of `bits_json`."""
+    from rich.text import Text
+
+    value, number = parse(text, FORMATS[source])
+    casts = [Cast.of(value, FORMATS[target]) for target in targets]
+    parts: list[Any] = [Text(_title(plain(text.strip()), value, number), style="bold")]
+    parts.append(_table([value, *(cast.result for cast in casts)]))
+    for cast in casts:
+        parts.append(Text(f"{source} -> {cast.result.format.name}", style="bold"))
+        parts.append(grid(_walk(cast)))
+    return render(*parts)
+
+
+def _number(value: Float) -> float:
+    return -0.0 if value.kind == "zero" and value.negative else float(value.exact)
+
+
+def _title(text: str, value: Float, number: Fraction | None) -> str:
+    name = value.format.name
+    if number is None or not value.finite:
+        beyond = "" if number is None else f"beyond {name}: "
+        return f"{text} in {name} is {beyond}{value}"
+    if value.exact == number:
+        return f"{text} is exact in {name}"
+    if value.kind == "zero":
+        return f"{text} in {name} is too small: {value}"
+    off = abs(value.exact - number)
+    # Decimal has exponents that a double lacks.
+    shown = Decimal(off.numerator) / Decimal(off.denominator)
+    return f"{text} in {name} is {value}, off by {shown:.6g}"
+
+
+def _table(values: list[Float]) -> "Text":
+    """The values with their bits, one a line; a block each where that is too wide."""
+    from rich.text import Text
+
+    lines = [(v.format.name, *v.fields, v.hex, str(v)) for v in values]
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    widths[2] = max(widths[2], len("exponent"))
+    styles = ("", "magenta", "green", "cyan", "", "")
+    wide = sum(widths) + len("  " * 4 + " " * 2) <= width()
+    gaps = ["  ", "  ", " ", " ", "  ", "  "]
+    if not wide:
+        labels = ("sign", "exponent", "mantissa", "hex", "value")
+        gaps = ["  ", *(f"\n    {label:9}" for label in labels)]
+    table = Text()
+    if wide:
+        table.append(f"{'':{widths[0] + 4}}s {'exponent':{widths[2]}} mantissa\n")
+    for number, line in enumerate(lines):
+        table.append("\n" if number else "")
+        for gap, part, size, style in zip(gaps, line, widths, styles, strict=True):
+            table.append(gap).append(part.ljust(size) if wide else part, style=style)
+    return table
+
+
+def _walk(cast: Cast) -> list[tuple[str, str]]:
+    """The cast in steps, as labels and sentences."""
+    sign, exponent, mantissa = cast.result.fields
+    becomes = f"{sign} {exponent} {mantissa} = {cast.result.hex} = {cast.result}"
+    if not cast.kept:
+        return [("rule", cast.reason), ("becomes", becomes)]
+    count = len(cast.kept)
+    bits = f"{cast.kept}|{short(cast.dropped)}" if cast.dropped else cast.kept
+    amount = (
+        f"{count} bits kept, {len(cast.dropped)} dropped" if cast.dropped else "nothing dropped"
+    )
+    steps = [("mantissa", f"{bits}  {amount}"), ("rule", cast.reason), ("becomes", becomes)]
+    if step := _exponent_step(cast):
+        steps.insert(0, ("exponent", step))
+    if not cast.result.finite:
+        steps.append(("convert", "stops at such a value unless --on-overflow says otherwise"))
+    return [*steps, ("error", _error(cast))]
+
+
+def _exponent_step(cast: Cast) -> str | None:
+    """How the exponent moves to the target's bias; `None` where it does not fit there."""
+    source, target = cast.source.format, cast.result.format
+    significand, scale = cast.source.scaled
+    exponent = significand.bit_length() - 1 + scale
+    if exponent > target.bias:
+        return None
+    if exponent < target.smallest:
+        if cast.source.kind == "subnormal" and source.bias == target.bias:
+            return "subnormal in both"
+        return (
+            f"2^{exponent} is below 2^{target.smallest}, the smallest normal {target.name}: "
+            f"{0:0{target.exponent_bits}b}, and the leading 1 moves into the mantissa"
+        )
+    stored = exponent + target.bias
+    field = f"{stored:0{target.exponent_bits}b}"
+    if source.bias == target.bias and cast.source.kind == "normal":
+        return f"{field}, the same in both"
+    if cast.source.kind == "subnormal":
+        return f"2^{exponent}: {exponent} + {target.bias} = {stored}, {field}"
+    before = exponent + source.bias
+    return (
+        f"{cast.source.fields[1]} is {before}; {before} - {source.bias} + {target.bias} = "
+        f"{stored}, {field}"
+    )
+
+
+def _error(cast: Cast) -> str:
+    error, ulp = cast.absolute_error, cast.ulp
+    if error is None or ulp is None:
+        return "infinite"
+    if error == 0:
+        return "none"
+    relative = float(error / abs(cast.source.exact))
+    return (
+        f"{float(error):.6g} absolute, {relative:.6g} relative, "
+        f"{float(error / ulp):.6g} ulp (1 ulp is 2^{exponent_of(ulp)})"
+    )

@@ -1,0 +1,298 @@
+"""One value, bit by bit: what a dtype holds of it, and what a cast keeps, drops and rounds."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from recast import _core
+from recast.errors import UsageError
+
+DECIMAL = re.compile(r"([+-]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:[eE]([+-]?[0-9]+))?")
+SPECIAL = re.compile(r"([+-]?)(inf|infinity|nan)", re.IGNORECASE)
+HEX = re.compile(r"0[xX]([0-9a-fA-F]+)")
+# No dtype here reaches 10^100 or down to 10^-100, so exponents beyond say nothing more.
+FAR = 100
+# An exact decimal longer than this is harder to read than a rounded one.
+LONGEST_EXACT = 24
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a dtype spends its bits: one for the sign, then exponent, then mantissa."""
+
+    name: str
+    exponent_bits: int
+    mantissa_bits: int
+
+    @property
+    def width(self) -> int:
+        """All bits."""
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def bias(self) -> int:
+        """What is added to an exponent before it is stored; also the largest exponent."""
+        return (1 << (self.exponent_bits - 1)) - 1
+
+    @property
+    def smallest(self) -> int:
+        """The exponent of the smallest normal number, and of all subnormal ones."""
+        return 1 - self.bias
+
+    @property
+    def infinity(self) -> int:
+        """The bits of positive infinity; what is above is NaN."""
+        return ((1 << self.exponent_bits) - 1) << self.mantissa_bits
+
+
+FORMATS = {
+    format.name: format
+    for format in (Format("fp32", 8, 23), Format("fp16", 5, 10), Format("bf16", 8, 7))
+}
+
+
+@dataclass(frozen=True)
+class Float:
+    """The bits of one value in one format."""
+
+    format: Format
+    bits: int
+
+    @property
+    def negative(self) -> bool:
+        """Whether the sign bit is set, also of zero and NaN."""
+        return bool(self.bits >> (self.format.width - 1))
+
+    @property
+    def fields(self) -> tuple[str, str, str]:
+        """Sign, exponent and mantissa in binary."""
+        text = f"{self.bits:0{self.format.width}b}"
+        return text[0], text[1 : 1 + self.format.exponent_bits], text[-self.format.mantissa_bits :]
+
+    @property
+    def hex(self) -> str:
+        """The bits as `0x4048F5C3`."""
+        return f"0x{self.bits:0{self.format.width // 4}X}"
+
+    @property
+    def kind(self) -> str:
+        """`normal`, `subnormal`, `zero`, `infinite` or `nan`."""
+        magnitude = self.bits & ~(1 << (self.format.width - 1))
+        if magnitude >= self.format.infinity:
+            return "nan" if magnitude > self.format.infinity else "infinite"
+        if magnitude >> self.format.mantissa_bits:
+            return "normal"
+        return "subnormal" if magnitude else "zero"
+
+    @property
+    def finite(self) -> bool:
+        """Whether it is a number with an end."""
+        return self.kind not in ("infinite", "nan")
+
+    @property
+    def scaled(self) -> tuple[int, int]:
+        """`(significand, exponent)` of the magnitude, a finite one: significand x 2^exponent."""
+        stored = self.bits >> self.format.mantissa_bits & ((1 << self.format.exponent_bits) - 1)
+        significand = self.bits & ((1 << self.format.mantissa_bits) - 1)
+        if stored:
+            significand |= 1 << self.format.mantissa_bits
+        exponent = max(stored - self.format.bias, self.format.smallest)
+        return significand, exponent - self.format.mantissa_bits
+
+    @property
+    def exact(self) -> Fraction:
+        """The value, a finite one, without its sign's trace on zero."""
+        significand, exponent = self.scaled
+        return Fraction(-significand if self.negative else significand) * Fraction(2) ** exponent
+
+    def __str__(self) -> str:
+        if not self.finite:
+            return ("-" if self.negative else "") + ("nan" if self.kind == "nan" else "inf")
+        if self.kind == "zero":
+            return "-0" if self.negative else "0"
+        # A double holds every value of these formats.
+        exact = str(Decimal(float(self.exact))).replace("E", "e")
+        return exact if len(exact) <= LONGEST_EXACT else f"~{float(self.exact):.17g}"
+
+
+def parse(text: str, format: Format) -> tuple[Float, Fraction | None]:
+    """The value `text` says, rounded once to `format`, and the number it says exactly.
+
+    `text` is a decimal number, `inf`, `nan`, or all bits of the format as `0x...`; only a decimal
+    has an exact number. Raises `UsageError` for everything else.
+    """
+    text = text.strip()
+    sign_bit = 1 << (format.width - 1)
+    if match := HEX.fullmatch(text):
+        if len(match[1]) * 4 != format.width:
+            raise UsageError(*_wrong_width(text, format))
+        return Float(format, int(match[1], 16)), None
+    if match := SPECIAL.fullmatch(text):
+        quiet = 1 << (format.mantissa_bits - 1) if match[2].lower() == "nan" else 0
+        bits = format.infinity | quiet
+        return Float(format, bits | sign_bit if match[1] == "-" else bits), None
+    match = DECIMAL.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"'{text}' is not a number",
+            "give a decimal such as 3.14 or -1e-8, inf, nan, or bits such as 0x4048F5C3",
+        )
+    magnitude = _magnitude(match[2], match[3] or "0")
+    bits = _nearest(magnitude, format)
+    negative = match[1] == "-"
+    return Float(
+        format, bits | sign_bit if negative else bits
+    ), -magnitude if negative else magnitude
+
+
+def _wrong_width(text: str, format: Format) -> tuple[str, str]:
+    digits = format.width // 4
+    fitting = [name for name, other in FORMATS.items() if other.width // 4 == len(text) - 2]
+    hint = f"say --from {' or --from '.join(fitting)}" if fitting else f"give {digits} digits"
+    return f"{text} is not {digits} hexadecimal digits, as {format.name} has", hint
+
+
+def _magnitude(digits: str, exponent: str) -> Fraction:
+    """`digits` x 10^`exponent`, exactly; far out of range just as far as it has to be."""
+    number = Decimal(digits)
+    if not number:
+        return Fraction(0)
+    sign = -1 if exponent.startswith("-") else 1
+    # Python refuses to read integers of thousands of digits, and ten are too many already.
+    power = sign * int(exponent.lstrip("+-").lstrip("0")[:10] or "0")
+    if abs(number.adjusted() + power) > FAR:
+        return Fraction(10) ** (FAR if number.adjusted() + power > 0 else -FAR)
+    return Fraction(number) * Fraction(10) ** power
+
+
+def _nearest(magnitude: Fraction, format: Format) -> int:
+    """The bits nearest to `magnitude`, ties to even, rounded once: no double comes in between."""
+    if magnitude == 0:
+        return 0
+    exponent = max(exponent_of(magnitude), format.smallest)
+    # `round` of a fraction goes to the nearest integer, and from the middle to the even one.
+    significand = round(magnitude / Fraction(2) ** (exponent - format.mantissa_bits))
+    # The leading 1 of a normal number, and a carry out of the mantissa, add to the exponent.
+    bits = significand + ((exponent + format.bias - 1) << format.mantissa_bits)
+    return min(bits, format.infinity)
+
+
+def exponent_of(magnitude: Fraction) -> int:
+    """The largest integer whose power of two is not above `magnitude`."""
+    guess = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    return guess if Fraction(2) ** guess <= magnitude else guess - 1
+
+
+def cast(value: Float, format: Format) -> Float:
+    """`value` in another format, by the code that casts checkpoints."""
+    import numpy as np
+
+    if format == value.format:
+        return value
+    source = np.frombuffer(value.bits.to_bytes(value.format.width // 8, "little"), np.uint8)
+    result = np.zeros(format.width // 8, np.uint8)
+    _core.cast_bytes(source, value.format.name, result, format.name)
+    return Float(format, int.from_bytes(result.tobytes(), "little"))
+
+
+@dataclass(frozen=True)
+class Cast:
+    """What a cast keeps and drops of a value, and what that makes of it."""
+
+    source: Float
+    result: Float
+    kept: str
+    """The bits of the target's mantissa before rounding; empty for what is not finite."""
+    dropped: str
+    """The bits behind them."""
+    rounding: str
+    """`exact`, `down` or `up` (of the magnitude), or `nan`."""
+    reason: str
+    """Why, in a sentence."""
+
+    @classmethod
+    def of(cls, source: Float, format: Format) -> "Cast":
+        """The cast of `source` to `format`."""
+        result = cast(source, format)
+        if source.kind == "nan":
+            reason = "NaN stays NaN: sign and upper mantissa bits kept, the quiet bit set"
+            return cls(source, result, "", "", "nan", reason)
+        if source.kind in ("infinite", "zero"):
+            reason = f"{'zero' if source.kind == 'zero' else 'infinity'} keeps its sign"
+            return cls(source, result, "", "", "exact", reason)
+        significand, scale = source.scaled
+        exponent = significand.bit_length() - 1 + scale
+        shift = max(exponent, format.smallest) - format.mantissa_bits - scale
+        kept = significand >> shift if shift > 0 else significand << -shift
+        dropped = f"{significand & ((1 << shift) - 1):0{shift}b}" if shift > 0 else ""
+        mantissa = f"{kept & ((1 << format.mantissa_bits) - 1):0{format.mantissa_bits}b}"
+        rounding, reason = _rule(mantissa, dropped)
+        if exponent > format.bias:
+            rounding = "up"
+            reason = (
+                f"2^{exponent} is beyond 2^{format.bias}, the largest exponent of {format.name}"
+            )
+        elif not result.finite:
+            reason += f", beyond the largest {format.name}"
+        return cls(source, result, mantissa, dropped, rounding, reason)
+
+    @property
+    def absolute_error(self) -> Fraction | None:
+        """|result - source|; `None` where one is not finite."""
+        if not (self.source.finite and self.result.finite):
+            return None
+        return abs(self.result.exact - self.source.exact)
+
+    @property
+    def ulp(self) -> Fraction | None:
+        """The distance of neighbours in the target where the source is."""
+        if not self.source.finite:
+            return None
+        target, magnitude = self.result.format, abs(self.source.exact)
+        exponent = exponent_of(magnitude) if magnitude else target.smallest
+        return Fraction(2) ** (max(exponent, target.smallest) - target.mantissa_bits)
+
+    def to_json(self) -> dict[str, Any]:
+        """The cast as JSON holds it."""
+        error, ulp = self.absolute_error, self.ulp
+        relative = None if error is None or not self.source.exact else abs(self.source.exact)
+        return {
+            "from": self.source.format.name,
+            "to": self.result.format.name,
+            "kept": self.kept,
+            "dropped": self.dropped,
+            "rounding": self.rounding,
+            "tie": _is_tie(self.dropped),
+            "reason": self.reason,
+            "result": self.result.hex,
+            "absolute_error": None if error is None else float(error),
+            "relative_error": None if error is None or not relative else float(error / relative),
+            "ulp_error": None if error is None or not ulp else float(error / ulp),
+        }
+
+
+def _is_tie(dropped: str) -> bool:
+    return dropped.startswith("1") and "1" not in dropped[1:]
+
+
+def _rule(mantissa: str, dropped: str) -> tuple[str, str]:
+    """Which way round to nearest, ties to even goes, and why."""
+    if "1" not in dropped:
+        return "exact", "no bit that is 1 is dropped: exact"
+    half = f"half of the last kept bit ({short('1' + '0' * (len(dropped) - 1))})"
+    if dropped[0] == "0":
+        return "down", f"the dropped bits are less than {half}: they go"
+    even = _is_tie(dropped) and mantissa[-1] == "0"
+    if even:
+        return "down", f"a tie: exactly {half}; the last kept bit is 0, even, and stays"
+    why = "a tie: exactly" if _is_tie(dropped) else "the dropped bits are more than"
+    odd = "; the last kept bit is 1, odd" if _is_tie(dropped) else ""
+    carry = ", which carries into the exponent" if "0" not in mantissa else ""
+    return "up", f"{why} {half}{odd}: the kept bits go up by 1{carry}"
+
+
+def short(bits: str) -> str:
+    """`bits`, the middle left out where there are too many to read."""
+    return bits if len(bits) <= 32 else f"{bits[:8]}...{bits[-12:]}"

@@ -1,0 +1,94 @@
+"""Text for people: sizes, rows and bars, readable without colour and in any encoding."""
+
+import io
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# What a pipe gets where a terminal would be asked for its width.
+PIPE_WIDTH = 100
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def plain(text: str) -> str:
+    """`text` with control characters escaped: a tensor's name must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def size(count: int) -> str:
+    """A number of bytes in binary units: `12.55 GiB`."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
+        value /= 1024
+    return f"{value:.2f} TiB"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in the singular or the plural: `1,024 tensors`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def width() -> int:
+    """Columns of the terminal, or a usual number of them where stdout is none."""
+    return _console(io.StringIO()).width if sys.stdout.isatty() else PIPE_WIDTH
+
+
+def draws_blocks() -> bool:
+    """Whether stdout can take more than ASCII."""
+    try:
+        EIGHTHS.encode(sys.stdout.encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    # Python writes UTF-8 even where the locale is C, and then sets LC_CTYPE itself.
+    ctype = os.environ.get("LC_CTYPE")
+    declared = os.environ.get("LC_ALL") or (ctype if ctype != "C.UTF-8" else None)
+    return (declared or os.environ.get("LANG")) not in ("C", "POSIX")
+
+
+def bar(share: float, columns: int) -> str:
+    """A bar of `share` (0 to 1) of `columns`; a share above zero is never invisible in blocks."""
+    if not draws_blocks():
+        return "#" * round(share * columns)
+    eighths = max(round(share * columns * 8), 1 if share > 0 else 0)
+    return EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def grid(lines: list[tuple[str, str]]) -> "RenderableType":
+    """Labels and values in two columns; a value that is too long is folded inside its own."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in lines:
+        table.add_row(f"  {label}", value)
+    return table
+
+
+def render(*parts: "RenderableType") -> str:
+    """`parts` one below the other, with colour only if stdout is a terminal that wants it."""
+    written = io.StringIO()
+    console = _console(written)
+    for part in parts:
+        console.print(part)
+    return "".join(f"{line.rstrip(' ')}\n" for line in written.getvalue().split("\n")[:-1])
+
+
+def _console(file: io.StringIO) -> "Console":
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    return Console(
+        file=file,
+        force_terminal=terminal,
+        # A pipe has no width; lines are only ever folded for a terminal.
+        width=None if terminal else 10_000,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )

@@ -1,0 +1,229 @@
+"""What `inspect` shows: where the bytes are, what they take on a GPU, on any terminal."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recast
+from conftest import Save, build
+from recast.inspection import inspection_text
+from support import environment, on_terminal, raw_bytes, recast_process
+
+KIB, MIB = 1 << 10, 1 << 20
+ESCAPE = re.compile(r"\x1b\[[\d;]*m")
+COLOUR = re.compile(r"\x1b\[[\d;]*3\d")
+
+
+def write(path: Path, names: list[str], elements: int = 1) -> Path:
+    """A checkpoint of fp32 tensors of `elements` each."""
+    rows = [(name, "F32", [elements], b"\0" * 4 * elements) for name in names]
+    path.write_bytes(raw_bytes(rows))
+    return path
+
+
+@pytest.fixture
+def gpu(tmp_path: Path) -> Any:
+    """`gpu(mebibytes)`: an environment whose `nvidia-smi` has that much free memory."""
+
+    def fake(free: int) -> dict[str, str]:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\necho 'Some GPU, {free}, 1024'\n")
+        (folder / "nvidia-smi").chmod(0o755)
+        return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+    return fake
+
+
+def test_the_parts_of_a_llama_are_its_layers_and_what_is_around_them(saved: Save) -> None:
+    weights = build("llama").state_dict()
+    expected = {
+        "model.embed_tokens": r"model\.embed_tokens\.",
+        "model.layers.0-1 attention": r"self_attn",
+        "model.layers.0-1 mlp": r"\.mlp\.",
+        "model.layers.0-1 norm": r"_layernorm",
+        "model.norm": r"model\.norm\.",
+        "lm_head": r"lm_head",
+    }
+    found = {row["name"]: row for row in recast.inspect(saved("llama", "fp32")).groups}
+    assert found.keys() == expected.keys()
+    for name, pattern in expected.items():
+        tensors = [tensor for key, tensor in weights.items() if re.search(pattern, key)]
+        assert found[name] == {
+            "name": name,
+            "tensors": len(tensors),
+            "parameters": sum(tensor.numel() for tensor in tensors),
+            "bytes": sum(tensor.nbytes for tensor in tensors),
+        }
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
+def test_every_byte_is_in_one_part_and_the_largest_part_comes_first(kind: str, saved: Save) -> None:
+    inspection = recast.inspect(saved(kind, "bf16"))
+    for key in ("tensors", "parameters", "bytes"):
+        assert sum(row[key] for row in inspection.groups) == getattr(inspection, key)
+    sizes = [row["bytes"] for row in inspection.groups]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["transformer.h.0.attn.c_attn.weight", "transformer.h.1.attn.bias"], "0-1 attention"),
+        (["transformer.h.3.ln_1.weight"], "3 norm"),
+        (["model.layers.5.self_attn.q_norm.weight"], "5 norm"),
+        (
+            ["model.layers.0.mlp.experts.17.w1.weight", "model.layers.1.mlp.experts.w"],
+            "0-1 experts",
+        ),
+        (
+            ["model.layers.3.mlp.gate.weight", "model.layers.9.mlp.gate.weight"],
+            "3-9 (2 of them) mlp",
+        ),
+        (["encoder.block.0.layer.1.DenseReluDense.wi.weight"], "0 mlp"),
+        (["down_blocks.0.resnets.1.conv1.weight"], "0 conv1"),
+        (["encoder.layer.0.intermediate.dense.weight"], "0 intermediate"),
+        (["features.0.weight", "features.10.weight"], "0-10 (2 of them)"),
+        (["0.weight", "1.weight"], "0-1"),
+        (["vision.patch.proj.conv.weight", "vision.patch.bias"], "vision.patch"),
+        (["scale"], "scale"),
+        # A number too long to be one of a layer is a word like any other.
+        (["w." + "9" * 5000 + ".weight"], "w." + "9" * 5000),
+    ],
+)
+def test_parts_are_told_from_names_of_any_family(
+    names: list[str], part: str, tmp_path: Path
+) -> None:
+    (row,) = recast.inspect(write(tmp_path / "model.safetensors", names)).groups
+    assert (row["name"].endswith(part), row["tensors"]) == (True, len(names))
+
+
+def test_a_module_and_a_stack_of_the_same_name_are_two_parts(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", ["x.weight", "x.0.weight", "x.1.weight"])
+    found = {row["name"]: row["tensors"] for row in recast.inspect(path).groups}
+    assert found == {"x.0-1": 2, "x": 1}
+
+
+def test_a_picture_of_many_parts_stays_short_and_sums_up_the_rest(tmp_path: Path) -> None:
+    names = [f"part{number}.weight" for number in range(300)]
+    path = write(tmp_path / "model.safetensors", names)
+    result = recast_process("inspect", path)
+    assert len(result.stdout.splitlines()) < 40
+    assert "288 smaller parts" in result.stdout
+    assert len(json.loads(recast_process("inspect", path, "--json").stdout)["groups"]) == 300
+
+
+def test_a_bar_is_as_long_as_its_share(tmp_path: Path) -> None:
+    rows = [("a.w", "F32", [3], b"\0" * 12), ("b.w", "F16", [2], b"\0" * 4)]
+    (tmp_path / "model.safetensors").write_bytes(raw_bytes(rows))
+    result = recast_process("inspect", tmp_path / "model.safetensors")
+    bars = {line.split()[0]: line.split()[-1] for line in result.stdout.splitlines() if "█" in line}
+    # A whole bar is 24 columns: three quarters are 18, one quarter 6.
+    assert bars == {"F32,": "█" * 18, "F16,": "█" * 6, "a": "█" * 18, "b": "█" * 6}
+
+
+@pytest.mark.parametrize("columns", [24, 40, 60, 80, 200])
+@pytest.mark.parametrize("free", [None, 2, 100_000])
+def test_no_line_is_wider_than_the_terminal(
+    columns: int, free: int | None, saved: Save, gpu: Any
+) -> None:
+    changes = {"COLUMNS": str(columns), **({} if free is None else gpu(free))}
+    drawn, _ = on_terminal(["inspect", str(saved("bert", "fp32"))], stdout=True, **changes)
+    lines = ESCAPE.sub("", drawn).splitlines()
+    assert max(len(line) for line in lines) <= columns
+    words = " ".join(" ".join(lines).split())
+    assert all(word in words for word in ("requested", "allocated", "reserved", "bf16"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"LANG": "C"},
+        {"LC_ALL": "C"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+    ],
+)
+def test_the_picture_is_ascii_where_the_encoding_needs_it(
+    changes: dict[str, str], saved: Save
+) -> None:
+    env = environment(**changes)
+    del env["PYTHONUTF8"]
+    result = recast_process("inspect", saved("llama", "fp32"), env=env)
+    assert result.returncode == 0
+    assert result.stdout.isascii()
+    assert "#" * 24 in result.stdout
+
+
+def test_inspect_has_colour_on_a_terminal_only_and_not_with_no_color(saved: Save) -> None:
+    command = ["inspect", str(saved("llama", "fp32"))]
+    assert COLOUR.search(on_terminal(command, stdout=True)[0])
+    assert not COLOUR.search(on_terminal(command, stdout=True, NO_COLOR="1")[0])
+    assert "\x1b" not in recast_process(*command).stdout
+
+
+def test_a_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", ["\x1b[2Jevil.weight", "[red]x[/].weight"])
+    result = recast_process("inspect", path)
+    assert "\x1b" not in result.stdout
+    assert "\\x1b[2Jevil" in result.stdout
+    assert "[red]x[/]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("free", "verdict"),
+    [
+        # The model reserves one small segment, 2 MiB; a CUDA context takes about 512 MiB.
+        (514, "fits"),
+        (513, "tight: 511.00 MiB to spare"),
+        (2, "tight: 0 B to spare"),
+        (1, "does not fit: 1.00 MiB short"),
+    ],
+)
+def test_inspect_says_whether_it_fits_here(free: int, verdict: str, model: Path, gpu: Any) -> None:
+    env = {**environment(), **gpu(free)}
+    printed = recast_process("inspect", model, env=env).stdout
+    lines = [line for line in printed.splitlines() if "2.00 MiB" in line and "24 B" in line]
+    assert "on Some GPU with" in printed
+    assert len(lines) == 2
+    assert all(line.endswith(f"2.00 MiB  {verdict}") for line in lines)
+    device = json.loads(recast_process("inspect", model, "--json", env=env).stdout)["device"]
+    assert device == {"name": "Some GPU", "free": free * MIB, "total": 1024 * MIB}
+
+
+def test_gpu_memory_is_that_of_the_allocators_settings(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", ["w"], elements=11 * MIB // 4)
+    default = json.loads(recast_process("inspect", path, "--json").stdout)
+    env = environment(PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
+    changed = json.loads(recast_process("inspect", path, "--json", env=env).stdout)
+    # 11 MiB: a segment of 12, not split; or two blocks of a page of 20.
+    assert list(default["gpu_memory"]["as_stored"].values()) == [11 * MIB, 12 * MIB, 12 * MIB]
+    assert list(changed["gpu_memory"]["as_stored"].values()) == [11 * MIB, 11 * MIB, 20 * MIB]
+    assert default["notes"] == []
+    assert changed["notes"] == [
+        "GPU memory is for PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    ]
+
+
+def test_inspect_shows_requested_allocated_and_reserved_in_each_dtype(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", ["w"], elements=11 * MIB // 4)
+    lines = [line.split("  ") for line in recast_process("inspect", path).stdout.splitlines()]
+    table = {line[1].strip(): " ".join(line[2:]).split() for line in lines if len(line) > 3}
+    assert table["as stored"] == table["fp32"] == ["11.00", "MiB", "12.00", "MiB", "12.00", "MiB"]
+    # 5.5 MiB is split off a segment of 20.
+    assert table["fp16"] == table["bf16"] == ["5.50", "MiB", "5.50", "MiB", "20.00", "MiB"]
+
+
+def test_an_empty_checkpoint_is_drawn_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", [])
+    text = inspection_text(recast.inspect(path))
+    assert "0 B (0 bytes)" in text
+
+
+def test_inspect_without_a_gpu_says_so(model: Path) -> None:
+    env = {**environment(), "PATH": "/nowhere"}
+    result = recast_process("inspect", model, env=env)
+    assert result.returncode == 0
+    assert "no GPU found here" in result.stdout
