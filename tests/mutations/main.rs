@@ -79,7 +79,9 @@ fn expected(file: &[u8]) -> (bool, Option<&'static str>) {
         };
         let bytes = offsets.1.saturating_sub(offsets.0);
         let elements = shape.iter().try_fold(1_u64, |product, &size| product.checked_mul(size));
-        if elements.is_none_or(|elements| elements / 8 > bytes || elements > bytes * 8) {
+        if elements
+            .is_none_or(|elements| elements / 8 > bytes || elements > bytes.saturating_mul(8))
+        {
             return (false, None);
         }
         let (dtype, shape) = (json!("U8"), json!([bytes]));
