@@ -1,13 +1,16 @@
 """What people see: a short summary, plain text in a pipe, and any terminal, however narrow."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Save
 from rich.cells import cell_len
-from support import on_terminal, raw_bytes, recast_process
+from support import environment, on_terminal, raw_bytes, recast_process
 
+ROOT = Path(__file__).parents[1]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
 COMMANDS = {
@@ -106,3 +109,25 @@ def test_progress_needs_no_more_columns_than_there_are(tmp_path: Path) -> None:
         assert shown in drawn
         assert missing not in drawn
         assert printed.count("\n") == 6
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_documented_completion_is_a_script_for_the_shell(shell: str) -> None:
+    documented = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert f"_RECAST_COMPLETE={shell}_source recast" in documented
+    env = environment(_RECAST_COMPLETE=f"{shell}_source")
+    command = Path(sys.executable).with_name("recast")
+    result = subprocess.run([command], env=env, capture_output=True, text=True, check=True)
+    assert f"_RECAST_COMPLETE={shell}_complete" in result.stdout
+
+
+def test_completion_knows_commands_and_options() -> None:
+    command = Path(sys.executable).with_name("recast")
+    for words, expected in {
+        "recast co": "plain,convert",
+        "recast convert --ov": "--overwrite",
+    }.items():
+        count = str(len(words.split()) - 1)
+        env = environment(_RECAST_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=count)
+        result = subprocess.run([command], env=env, capture_output=True, text=True, check=True)
+        assert expected in result.stdout
