@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast clean tools
+.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast dist picture clean tools
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -60,6 +60,13 @@ bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up 
 
 bench-cast: build  ## time the casts beside memcpy, torch, numpy, ml_dtypes and half
 	@$(VENV) benches/cast.py --write docs/benchmarks.md
+
+dist: .venv/installed  ## build the sdist and, from it, the wheel into dist/
+	rm -rf dist
+	@$(VENV) -m maturin build --release --sdist --out dist --interpreter $(VENV)
+
+picture: build  ## draw docs/pictures/terminal.svg from a real run
+	@$(VENV) docs/pictures/render.py
 
 clean:  ## remove what was built and the benchmark's data; .venv stays
 	rm -rf target bench-data dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
