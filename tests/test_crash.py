@@ -125,10 +125,10 @@ def test_killed_while_it_replaces_a_model_the_old_one_or_the_new_one_is_whole(
             if "config.json" in found:
                 assert found in (old, new), note
                 assert_loads(killer.dest, source if found == new else old_source)
-            report = killer.dest / "recast.json"
-            if report.exists():
-                to = json.loads(report.read_text())["to"]
-                assert found == (new if to == "bf16" else old), note
+                report = killer.dest / "recast.json"
+                if report.exists():
+                    to = json.loads(report.read_text())["to"]
+                    assert found == (new if to == "bf16" else old), note
             if killer.phase() == "done":
                 break
         killer.run_through(note)
