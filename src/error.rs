@@ -1,6 +1,7 @@
 //! One error enum. A variant holds what went wrong; `Display` says what happened and to which
 //! file and tensor, `hint` says the way out, `class` says which Python exception it becomes.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -74,8 +75,16 @@ pub enum Error {
         /// What it is instead.
         what: &'static str,
     },
+    /// A link that leads out of the source.
+    #[error("{}: is a link to {}, which is outside the model", path.display(), target.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+        /// Where it ends.
+        target: PathBuf,
+    },
     /// A safetensors header that breaks the format's rules.
-    #[error("{}: not a valid safetensors file: {reason}", path.display())]
+    #[error("{}: not a valid safetensors file: {}", path.display(), short(reason))]
     Header {
         /// The shard.
         path: PathBuf,
@@ -83,7 +92,7 @@ pub enum Error {
         reason: String,
     },
     /// A config or an index that is not the JSON it should be.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {}", path.display(), short(reason))]
     Json {
         /// The file.
         path: PathBuf,
@@ -91,7 +100,7 @@ pub enum Error {
         reason: String,
     },
     /// An index that sends a tensor to a file outside its own directory.
-    #[error("{}: tensor '{tensor}' is mapped to '{shard}', which is not a plain file name", index.display())]
+    #[error("{}: tensor '{}' is mapped to '{}', which is not a plain file name", index.display(), short(tensor), short(shard))]
     ShardPath {
         /// The index.
         index: PathBuf,
@@ -101,7 +110,7 @@ pub enum Error {
         shard: String,
     },
     /// An index that names a shard which is not there.
-    #[error("{}: shard '{shard}' (which holds tensor '{tensor}') is missing", index.display())]
+    #[error("{}: there is no safetensors file '{}', which should hold tensor '{}'", index.display(), short(shard), short(tensor))]
     MissingShard {
         /// The index.
         index: PathBuf,
@@ -111,7 +120,7 @@ pub enum Error {
         tensor: String,
     },
     /// An index that names a tensor its shard does not hold.
-    #[error("{}: shard '{shard}' does not hold tensor '{tensor}'", index.display())]
+    #[error("{}: shard '{}' does not hold tensor '{}'", index.display(), short(shard), short(tensor))]
     MissingTensor {
         /// The index.
         index: PathBuf,
@@ -224,6 +233,19 @@ pub enum Error {
     Panicked,
 }
 
+/// A text with its middle left out where it is too long to be read: names come from the file, and
+/// may have a hundred million bytes.
+fn short(text: &str) -> Cow<'_, str> {
+    const START: usize = 400;
+    const END: usize = 160;
+    if text.len() <= START + END {
+        return text.into();
+    }
+    let cut = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    let (start, end) = (cut(START), cut(text.len() - END));
+    format!("{}[...]{}", &text[..start], &text[end..]).into()
+}
+
 impl Error {
     /// For `map_err`: what was tried, on which file.
     pub fn io<'a>(
@@ -263,6 +285,7 @@ impl Error {
             Error::NoSuchPath { .. }
             | Error::NoShards { .. }
             | Error::NotRegular { .. }
+            | Error::Link { .. }
             | Error::Json { .. }
             | Error::Changed { .. } => "InputError",
             Error::Destination { .. }
@@ -315,6 +338,9 @@ impl Error {
                 "recast reads regular files and links to them; replace it by a copy or remove it"
                     .into()
             }
+            Error::Link { .. } => "if it is yours and meant, put a copy of the file in the link's \
+                                   place, or convert the directory that it leads to"
+                .into(),
             Error::Header { .. } => "the file is damaged or incomplete; download it again".into(),
             Error::Json { .. } => "mend or remove the file; nothing was written".into(),
             Error::ShardPath { .. } => {

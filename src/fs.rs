@@ -66,13 +66,16 @@ pub fn open_own(path: &Path) -> Result<File, Error> {
     OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))
 }
 
-/// Opens a file to read it.
+/// Opens a file to read it, without ever waiting for the other end of a pipe.
 ///
 /// # Errors
 /// What the system says.
 pub fn open(path: &Path) -> io::Result<File> {
     point("open")?;
-    File::open(path)
+    let mut options = OpenOptions::new();
+    #[cfg(target_os = "linux")]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    options.read(true).open(path)
 }
 
 /// Creates a directory and those above it.

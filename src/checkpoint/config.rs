@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::value::RawValue;
 
 use super::edit::{self, Edit, Object};
+use super::json;
 use crate::dtype::Float;
 use crate::error::Error;
 
@@ -27,7 +28,7 @@ impl Config {
     /// # Errors
     /// When it is not JSON.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, Error> {
-        let (text, strict) = super::json_text(path, bytes)?;
+        let (text, strict) = json::text(path, bytes)?;
         let (mut model_types, mut quantised) = (Vec::new(), None);
         walk(&strict, &mut |key, value| match key {
             "model_type" => model_types.extend(string(value)),

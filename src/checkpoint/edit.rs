@@ -2,6 +2,7 @@
 //! key order, indentation and number spelling belong to whoever wrote the file.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -25,19 +26,25 @@ impl<'a> Object<'a> {
     pub fn get(&self, key: &str) -> Option<&'a RawValue> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
     }
+
+    /// A key that more than one member has.
+    pub fn twice(&self) -> Option<&str> {
+        let mut seen = HashSet::with_capacity(self.0.len());
+        self.0.iter().map(|(key, _)| key.as_ref()).find(|key| !seen.insert(*key))
+    }
 }
 
-/// `text` with the numbers Python writes and JSON does not have (`Infinity`, `NaN`) blanked to
-/// zeros of the same length, so that places in the one are places in the other.
+/// `text` with the numbers Python writes and JSON does not have (`Infinity`, `NaN`) replaced
+/// by ones of the same length, so that places in the one are places in the other.
 pub fn strict(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let (mut in_string, mut escaped) = (false, false);
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
         let word = ["Infinity", "NaN"].into_iter().find(|word| rest.starts_with(word));
-        if let (Some(word), false) = (word, in_string) {
-            out.push('0');
-            out.extend(std::iter::repeat_n(' ', word.len() - 1));
+        if let (Some(word), false, true) = (word, in_string, starts_value(&out)) {
+            out.push('1');
+            out.extend(std::iter::repeat_n('0', word.len() - 1));
             rest = &rest[word.len()..];
             continue;
         }
@@ -47,6 +54,12 @@ pub fn strict(text: &str) -> String {
         rest = &rest[next.len_utf8()..];
     }
     out
+}
+
+/// Whether a number may start after `before`, or has started with its sign.
+fn starts_value(before: &str) -> bool {
+    let before = before.strip_suffix('-').unwrap_or(before);
+    before.is_empty() || before.ends_with([' ', '\t', '\n', '\r', ':', ',', '['])
 }
 
 /// Where `value` stands in `text`, of which it must be a part.
@@ -89,5 +102,24 @@ impl<'de> Deserialize<'de> for Object<'de> {
             }
         }
         deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_number_of_pythons_becomes_one_of_jsons() {
+        for (python, json) in [
+            ("NaN", "100"),
+            ("[NaN,-Infinity, Infinity]", "[100,-10000000, 10000000]"),
+            (r#"{"a":NaN, "NaN": "Infinity \" NaN"}"#, r#"{"a":100, "NaN": "Infinity \" NaN"}"#),
+            ("1NaN", "1NaN"),
+            ("[0.Infinity]", "[0.Infinity]"),
+            ("1e-Infinity", "1e-Infinity"),
+        ] {
+            assert_eq!(strict(python), json);
+        }
     }
 }

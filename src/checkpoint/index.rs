@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::config::dtype_edit;
 use super::edit::{self, Object};
+use super::json;
 use crate::dtype::Float;
 use crate::error::Error;
 
@@ -11,6 +12,8 @@ use crate::error::Error;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
     text: String,
+    /// The same text, byte for byte in the same places, as strict JSON.
+    strict: String,
     /// Tensor name to shard file name, in the file's order.
     pub weight_map: Vec<(String, String)>,
 }
@@ -27,13 +30,20 @@ impl Index {
     /// # Errors
     /// When it is not an index, or maps a tensor to anything but a plain file name.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Index, Error> {
-        let (text, _) = super::json_text(path, bytes)?;
+        let (text, strict) = json::text(path, bytes)?;
         let invalid = |reason: &str| Error::Json { path: path.to_owned(), reason: reason.into() };
-        let object = Object::parse(&text).ok_or_else(|| invalid("the index is not an object"))?;
-        let map = object
-            .get("weight_map")
-            .and_then(|value| Object::parse(value.get()))
-            .ok_or_else(|| invalid("the index has no object 'weight_map'"))?;
+        let object = Object::parse(&strict).ok_or_else(|| invalid("the index is not an object"))?;
+        let part = |key| object.get(key).and_then(|value| Object::parse(value.get()));
+        let map =
+            part("weight_map").ok_or_else(|| invalid("the index has no object 'weight_map'"))?;
+        // Readers differ in which of two they believe.
+        let metadata = part("metadata");
+        if let Some(key) = object.twice().or_else(|| metadata.as_ref()?.twice()) {
+            return Err(invalid(&format!("'{key}' stands there twice")));
+        }
+        if let Some(tensor) = map.twice() {
+            return Err(invalid(&format!("tensor '{tensor}' is mapped twice")));
+        }
         let mut weight_map = Vec::with_capacity(map.0.len());
         for (tensor, shard) in map.0 {
             let shard: String = serde_json::from_str(shard.get())
@@ -44,13 +54,13 @@ impl Index {
             }
             weight_map.push((tensor.into_owned(), shard));
         }
-        Ok(Index { text, weight_map })
+        Ok(Index { text, strict, weight_map })
     }
 
     /// The text with `metadata.total_size` saying `total_size` bytes, added when missing because
     /// readers look it up, and `metadata.dtype` saying `to` where it names a float.
     pub fn updated(&self, total_size: u64, to: Float) -> String {
-        let object = Object::parse(&self.text).expect("parsed before");
+        let object = Object::parse(&self.strict).expect("parsed before");
         let insert_first = |inside: usize, member: String, empty: bool| {
             (inside..inside, format!("{member}{}", if empty { "" } else { ", " }))
         };
@@ -60,19 +70,19 @@ impl Index {
             Some((value, Some(metadata))) => {
                 match metadata.get("total_size") {
                     Some(value) => {
-                        edits.push((edit::span(&self.text, value), total_size.to_string()))
+                        edits.push((edit::span(&self.strict, value), total_size.to_string()))
                     }
                     None => {
-                        let inside = edit::span(&self.text, value).start + 1;
+                        let inside = edit::span(&self.strict, value).start + 1;
                         edits.push(insert_first(inside, size, metadata.0.is_empty()));
                     }
                 }
                 if let Some(value) = metadata.get("dtype") {
-                    edits.extend(dtype_edit(&self.text, value, to));
+                    edits.extend(dtype_edit(&self.strict, value, to));
                 }
             }
             Some((value, None)) => {
-                edits.push((edit::span(&self.text, value), format!("{{{size}}}")))
+                edits.push((edit::span(&self.strict, value), format!("{{{size}}}")))
             }
             None => {
                 let inside = self.text.find('{').expect("an object") + 1;
@@ -122,6 +132,36 @@ mod tests {
             ),
         ] {
             assert_eq!(index(text).updated(10, Float::F16), expected);
+        }
+    }
+
+    #[test]
+    fn what_python_writes_for_nan_is_read_and_replaced_whole() {
+        for (text, expected) in [
+            (
+                r#"{"metadata": {"total_size": NaN, "x": -Infinity}, "weight_map": {}}"#,
+                r#"{"metadata": {"total_size": 10, "x": -Infinity}, "weight_map": {}}"#,
+            ),
+            (
+                r#"{"metadata": Infinity, "weight_map": {}}"#,
+                r#"{"metadata": {"total_size": 10}, "weight_map": {}}"#,
+            ),
+        ] {
+            assert_eq!(index(text).updated(10, Float::F16), expected);
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_where_readers_look_is_refused() {
+        for (text, key) in [
+            (r#"{"weight_map": {}, "weight_map": {"a": "s"}}"#, "'weight_map'"),
+            (r#"{"weight_map": {}, "metadata": {}, "met\u0061data": {}}"#, "'metadata'"),
+            (r#"{"weight_map": {}, "metadata": {"total_size": 1, "total_size": 2}}"#, "'total_"),
+            (r#"{"weight_map": {"a": "s", "b": "s", "\u0061": "s"}}"#, "tensor 'a'"),
+        ] {
+            let error = Index::parse(Path::new("i"), text.into()).expect_err(text);
+            assert!(error.to_string().contains(key), "{text}: {error}");
+            assert!(error.to_string().contains("twice"), "{text}: {error}");
         }
     }
 

@@ -4,7 +4,9 @@
 
 pub mod config;
 pub mod edit;
+pub mod file;
 pub mod index;
+pub mod json;
 pub mod shard;
 
 use std::collections::{HashMap, HashSet};
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::fs::Identity;
 use config::Config;
+use file::Reach;
 use index::Index;
 use shard::Shard;
 
@@ -88,9 +91,9 @@ impl Checkpoint {
             quantised: None,
         };
         if checkpoint.single_file {
-            checkpoint.open_single(path, &metadata)?;
+            checkpoint.open_single(path, metadata)?;
         } else {
-            checkpoint.walk(Path::new(""))?;
+            checkpoint.walk(Path::new(""), &Reach::of(path)?)?;
             checkpoint.files.sort_by(|left, right| left.path.cmp(&right.path));
         }
         if checkpoint.shards().next().is_none() {
@@ -113,15 +116,18 @@ impl Checkpoint {
         })
     }
 
-    fn open_single(&mut self, path: &Path, metadata: &fs::Metadata) -> Result<(), Error> {
+    fn open_single(&mut self, path: &Path, metadata: fs::Metadata) -> Result<(), Error> {
         let name = path.file_name().map(PathBuf::from).unwrap_or_default();
-        let file = self.read_file(name, path.to_owned(), metadata)?;
+        let file = read_file(name, path.to_owned(), metadata)?;
         self.files.push(file);
         // The config beside a lone shard is not part of the job, but it still knows the model.
         let beside = path.with_file_name("config.json");
-        if let Ok(bytes) = fs::read(&beside) {
-            let config = Config::parse(&beside, bytes)?;
-            self.note(&beside, &config);
+        let found = fs::symlink_metadata(&beside).ok().filter(|found| !found.is_dir());
+        if let Some(found) = found {
+            let reach = Reach::of(path.parent().unwrap_or(path))?;
+            reach.check(&beside, found.is_symlink())?;
+            let (bytes, _) = file::read(&beside, json::MAX_CONFIG)?;
+            self.note(&beside, &Config::parse(&beside, bytes)?);
         }
         Ok(())
     }
@@ -133,7 +139,7 @@ impl Checkpoint {
         }
     }
 
-    fn walk(&mut self, below: &Path) -> Result<(), Error> {
+    fn walk(&mut self, below: &Path, reach: &Reach) -> Result<(), Error> {
         let directory = self.root.join(below);
         for entry in fs::read_dir(&directory).map_err(Error::io("list", &directory))? {
             let entry = entry.map_err(Error::io("list", &directory))?;
@@ -143,17 +149,11 @@ impl Checkpoint {
                 if entry.file_name().to_string_lossy().starts_with('.') {
                     self.hidden.push(path);
                 } else if !(below.as_os_str().is_empty() && entry.file_name() == "lost+found") {
-                    self.walk(&path)?;
+                    self.walk(&path, reach)?;
                 }
             } else if path != Path::new(REPORT) {
-                let metadata = match fs::metadata(&location) {
-                    Err(_) if kind.is_symlink() => {
-                        let what = "a link that leads nowhere, as an incomplete download leaves";
-                        return Err(Error::NotRegular { path: location, what });
-                    }
-                    found => found.map_err(Error::io("open", &location))?,
-                };
-                let file = self.read_file(path, location, &metadata)?;
+                let metadata = reach.check(&location, kind.is_symlink())?;
+                let file = read_file(path, location, metadata)?;
                 if let Kind::Config(config) = &file.kind {
                     self.note(&file.location, config);
                 }
@@ -161,36 +161,6 @@ impl Checkpoint {
             }
         }
         Ok(())
-    }
-
-    fn read_file(
-        &self,
-        path: PathBuf,
-        location: PathBuf,
-        metadata: &fs::Metadata,
-    ) -> Result<SourceFile, Error> {
-        if !metadata.is_file() {
-            let what = if metadata.is_dir() {
-                "a link to a directory"
-            } else {
-                "a special file (a pipe, socket or device)"
-            };
-            return Err(Error::NotRegular { path: location, what });
-        }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let read = || fs::read(&location).map_err(Error::io("read", &location));
-        let kind = if name.ends_with(".safetensors") {
-            Kind::Shard(Shard::read(&location)?)
-        } else if index::is_index(&name) {
-            Kind::Index(Index::parse(&location, read()?)?)
-        } else if name == "config.json" {
-            Kind::Config(Config::parse(&location, read()?)?)
-        } else if is_other_weights(&name) {
-            Kind::OtherWeights
-        } else {
-            Kind::Plain
-        };
-        Ok(SourceFile { path, location, identity: Identity::of(metadata), kind })
     }
 
     /// Every tensor an index names must be in the shard it names, beside the index.
@@ -220,6 +190,27 @@ impl Checkpoint {
     }
 }
 
+/// Reads what recast needs to know of a file: all of a small one, the header of a shard, and of
+/// any other no more than what the directory says.
+fn read_file(path: PathBuf, location: PathBuf, found: fs::Metadata) -> Result<SourceFile, Error> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (kind, metadata) = if name.ends_with(".safetensors") {
+        let (file, metadata) = file::open(&location)?;
+        (Kind::Shard(Shard::read(&location, file, metadata.len())?), metadata)
+    } else if index::is_index(&name) {
+        let (bytes, metadata) = file::read(&location, json::MAX_INDEX)?;
+        (Kind::Index(Index::parse(&location, bytes)?), metadata)
+    } else if name == "config.json" {
+        let (bytes, metadata) = file::read(&location, json::MAX_CONFIG)?;
+        (Kind::Config(Config::parse(&location, bytes)?), metadata)
+    } else if is_other_weights(&name) {
+        (Kind::OtherWeights, found)
+    } else {
+        (Kind::Plain, found)
+    };
+    Ok(SourceFile { path, location, identity: Identity::of(&metadata), kind })
+}
+
 /// Weights that are not safetensors, and the indexes of such weights.
 fn is_other_weights(name: &str) -> bool {
     const SUFFIXES: [&str; 9] =
@@ -231,16 +222,6 @@ fn is_other_weights(name: &str) -> bool {
             |stem| stem.contains(&format!(".{suffix}.index")),
         )
     })
-}
-
-/// The text of a small JSON file, checked to be JSON of sane depth, and the same as strict JSON.
-fn json_text(path: &Path, bytes: Vec<u8>) -> Result<(String, String), Error> {
-    let invalid = |reason: String| Error::Json { path: path.to_owned(), reason };
-    let text = String::from_utf8(bytes).map_err(|error| invalid(format!("not UTF-8: {error}")))?;
-    let strict = edit::strict(&text);
-    serde_json::from_str::<serde_json::Value>(&strict)
-        .map_err(|error| invalid(format!("not valid JSON: {error}")))?;
-    Ok((text, strict))
 }
 
 #[cfg(test)]

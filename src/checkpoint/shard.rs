@@ -14,6 +14,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
+use super::json;
 use crate::dtype::Dtype;
 use crate::error::Error;
 
@@ -56,14 +57,13 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Reads and checks the header of the file at `path`.
+    /// Reads and checks the header of a file of `file_bytes` bytes; `path` is for the error
+    /// message.
     ///
     /// # Errors
     /// When the file cannot be read or breaks a rule of the format.
-    pub fn read(path: &Path) -> Result<Shard, Error> {
+    pub fn read(path: &Path, mut file: File, file_bytes: u64) -> Result<Shard, Error> {
         let invalid = |reason: String| Error::Header { path: path.to_owned(), reason };
-        let mut file = File::open(path).map_err(Error::io("open", path))?;
-        let file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
         let mut length = [0; 8];
         if file_bytes < 8 {
             return Err(invalid(format!(
@@ -95,8 +95,10 @@ impl Shard {
     pub fn parse(header: &[u8], file_bytes: u64) -> Result<Shard, String> {
         let text = std::str::from_utf8(header)
             .map_err(|error| format!("the header is not UTF-8: {error}"))?;
-        let RawHeader { metadata, mut entries } = serde_json::from_str(text)
-            .map_err(|error| format!("the header is not valid JSON: {error}"))?;
+        // The first look is for what the second would skip: it ignores the fields it does not know.
+        let RawHeader { metadata, mut entries } = json::check(text)
+            .and_then(|()| serde_json::from_str(text))
+            .map_err(|error| format!("the header is not the JSON it must be: {error}"))?;
         entries.sort_by_key(|(_, entry)| entry.data_offsets);
         let data_start = 8 + header.len() as u64;
         let mut end = 0;
@@ -191,7 +193,16 @@ fn check_size(name: &str, dtype: &Dtype, shape: &[u64], bytes: u64) -> Result<()
         .iter()
         .try_fold(1_u64, |product, &size| product.checked_mul(size))
         .ok_or_else(|| format!("tensor '{name}' has a shape whose product overflows: {shape:?}"))?;
-    let Some(bits) = dtype.bits() else { return Ok(()) };
+    let Some(bits) = dtype.bits() else {
+        // No dtype has less than a bit to an element, so this bounds what sums of elements reach.
+        return match bytes.checked_mul(8) {
+            Some(bits) if elements > bits => Err(format!(
+                "tensor '{name}' ({dtype} {shape:?}) has more elements than bits: its offsets span \
+                 {bytes} bytes"
+            )),
+            _ => Ok(()),
+        };
+    };
     let bits = elements
         .checked_mul(bits)
         .ok_or_else(|| format!("tensor '{name}' has a shape whose size overflows: {shape:?}"))?;
@@ -269,7 +280,10 @@ impl<'de> Deserialize<'de> for RawHeader<'de> {
                     if name == METADATA_KEY {
                         header.metadata = map.next_value::<Option<Pairs>>()?.map(|pairs| pairs.0);
                     } else {
-                        header.entries.push((name, map.next_value()?));
+                        let entry = map.next_value().map_err(|error| {
+                            A::Error::custom(format_args!("tensor '{name}': {error}"))
+                        })?;
+                        header.entries.push((name, entry));
                     }
                 }
                 Ok(header)

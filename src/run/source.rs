@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Io;
+use crate::checkpoint::file;
 use crate::checkpoint::shard::Map;
 use crate::error::Error;
 use crate::fs;
@@ -27,7 +28,7 @@ impl Source {
     /// Opens a file as it was when it was planned.
     pub fn open(planned: &PlannedFile, io: Io) -> Result<Source, Error> {
         let path = planned.location.as_path();
-        let file = fs::open(path).map_err(Error::io("open", path))?;
+        let (file, _) = file::open(path)?;
         let mut source = Source { file, map: None };
         source.check(planned)?;
         fs::will_read_in_order(&source.file);

@@ -1,0 +1,264 @@
+"""Only regular files of the model are opened: no special file, and nothing a link leads out to."""
+
+import json
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import recast
+from hostile import CANARY, INDEX, SHARD, refused, state, unopened
+from support import recast_process, tree
+
+
+@pytest.fixture
+def canary(model: Path) -> Path:
+    """A valid shard outside the model, with the tensor that the index asks for."""
+    path = model.parent / "canary.safetensors"
+    path.write_bytes(CANARY)
+    return path
+
+
+def make_socket(path: Path) -> None:
+    # A socket's own path is limited to about 100 bytes.
+    before = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
+    finally:
+        os.chdir(before)
+
+
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "pipe": os.mkfifo,
+    "socket": make_socket,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "terminal": lambda path: path.symlink_to("/dev/tty"),
+    "link to a pipe": lambda path: (
+        os.mkfifo(path.with_name("pipe")),
+        path.symlink_to("pipe"),
+    )[-1],
+}
+
+PLACES = [SHARD, "x.safetensors", INDEX, "config.json", "notes.txt", "old.bin", "sub/config.json"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_special_file_is_refused_and_never_opened(kind: str, place: str, model: Path) -> None:
+    path = model / place
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    SPECIAL[kind](path)
+    assert not stat.S_ISREG(path.stat().st_mode)
+    before = state(model.parent)
+    # A socket cannot be opened, and everything opens the devices.
+    with unopened(*[] if kind in ("device", "terminal") else [path]):
+        for arguments in (
+            ["inspect", model],
+            ["convert", model, model.parent / "out", "--to", "bf16"],
+        ):
+            # The time limit is only for what would otherwise wait for ever.
+            result = recast_process(*arguments)
+            assert result.returncode == 65, result.stderr
+            assert "special file" in result.stderr
+    assert state(model.parent) == before
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_special_file_named_as_the_source_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / SHARD
+    SPECIAL[kind](path)
+    result = recast_process("inspect", path)
+    assert result.returncode == 65
+    assert "special file" in result.stderr
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_special_config_beside_a_single_file_is_refused(kind: str, model: Path) -> None:
+    (model / "config.json").unlink()
+    SPECIAL[kind](model / "config.json")
+    result = recast_process("inspect", model / SHARD)
+    assert result.returncode == 65
+    assert "config.json" in result.stderr
+
+
+def repository(root: Path, revision: str = "0" * 40) -> tuple[Path, Path]:
+    """An empty snapshot as a Hub cache has it, and the folder of its blobs."""
+    snapshot, blobs = (
+        root / "models--a--b" / "snapshots" / revision,
+        root / "models--a--b" / "blobs",
+    )
+    snapshot.mkdir(parents=True)
+    blobs.mkdir(exist_ok=True)
+    return snapshot, blobs
+
+
+def converted(source: Path) -> dict[str, str]:
+    """The result of converting `source`, which is then removed; the report aside."""
+    out = Path(os.path.realpath(source)).parent / "converted"
+    before = tree(source)
+    recast.convert(source, out, to="bf16")
+    assert tree(source) == before
+    found = tree(out)
+    assert not any(entry.startswith("->") for entry in found.values())
+    shutil.rmtree(out)
+    del found["recast.json"]
+    return found
+
+
+def link_into(blobs: Path, snapshot: Path, model: Path, up: str) -> None:
+    for path in model.iterdir():
+        (blobs / f"hash-{path.name}").write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"{up}/blobs/hash-{path.name}")
+
+
+def test_a_snapshot_links_to_its_repositorys_blobs(model: Path, tmp_path: Path) -> None:
+    snapshot, blobs = repository(tmp_path / "cache")
+    link_into(blobs, snapshot, model, "../..")
+    assert converted(snapshot) == converted(model)
+
+
+def test_a_folder_of_a_snapshot_links_to_them_too(model: Path, tmp_path: Path) -> None:
+    snapshot, blobs = repository(tmp_path / "cache")
+    (snapshot / "unet").mkdir()
+    link_into(blobs, snapshot / "unet", model, "../../..")
+    assert set(converted(snapshot)) == {"unet", *(f"unet/{name}" for name in converted(model))}
+    assert converted(snapshot / "unet") == converted(model)
+
+
+def test_a_cache_that_lies_behind_a_link_is_the_same(model: Path, tmp_path: Path) -> None:
+    snapshot, blobs = repository(tmp_path / "disk")
+    link_into(blobs, snapshot, model, "../..")
+    (tmp_path / "cache").symlink_to("disk")
+    assert converted(tmp_path / "cache" / snapshot.relative_to(tmp_path / "disk")) == converted(
+        model
+    )
+
+
+def test_a_source_that_is_a_link_is_resolved_first(model: Path, tmp_path: Path) -> None:
+    snapshot, blobs = repository(tmp_path / "cache")
+    link_into(blobs, snapshot, model, "../..")
+    for target in (model, snapshot):
+        link = tmp_path / f"link-to-{target.name}"
+        link.symlink_to(target)
+        assert converted(link) == converted(model)
+
+
+def test_a_link_inside_the_source_is_followed(model: Path) -> None:
+    (model / "sub").mkdir()
+    (model / "sub" / "again.safetensors").symlink_to("../model.safetensors")
+    (model / "absolute.txt").symlink_to(model / "config.json")
+    (model / "roundabout.txt").symlink_to("../model/sub/../config.json")
+    out = converted(model)
+    assert out["sub/again.safetensors"] == out[SHARD]
+    assert out["absolute.txt"] == out["roundabout.txt"] == tree(model)["config.json"]
+
+
+def test_a_single_file_may_be_a_link_and_its_config_follows_the_rule(
+    model: Path, tmp_path: Path
+) -> None:
+    snapshot, blobs = repository(tmp_path / "cache")
+    link_into(blobs, snapshot, model, "../..")
+    assert recast.inspect(snapshot / SHARD).parameters == 6
+    (tmp_path / "alone.safetensors").symlink_to(model / SHARD)
+    assert recast.inspect(tmp_path / "alone.safetensors").parameters == 6
+    (model / "config.json").rename(tmp_path / "canary")
+    (model / "config.json").symlink_to("../canary")
+    with unopened(tmp_path / "canary"), pytest.raises(recast.InputError, match="outside"):
+        recast.inspect(model / SHARD)
+
+
+OUT = "which is outside the model"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_link_out_of_the_tree_is_refused_with_its_target(
+    place: str, relative: bool, model: Path, canary: Path
+) -> None:
+    path = model / place
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(os.path.relpath(canary, path.parent) if relative else canary)
+    with unopened(canary):
+        refused(model, recast.InputError, place, str(canary), OUT)
+
+
+def test_the_error_of_a_link_names_the_ways_out(model: Path, canary: Path) -> None:
+    (model / "x.safetensors").symlink_to(canary)
+    with pytest.raises(recast.InputError) as caught:
+        recast.inspect(model)
+    assert caught.value.hint
+    assert "copy of the file" in caught.value.hint
+    assert "convert the directory" in caught.value.hint
+
+
+def test_an_index_reaches_nothing_through_a_link(model: Path, canary: Path) -> None:
+    (model / "x.safetensors").symlink_to("../canary.safetensors")
+    (model / INDEX).write_text(json.dumps({"weight_map": {"w": "x.safetensors"}}))
+    with unopened(canary):
+        refused(model, recast.InputError, "x.safetensors", OUT)
+
+
+def test_a_chain_of_links_counts_by_where_it_ends(model: Path, canary: Path) -> None:
+    (model.parent / "hop").symlink_to("model/config.json")
+    (model / "there-and-back.json").symlink_to("../hop")
+    assert recast.inspect(model).parameters == 6
+    (model / "first.txt").symlink_to("second.txt")
+    (model / "second.txt").symlink_to(canary)
+    with unopened(canary):
+        refused(model, recast.InputError, OUT)
+
+
+def test_a_snapshot_reaches_no_other_repository_and_nothing_beside_the_blobs(
+    model: Path, tmp_path: Path
+) -> None:
+    snapshot, blobs = repository(tmp_path / "cache")
+    link_into(blobs, snapshot, model, "../..")
+    other = tmp_path / "cache" / "models--other--private" / "blobs"
+    (blobs / "deep").mkdir()
+    for folder in (other, blobs / "deep", blobs.parent / "refs", snapshot.parent / ("1" * 40)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "canary").write_bytes(CANARY)
+        link = snapshot / "link.txt"
+        link.symlink_to(os.path.relpath(folder / "canary", snapshot))
+        with unopened(folder / "canary"):
+            refused(snapshot, recast.InputError, "link.txt", str(folder / "canary"), OUT)
+        link.unlink()
+    recast.inspect(snapshot)
+
+
+def test_blobs_that_are_a_link_reach_nothing(model: Path, tmp_path: Path, canary: Path) -> None:
+    snapshot, blobs = repository(tmp_path / "cache")
+    blobs.rmdir()
+    blobs.symlink_to(canary.parent)
+    (snapshot / "x.safetensors").symlink_to("../../blobs/canary.safetensors")
+    with unopened(canary):
+        refused(snapshot, recast.InputError, "x.safetensors", str(canary), OUT)
+
+
+def test_links_into_a_cache_from_elsewhere_are_refused(model: Path, tmp_path: Path) -> None:
+    _, blobs = repository(tmp_path / "cache")
+    local = tmp_path / "local"
+    local.mkdir()
+    link_into(blobs, local, model, str(blobs.parent))
+    refused(local, recast.InputError, str(blobs), OUT)
+
+
+@pytest.mark.parametrize("targets", [["gone"], ["b", "a"], ["a"]], ids=["nowhere", "loop", "self"])
+def test_a_link_that_leads_nowhere_is_refused(targets: list[str], model: Path) -> None:
+    for name, target in zip("ab", targets, strict=False):
+        (model / name).symlink_to(target)
+    refused(model, recast.InputError, "leads nowhere")
+
+
+def test_a_directory_behind_a_link_is_refused_even_inside(model: Path) -> None:
+    (model / "sub").mkdir()
+    (model / "linked").symlink_to("sub")
+    (model / "circle").symlink_to(".")
+    refused(model, recast.InputError, "a link to a directory")
