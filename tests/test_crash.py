@@ -66,7 +66,7 @@ class Killer:
         """Kills a run, and gives the moment in words, for messages."""
         # A machine is not equally fast all the time; so that kills are spread, the last runs count.
         usual, since = statistics.median(self.times), self.choose.choice(("start", "lock"))
-        moment = self.choose.uniform(0, 1.2 if since == "start" else 0.5) * usual
+        moment = self.choose.uniform(0, 1.2 if since == "start" else 0.3) * usual
         before = self.locks()
         process = start(self.source, self.dest, *self.options)
         if since == "lock":
