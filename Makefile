@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-exhaustive lint build bench bench-scale bench-cast clean tools
+.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast clean tools
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ test-crash: build  ## kill 300 conversions at random moments and look at what is
 
 test-exhaustive: build  ## every input of every cast, at every level, against torch (minutes)
 	$(VENV) tests/exhaustive.py
+
+test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 inputs (41 GB on disk)
+	$(VENV) -m pytest tests/gpu -rs -s
 
 lint: .venv/installed  ## check formatting, lints and types
 	cargo fmt --check

@@ -310,6 +310,11 @@ impl Staged {
     }
 
     #[getter]
+    fn publishing(&self) -> bool {
+        self.0.is_publishing()
+    }
+
+    #[getter]
     fn published(&self) -> bool {
         self.0.published
     }
@@ -330,6 +335,10 @@ impl Staged {
 
     fn finish(&mut self, py: Python<'_>, report: &str) -> PyResult<()> {
         Ok(py.detach(|| self.0.finish(report))?)
+    }
+
+    fn reject(&mut self, py: Python<'_>) -> PyResult<String> {
+        Ok(text(&py.detach(|| self.0.reject())?))
     }
 
     fn discard(&mut self, py: Python<'_>) -> PyResult<()> {

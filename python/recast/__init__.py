@@ -4,6 +4,7 @@
 
     plan = recast.plan("model", to="bf16", keep=["lm_head.*"])   # headers only; writes nothing
     report = recast.convert("model", "model-bf16", to="bf16")    # the whole checkpoint
+    recast.verify("model", "model-bf16", device="cuda").passed   # every promise, on the GPU
     recast.inspect("model-bf16").gpu_memory["as_stored"]         # bytes on a GPU
     y = recast.cast(x, "bf16")                                   # one tensor, in memory
 
@@ -31,9 +32,11 @@ from recast.errors import (
     RecastError,
     StorageError,
     UsageError,
+    VerificationError,
 )
 from recast.inspection import Inspection
 from recast.report import Report
+from recast.verification import Verification, verify
 
 __all__ = [
     "CastOverflowError",
@@ -49,9 +52,12 @@ __all__ = [
     "Report",
     "StorageError",
     "UsageError",
+    "Verification",
+    "VerificationError",
     "__version__",
     "cast",
     "convert",
     "inspect",
     "plan",
+    "verify",
 ]

@@ -3,14 +3,16 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from recast import memory
 from recast._core import Checkpoint, Plan
 from recast.array import check_policy, float_name
-from recast.errors import InputError, OutputError, UsageError
+from recast.errors import InputError, OutputError, UsageError, VerificationError
 from recast.inspection import Inspection, exactness, groups
 from recast.report import Report
+from recast.verification import run as verification
 
 Path = str | os.PathLike[str]
 STAGING = ".recast"
@@ -60,6 +62,7 @@ def convert(
     io: str = "auto",
     sync: bool = True,
     overwrite: bool = False,
+    verify: str | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Report:
     """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
@@ -68,8 +71,9 @@ def convert(
     range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or the largest finite
     value (`"saturate"`). `threads` limits the worker threads. `io` is how the source is read:
     `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync, so that
-    a power cut can lose the result. `progress(done, total)` is called with bytes, from this
-    thread; what it raises stops the run.
+    a power cut can lose the result. `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`, `"cuda:N"`)
+    on which every value of the result is checked before it is published; that takes torch.
+    `progress(done, total)` is called with bytes, from this thread; what it raises stops the run.
 
     Nothing is visible in `dest` before every file is complete. The same call again continues a
     conversion that was interrupted, and returns the report of one that is done, with
@@ -77,14 +81,18 @@ def convert(
     replace the model there once the new one is ready.
 
     Raises what `plan` raises, `OutputError` for the destination, `StorageError` when reading or
-    writing fails, and `CastOverflowError`.
+    writing fails, `CastOverflowError`, and `VerificationError`, which names the folder that a
+    result which failed stays in.
     """
     check_policy(on_overflow, threads)
     started = time.perf_counter()
-    staged = None
+    device = None if verify is None else verification.choose_device(verify)
+    staged, found = None, None
     try:
         planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
         check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
+        if device is not None:
+            verification.check_fit(device, planned.tensor_bytes)
         staged = planned.stage(
             os.fspath(dest),
             threads=threads,
@@ -95,9 +103,24 @@ def convert(
             progress=progress,
         )
         if staged is None:
-            return Report.read(os.fspath(dest))
+            report = Report.read(os.fspath(dest))
+            if device is not None:
+                found = verification.verify_published(planned, dest, on_overflow, device)
+                report = replace(report, verification=found.to_dict())
+            return report
+        if device is not None and not staged.publishing:
+            found = verification.verify_staged(planned, staged, dest, on_overflow, device)
         staged.publish()
-        report = Report.of(planned, staged, os.fspath(dest), time.perf_counter() - started)
+        if device is not None and found is None:
+            # An earlier run was stopped while it published, so the files were in two places.
+            found = verification.verify_published(planned, dest, on_overflow, device)
+        report = Report.of(
+            planned,
+            staged,
+            os.fspath(dest),
+            time.perf_counter() - started,
+            verification=None if found is None else found.to_dict(),
+        )
         staged.finish(report.to_json())
     except InputError:
         # The source changed, so what is staged is of no use to anyone.
@@ -110,7 +133,9 @@ def convert(
             staged.leave()
         if staged is not None and staged.published:
             error.add_note(f"{os.fspath(dest)} was published; the same command leaves its report")
-        elif os.path.exists(os.path.join(dest, STAGING)) and not isinstance(error, OutputError):
+        elif isinstance(error, OutputError | VerificationError):
+            pass  # They say themselves what is left where.
+        elif os.path.exists(os.path.join(dest, STAGING)):
             error.add_note("the model is not published; the same command continues")
         elif not isinstance(error, Exception):
             error.add_note("nothing was published")

@@ -13,7 +13,7 @@ import click
 
 import recast
 from recast.array import MAX_THREADS, POLICIES, float_name
-from recast.errors import RecastError, StorageError, UsageError
+from recast.errors import RecastError, StorageError, UsageError, VerificationError
 
 Progress = Callable[[int, int], None]
 
@@ -35,6 +35,7 @@ def cli(context: click.Context) -> None:
     \b
     recast inspect model                      what it is made of; does it fit on the GPU
     recast convert model model-bf16 --to bf16
+    recast verify model model-bf16            is the result what it should be
     recast bits 3.14                          one value, bit by bit, and how a cast rounds it
     """
     if context.invoked_subcommand is None:
@@ -74,6 +75,11 @@ def _target(context: click.Context, parameter: click.Parameter, value: str | Non
     help="What to do when finite values are beyond the target's range.",
 )
 @click.option(
+    "--verify",
+    metavar="auto|cpu|cuda[:N]",
+    help="Check every value of the result on this device before publishing it; needs torch.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),
     metavar="N",
@@ -104,6 +110,7 @@ def convert(
     keep: tuple[str, ...],
     no_auto_keep: bool,
     on_overflow: str,
+    verify: str | None,
     threads: int | None,
     io: str,
     no_sync: bool,
@@ -140,6 +147,7 @@ def convert(
             keep=keep,
             auto_keep=not no_auto_keep,
             on_overflow=on_overflow,
+            verify=verify,
             threads=threads,
             io=io,
             sync=not no_sync,
@@ -215,8 +223,70 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
     _print((bits_json if as_json else bits_text)(value, source, targets))
 
 
+@cli.command()
+@click.argument("source")
+@click.argument("dest")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:N]",
+    help="Where the result is loaded and compared; auto is a GPU where there is one.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Random blocks of 4,096 values to compare in each tensor, beside both ends; default: 64.",
+)
+@click.option("--full", is_flag=True, help="Compare every value.")
+@click.option(
+    "--loader",
+    type=click.Choice(["safetensors", "transformers"]),
+    default="safetensors",
+    show_default=True,
+    help="Load the tensors alone, or the model as a user of transformers does.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", help="Draw the same random blocks again."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(
+    source: str,
+    dest: str,
+    device: str,
+    samples: int | None,
+    full: bool,
+    loader: str,
+    seed: int | None,
+    as_json: bool,
+) -> int:
+    """Check that DEST is SOURCE in another dtype: structure, values, and memory on a GPU.
+
+    \b
+    recast verify model model-bf16
+    recast verify model model-bf16 --full --device cuda:1
+    recast verify model model-bf16 --loader transformers --json
+    """
+    from recast.verification.result import verification_text
+
+    with _progress(sys.stderr.isatty() and not as_json, "verify") as progress:
+        found = recast.verify(
+            source,
+            dest,
+            device=device,
+            samples=samples,
+            full=full,
+            loader=loader,
+            seed=seed,
+            progress=progress,
+        )
+    _print(found.to_json() if as_json else verification_text(found))
+    return 0 if found.passed else VerificationError.exit_code
+
+
 @contextmanager
-def _progress(wanted: bool) -> Iterator[Progress | None]:
+def _progress(wanted: bool, what: str = "convert") -> Iterator[Progress | None]:
     """A bar on stderr with bytes, rate and time left, drawn while the block runs."""
     if not wanted:
         yield None
@@ -231,7 +301,7 @@ def _progress(wanted: bool) -> Iterator[Progress | None]:
         bars.TimeRemainingColumn(),
     )
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("convert", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -9,7 +9,8 @@ RecastError
 ├── OutputError                     73   the destination cannot be created
 ├── StorageError                    74   reading or writing failed
 └── CheckError                       1   the result is not what was asked for
-    └── CastOverflowError                finite values would become infinite
+    ├── CastOverflowError                finite values would become infinite
+    └── VerificationError                the result failed, or does not fit the GPU
 """
 
 from typing import ClassVar
@@ -76,3 +77,7 @@ class CheckError(RecastError):
 
 class CastOverflowError(CheckError):
     """Finite values are beyond the range of the target dtype."""
+
+
+class VerificationError(CheckError):
+    """The result failed its verification before it was published, or could not be loaded."""

@@ -54,15 +54,27 @@ def predict(
     expandable_segments: bool = False,
     roundup_power2_divisions: Sequence[int] = (),
     large_segment: int = LARGE_SEGMENT,
+    warm_up: int = 0,
 ) -> Memory:
     """The memory tensors of `sizes` bytes take on a GPU, allocated in that order.
 
-    `sizes` is in file order, one entry per tensor, in bytes. The keywords are those of `Settings`.
+    `sizes` is in file order, one entry per tensor, in bytes. `warm_up` bytes were allocated at once
+    and freed before, as transformers does to ask the driver only once. The other keywords are those
+    of `Settings`.
     """
-    # Only the sizes of free blocks matter: nothing is freed, so no two blocks ever merge.
+    # Only the sizes of free blocks matter: nothing more is freed, so no two blocks ever merge.
     small_free: list[int] = []
     large_free: list[int] = []
     requested = allocated = reserved = 0
+    if warm_up:
+        first = predict(
+            [warm_up],
+            expandable_segments=expandable_segments,
+            roundup_power2_divisions=roundup_power2_divisions,
+            large_segment=large_segment,
+        )
+        reserved = first.reserved
+        (small_free if first.allocated <= SMALL_REQUEST else large_free).append(reserved)
     for size in sizes:
         if size == 0:
             continue

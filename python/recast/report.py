@@ -92,11 +92,20 @@ class Report:
     already_done: bool = False
     """Whether this run found the result complete and did nothing; the rest is then the report of
     the run that made it."""
-    verification: None = None
+    verification: dict[str, Any] | None = None
+    """What `Verification.to_dict` gives, when the result was verified before it was published."""
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def of(cls, plan: Plan, staged: Staged, dest: str, seconds: float) -> "Report":
+    def of(
+        cls,
+        plan: Plan,
+        staged: Staged,
+        dest: str,
+        seconds: float,
+        *,
+        verification: dict[str, Any] | None,
+    ) -> "Report":
         """The report on `plan`, carried out as `staged` in `seconds`."""
         tensors = plan.tensors
         facts = summary(plan, dest)
@@ -133,6 +142,7 @@ class Report:
             tensor_audits=audits,
             identity=json.loads(staged.identity),
             resumed_files=staged.resumed_files,
+            verification=verification,
         )
 
     @classmethod
@@ -175,6 +185,11 @@ def report_text(report: Report) -> str:
         *_plan_rows(facts),
         ("audit", _audit(report)),
     ]
+    if (found := report.verification) is not None:
+        values = f"{found['values_checked']:,} values"
+        tensors = counted(found["tensors_checked"], "tensor")
+        text = f"{values} in {tensors} on {found['device']}, in {found['seconds']:.2f} s"
+        rows.append(("verified", text))
     if report.already_done:
         return render("already done; nothing was written", _title(facts), grid(rows))
     if report.resumed_files:

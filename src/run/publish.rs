@@ -54,6 +54,11 @@ impl Staged {
         self.staging().path()
     }
 
+    /// Whether an earlier run began to publish, so that files are in their place already.
+    pub fn is_publishing(&self) -> bool {
+        self.staging.as_ref().is_some_and(Staging::is_publishing)
+    }
+
     fn staging(&self) -> &Staging {
         self.staging.as_ref().expect("neither published nor given up")
     }
@@ -162,6 +167,18 @@ impl Staged {
     /// When the system refuses to remove something.
     pub fn discard(&mut self) -> Result<(), Error> {
         self.staging.take().map_or(Ok(()), Staging::discard)
+    }
+
+    /// Gives the staged model up but leaves its files, for inspection, where no run takes them for
+    /// a staged model; returns where that is.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    ///
+    /// # Panics
+    /// When the model is published or given up.
+    pub fn reject(&mut self) -> Result<PathBuf, Error> {
+        self.staging.take().expect("neither published nor given up").reject()
     }
 
     /// Leaves the staged model where it is: the same run, done again, publishes it.

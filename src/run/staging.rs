@@ -210,11 +210,29 @@ impl Staging {
         self.clear()
     }
 
+    /// Moves the staged files where no run looks for any, and returns where that is.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn reject(mut self) -> Result<PathBuf, Error> {
+        self.journal = None;
+        // First of all: with it, the same run would go on with files that are wrong.
+        Journal::remove(&self.folder)?;
+        fs::rename(&self.path(), &self.rejected())?;
+        Ok(self.rejected())
+    }
+
+    /// The folder of a model that failed its verification; the next run removes it.
+    fn rejected(&self) -> PathBuf {
+        self.folder.join("rejected")
+    }
+
     /// Removes everything but the locks, the journal first: without it, the rest means nothing.
     fn clear(&self) -> Result<(), Error> {
         Journal::remove(&self.folder)?;
         fs::remove_tree(&self.path())?;
         fs::remove_tree(&self.old())?;
+        fs::remove_tree(&self.rejected())?;
         fs::remove_file(&self.folder.join(REPORT))
     }
 }

@@ -1,0 +1,297 @@
+"""Loading a result onto a device: with safetensors alone, or as a user does, with transformers.
+
+A loader knows beforehand what it will allocate, and in which order.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from recast import memory
+from recast.errors import InputError, UsageError
+from recast.verification.memory import Allocation
+from recast.verification.structure import FLOATS, Entry, Headers, Key
+
+if TYPE_CHECKING:
+    import torch
+
+# torch has no dtype for them, so safetensors cannot hand them out.
+UNLOADABLE = {"F6_E2M3", "F6_E3M2"}
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class LoadError(Exception):
+    """The result cannot be loaded."""
+
+
+class Loader(Protocol):
+    """A way to load the result below `root`."""
+
+    def predict(self) -> tuple[list[Allocation], memory.Memory]:
+        """What loading will leave on a GPU: each tensor once, in order, and the total.
+
+        Raises `LoadError` where that can be seen beforehand.
+        """
+
+    def load(self) -> Any:
+        """Loads the model onto the device; the result keeps it alive. Raises `LoadError`."""
+
+    def allocations(self) -> list[Allocation]:
+        """What was loaded, each tensor once."""
+
+    def find(self, key: Key) -> "torch.Tensor | None":
+        """A tensor of a shard as it was loaded; `None` where it cannot be found as it is."""
+
+    def notes(self) -> list[str]:
+        """What should be known about the way it was loaded."""
+
+
+class Safetensors:
+    """Every tensor of every shard, in the order of the files and of their data."""
+
+    def __init__(self, root: Path, headers: Headers, device: str) -> None:
+        self.root, self.headers, self.device = root, headers, device
+        self.tensors: dict[Key, torch.Tensor] = {}
+
+    def predict(self) -> tuple[list[Allocation], memory.Memory]:
+        """See `Loader`."""
+        entries = [
+            Allocation(f"'{name}' in {file}", entry.bytes)
+            for file, entries in self.headers.items()
+            for name, entry in entries.items()
+            if entry.dtype not in UNLOADABLE
+        ]
+        sizes = (entry.bytes for entry in entries)
+        return entries, memory.predict(sizes, **memory.settings()[0]._asdict())
+
+    def load(self) -> "dict[Key, torch.Tensor]":
+        """See `Loader`. On a CPU the tensors are the mapped file."""
+        from safetensors import SafetensorError, safe_open
+
+        for file, entries in self.headers.items():
+            try:
+                with safe_open(self.root / file, "pt", device=self.device) as opened:
+                    for name in (n for n, e in entries.items() if e.dtype not in UNLOADABLE):
+                        self.tensors[file, name] = opened.get_tensor(name)
+            except SafetensorError as error:
+                raise LoadError(f"safetensors cannot load {file}: {error}") from error
+        return self.tensors
+
+    def allocations(self) -> list[Allocation]:
+        """See `Loader`."""
+        return [
+            Allocation(f"'{name}' in {file}", tensor.nbytes, tensor.data_ptr())
+            for (file, name), tensor in self.tensors.items()
+        ]
+
+    def find(self, key: Key) -> "torch.Tensor | None":
+        """See `Loader`."""
+        return self.tensors.get(key)
+
+    def notes(self) -> list[str]:
+        """See `Loader`."""
+        count = sum(e.dtype in UNLOADABLE for file in self.headers.values() for e in file.values())
+        if not count:
+            return []
+        return [f"torch has no dtype for {count} tensors, which were compared as files only"]
+
+
+class Transformers:
+    """The model class that `config.json` names, by `from_pretrained` with a `device_map`."""
+
+    def __init__(self, root: Path, headers: Headers, device: str) -> None:
+        self.root, self.device = root, device
+        # transformers loads the shards at the top, and no other.
+        self.headers = {file: entries for file, entries in headers.items() if os.sep not in file}
+        self.config, self.model_class = _model_class(root)
+        if device != "cpu":
+            _need_accelerate()
+        self.model: Any = None
+        self.state: dict[str, torch.Tensor] = {}
+        self.info: dict[str, Any] = {}
+
+    def predict(self) -> tuple[list[Allocation], memory.Memory]:
+        """See `Loader`. Derived from the model built without memory, on the meta device."""
+        import torch
+
+        dtype = self.config.dtype or self._first_float()
+        try:
+            with torch.device("meta"):
+                model = self.model_class._from_config(self.config, dtype=dtype)
+        except Exception as error:
+            raise LoadError(f"transformers cannot build the model: {error}") from error
+        return foretell(model, dtype)
+
+    def _first_float(self) -> "torch.dtype":
+        """What transformers takes for the model's dtype where the config does not state one."""
+        import torch
+
+        names = (entry.dtype for entries in self.headers.values() for entry in entries.values())
+        dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        return next((dtypes[name] for name in names if name in dtypes), torch.float32)
+
+    def load(self) -> Any:
+        """See `Loader`."""
+        import torch
+
+        options: dict[str, Any] = {"dtype": "auto", "local_files_only": True}
+        options["output_loading_info"] = True
+        if self.device != "cpu":
+            options["device_map"] = {"": self.device}
+        from transformers.utils import logging
+
+        bars: Any = logging
+        drawn = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()
+        # Threads allocate in an order that is another one each time, and `allocated` depends on it.
+        before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+        try:
+            self.model, self.info = self.model_class.from_pretrained(self.root, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Models raise whatever their code raises for a config or a weight that is wrong.
+            raise LoadError(f"transformers cannot load the model: {error}") from error
+        finally:
+            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+            if drawn:
+                bars.enable_progress_bar()
+            if before is not None:
+                os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
+        self.state = self.model.state_dict()
+        return self.model
+
+    def allocations(self) -> list[Allocation]:
+        """See `Loader`."""
+        named = _once([*self.model.named_parameters(), *self.model.named_buffers()])
+        return [Allocation(name, tensor.nbytes, tensor.data_ptr()) for name, tensor in named]
+
+    def find(self, key: Key) -> "torch.Tensor | None":
+        """See `Loader`."""
+        file, name = key
+        if file not in self.headers or name in _names(self.info.get("mismatched_keys", ())):
+            return None
+        found, entry = self.state.get(name), self.headers[file][name]
+        if found is None or tuple(found.shape) != entry.shape:
+            return None
+        # What was narrowed cannot show all the bits that are stored.
+        return None if self._is_narrowed(found, entry) else found
+
+    def _is_narrowed(self, found: "torch.Tensor", entry: Entry) -> bool:
+        """Whether a float was loaded in another dtype than it is stored in, and not in fp32."""
+        name = STORED.get(str(found.dtype).removeprefix("torch."))
+        return entry.dtype in FLOATS and name not in (entry.dtype, "F32")
+
+    def notes(self) -> list[str]:
+        """See `Loader`."""
+        texts = [f"loaded as {self.model_class.__name__}"]
+        for key, what in (
+            ("missing_keys", "not in the checkpoint, so newly initialised"),
+            ("unexpected_keys", "in the checkpoint, but not in the model"),
+            ("mismatched_keys", "of another shape in the model, so newly initialised"),
+        ):
+            texts += _note(what, _names(self.info.get(key, ())))
+        narrowed = [
+            name
+            for entries in self.headers.values()
+            for name, entry in entries.items()
+            if name in self.state and self._is_narrowed(self.state[name], entry)
+        ]
+        texts += _note("cast once more by the loader, so compared as files", narrowed)
+        return texts
+
+
+def foretell(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], memory.Memory]:
+    """What loading allocates for `model`, which is on the meta device, in `dtype`.
+
+    Each parameter once however many names it has, in the order transformers 5 reads them; the
+    modules that it keeps in fp32; then the buffers that no checkpoint holds.
+    """
+    import re
+
+    from transformers.core_model_loading import dot_natural_key
+
+    keep = "|".join(f"(?:{name})" for name in model._get_dtype_plan(dtype)).replace("*", ".*")
+    transient = {name for name, _ in model.named_non_persistent_buffers()}
+    named = _once([*model.named_parameters(), *model.named_buffers()])
+    stored = sorted(
+        (pair for pair in named if pair[0] not in transient),
+        key=lambda pair: dot_natural_key(pair[0]),
+    )
+    entries = []
+    for name, tensor in stored:
+        kept = keep and re.search(keep, name)
+        entries.append(Allocation(name, tensor.numel() * 4 if kept else tensor.nbytes))
+    entries += [Allocation(name, tensor.nbytes) for name, tensor in named if name in transient]
+    # transformers asks for halves of two bytes, and for the tensors as they are before a widening.
+    warm_up = sum(tensor.nbytes for _, tensor in stored) // 2 * 2
+    sizes = (entry.bytes for entry in entries)
+    return entries, memory.predict(sizes, warm_up=warm_up, **memory.settings()[0]._asdict())
+
+
+def _once(named: "Sequence[tuple[str, torch.Tensor]]") -> "list[tuple[str, torch.Tensor]]":
+    """Tied tensors under their first name only."""
+    seen: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in named:
+        seen.setdefault(id(tensor), (name, tensor))
+    return list(seen.values())
+
+
+def _note(what: str, names: list[str]) -> list[str]:
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return [f"{what}: {names[0]}{more}"] if names else []
+
+
+def _names(keys: Any) -> list[str]:
+    return sorted(key if isinstance(key, str) else key[0] for key in keys)
+
+
+def _model_class(root: Path) -> tuple[Any, Any]:
+    """The config and the class that a user of transformers would load `root` with."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UsageError(
+            "the loader 'transformers' needs transformers, which is not installed",
+            "pip install 'transformers>=5', or leave out --loader",
+        ) from error
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise UsageError(
+            f"the loader 'transformers' needs version 5, {transformers.__version__} is installed",
+            "pip install 'transformers>=5', or leave out --loader",
+        )
+    if not (root / "config.json").is_file():
+        raise InputError(
+            f"{root} has no config.json, so transformers does not know what model it is",
+            "leave out --loader",
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            root, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"transformers does not know the model in {root}: {str(error).splitlines()[0]}",
+            "leave out --loader",
+        ) from error
+    for name in config.architectures or []:
+        if hasattr(transformers, name):
+            return config, getattr(transformers, name)
+    try:
+        return config, transformers.AutoModel._model_mapping[type(config)]
+    except KeyError as error:
+        raise InputError(
+            f"transformers has no model class for {root}", "leave out --loader"
+        ) from error
+
+
+def _need_accelerate() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("accelerate") is None:
+        raise UsageError(
+            "transformers loads onto a GPU with the help of accelerate, which is not installed",
+            "pip install accelerate, or leave out --loader",
+        )

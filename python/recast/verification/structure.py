@@ -1,0 +1,278 @@
+"""The structure of a result: what was promised, and what its files say, read without the core.
+
+The promise comes from the plan. What is there is read here, in a few lines of Python and by the
+safetensors library, because a check that used the core's reader would share its mistakes.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recast._core import Plan
+
+FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+SPELLINGS = {
+    "fp32": {"fp32", "f32", "float32", "float"},
+    "fp16": {"fp16", "f16", "float16", "half"},
+    "bf16": {"bf16", "bfloat16"},
+}
+
+Key = tuple[str, str]
+"""A tensor: the path of its file below the root, and its name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as a header describes it; `start` and `end` are positions in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        """The length of its data."""
+        return self.end - self.start
+
+    @property
+    def elements(self) -> int:
+        """How many values it has; 1 for shape `[]`."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+
+Headers = dict[str, dict[str, Entry]]
+"""The tensors of each file, by its path below the root, in the order of their data."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a result must be. With `exact`, every dtype and size is known beforehand; without, a
+    tensor may also have kept the source's dtype."""
+
+    plan: Plan
+    to: str | None
+    """The dtype that configs and indexes must state; `None` where there is no float."""
+    on_overflow: str
+    exact: bool
+
+    @property
+    def source(self) -> Path:
+        """The source: a directory or a file."""
+        return Path(self.plan.source)
+
+    def source_file(self, file: str) -> Path:
+        """Where the source of the result's `file` is."""
+        return self.source if self.source.is_file() else self.source / file
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """A file's tensors in the order of their data. Raises `ValueError` for a damaged header."""
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > length - 8:
+            raise ValueError(f"the header has {size} bytes, the file {length}")
+        header = json.loads(file.read(size).decode())
+    entries = {}
+    try:
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                shape = tuple(int(extent) for extent in entry["shape"])
+                entries[name] = Entry(entry["dtype"], shape, 8 + size + start, 8 + size + end)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"the header is not a safetensors header: {error}") from error
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
+    at = 8 + size
+    for name, entry in ordered.items():
+        if entry.start != at or entry.end < at:
+            raise ValueError(f"the data of tensor '{name}' is not where the one before it ends")
+        at = entry.end
+    if at != length:
+        raise ValueError(f"the tensors end at byte {at}, the file at {length}")
+    return ordered
+
+
+def read_headers(root: Path, problems: list[str]) -> Headers:
+    """The headers of all shards below `root`; those that are damaged become problems."""
+    headers: Headers = {}
+    for file in shards(root):
+        try:
+            headers[file] = read_header(root / file)
+            _check_with_safetensors(root / file, headers[file])
+        except ValueError as error:
+            problems.append(f"{file} is damaged: {error}")
+    return headers
+
+
+def _check_with_safetensors(path: Path, entries: dict[str, Entry]) -> None:
+    """Raises `ValueError` unless the safetensors library reads the same header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            same = set(file.keys()) == set(entries) and all(
+                tuple(file.get_slice(name).get_shape()) == entry.shape
+                for name, entry in entries.items()
+            )
+    except SafetensorError as error:
+        raise ValueError(f"safetensors does not open it: {error}") from error
+    if not same:
+        raise ValueError("safetensors reads other tensors in it")
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        # Hidden folders are no part of a model; recast's own staging folder is one of them.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            yield os.path.relpath(os.path.join(folder, name), root)
+
+
+def shards(root: Path) -> list[str]:
+    """The paths of all safetensors files below `root`, hidden folders aside."""
+    return [file for file in _walk(root) if file.endswith(".safetensors")]
+
+
+def is_index(file: str) -> bool:
+    """Whether a file name is that of an index of safetensors shards."""
+    return file.endswith(".json") and ".safetensors.index." in os.path.basename(file)
+
+
+def infer_target(before: Mapping[Key, str], dest: Headers) -> str | None:
+    """The dtype that the source's tensors were cast to in `dest`, by majority.
+
+    `before` has the source's dtypes. Where no tensor was cast it is the dtype most floats have;
+    `None` where there is no float.
+    """
+    cast: Counter[str] = Counter()
+    stored: Counter[str] = Counter()
+    for file, entries in dest.items():
+        for name, entry in entries.items():
+            if entry.dtype in FLOATS:
+                stored[entry.dtype] += 1
+                cast[entry.dtype] += before.get((file, name)) in FLOATS.keys() - {entry.dtype}
+    ranked = (+cast or stored).most_common(1)
+    return FLOATS[ranked[0][0]] if ranked else None
+
+
+def check(promise: Promise, dest: Path, headers: Headers) -> list[str]:
+    """Everything in which the structure of `dest` differs from what was promised."""
+    problems = []
+    planned = {file.path: file for file in promise.plan.files}
+    for file, facts in planned.items():
+        path = dest / file
+        if not path.is_file():
+            problems.append(f"{file} is missing")
+        elif promise.exact and facts.action == "cast" and path.stat().st_size != facts.bytes:
+            problems.append(f"{file} has {path.stat().st_size} bytes, planned were {facts.bytes}")
+    for file in sorted(set(shards(dest)) - planned.keys()):
+        problems.append(f"{file} is stale or extra: the source has no such shard")
+    problems += _check_tensors(promise, headers)
+    for file in _walk(dest):
+        if is_index(file):
+            problems += _check_index(promise, dest, file, headers)
+        elif os.path.basename(file) == "config.json" and file in planned:
+            problems += _check_config(promise, dest, file)
+    return problems
+
+
+def _check_tensors(promise: Promise, headers: Headers) -> list[str]:
+    problems = []
+    expected: dict[str, set[str]] = {file: set() for file in headers}
+    for tensor in promise.plan.tensors:
+        if tensor.file not in headers:
+            continue
+        expected[tensor.file].add(tensor.name)
+        entry = headers[tensor.file].get(tensor.name)
+        where = f"'{tensor.name}' in {tensor.file}"
+        if entry is None:
+            problems.append(f"tensor {where} is missing")
+            continue
+        if entry.shape != tuple(tensor.shape):
+            problems.append(
+                f"tensor {where} has shape {list(entry.shape)}, the source {tensor.shape}"
+            )
+        kept = not promise.exact and entry.dtype == tensor.source_dtype
+        if entry.dtype != tensor.dtype and not kept:
+            problems.append(f"tensor {where} is {entry.dtype}, promised was {tensor.dtype}")
+    planned = {file.path for file in promise.plan.files}
+    for file, entries in headers.items():
+        if file in planned:
+            extra = sorted(entries.keys() - expected[file])
+            problems += [f"tensor '{name}' in {file} is not in the source" for name in extra]
+    return problems
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _float(value: Any) -> str | None:
+    """`fp32`, `fp16` or `bf16` where a config's value is a spelling of it."""
+    if not isinstance(value, str):
+        return None
+    word = value.lower().removeprefix("torch.")
+    return next((name for name, words in SPELLINGS.items() if word in words), None)
+
+
+def _stated(value: Any, at: str = "") -> dict[str, str]:
+    """Every float dtype that a config states, by the path of its key."""
+    found = {}
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        path = f"{at}.{key}" if at else key
+        if isinstance(inner, dict):
+            found.update(_stated(inner, path))
+        elif key in ("dtype", "torch_dtype") and (name := _float(inner)):
+            found[path] = name
+    return found
+
+
+def _check_config(promise: Promise, dest: Path, file: str) -> list[str]:
+    try:
+        stated = _stated(_json(dest / file))
+    except (OSError, ValueError) as error:
+        return [f"{file} is not JSON: {error}"]
+    before = _stated(_json(promise.source_file(file)))
+    return [
+        f"{file} states {key} = {stated.get(key)}, promised was {promise.to}"
+        for key in sorted(before.keys() | stated.keys())
+        if promise.to and stated.get(key) != promise.to
+    ]
+
+
+def _check_index(promise: Promise, dest: Path, file: str, headers: Headers) -> list[str]:
+    """What an index says that the shards beside it, or the source's index, do not."""
+    source = promise.source_file(file)
+    if not source.is_file() or promise.source.is_file():
+        return [f"{file} is stale or extra: the source has no such index"]
+    try:
+        index = _json(dest / file)
+        weight_map, metadata = dict(index["weight_map"]), dict(index.get("metadata") or {})
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{file} is not an index: {error!r}"]
+    problems, total = [], 0
+    folder = os.path.dirname(file)
+    for name, shard in weight_map.items():
+        entry = headers.get(os.path.join(folder, str(shard)), {}).get(name)
+        if entry is None:
+            problems.append(f"{file} says that '{name}' is in {shard}, where it is not")
+        else:
+            total += entry.bytes
+    if weight_map != _json(source)["weight_map"]:
+        problems.append(f"{file} maps other tensors or to other shards than the source's")
+    size = metadata.get("total_size")
+    if not problems and size != total:
+        problems.append(f"{file} states total_size = {size}, the tensors have {total} bytes")
+    stated = _float(metadata.get("dtype"))
+    if promise.to and stated not in (None, promise.to):
+        problems.append(f"{file} states dtype = {stated}, promised was {promise.to}")
+    return problems

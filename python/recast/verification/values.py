@@ -1,0 +1,187 @@
+"""The values of a result: the source, read in chunks and cast by torch, against what is loaded.
+
+The cast that judges is torch's, on the device that will use the model; nothing here is shared
+with the casts it judges. NaN is compared by class, everything else bit by bit.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recast.errors import InputError
+from recast.verification.structure import FLOATS, Entry
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 4096
+"""Elements at each end of a tensor, and in each random block."""
+CHUNK = 32 << 20
+"""Bytes of the source that are on the host and on the device at a time."""
+WORKSPACE = 8 * CHUNK
+"""Bytes on the device that comparing a chunk takes at most, beside the model."""
+
+Range = tuple[int, int]
+
+
+def ranges(elements: int, samples: int | None, random_: random.Random) -> list[Range]:
+    """What to compare of a tensor: `(start, end)` in elements, in order, without overlap.
+
+    All of it where `samples` is `None`. Else both ends and `samples` of the blocks between them,
+    drawn without replacement, so that a value between the ends is compared with the probability
+    `samples / blocks`.
+    """
+    inner = elements - 2 * BLOCK
+    if samples is None or inner <= 0:
+        return [(0, elements)] if elements else []
+    blocks = -(-inner // BLOCK)
+    drawn = sorted(random_.sample(range(blocks), min(samples, blocks)))
+    last = elements - BLOCK
+    middle = [(BLOCK * (1 + block), min(BLOCK * (2 + block), last)) for block in drawn]
+    return [(0, BLOCK), *middle, (last, elements)]
+
+
+def batches(wanted: list[Range], limit: int) -> Iterator[list[Range]]:
+    """`wanted` in lists of at most `limit` elements."""
+    batch: list[Range] = []
+    room = limit
+    for start, end in wanted:
+        while start < end:
+            count = min(end - start, room)
+            batch.append((start, start + count))
+            start, room = start + count, room - count
+            if not room:
+                yield batch
+                batch, room = [], limit
+    if batch:
+        yield batch
+
+
+class Reader:
+    """Reads ranges of tensors onto a device through one buffer of a fixed size."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.device = device
+        # From pinned memory a copy to a GPU runs at the speed of the bus.
+        self.buffer = torch.empty(CHUNK, dtype=torch.uint8, pin_memory=device != "cpu")
+
+    def read(self, path: Path, entry: Entry, wanted: list[Range], width: int) -> "torch.Tensor":
+        """The bytes of `wanted`, in elements of `width` bytes; valid until the next call."""
+        view, at = self.buffer.numpy().data, 0
+        with path.open("rb", buffering=0) as file:
+            for start, end in wanted:
+                position, left = entry.start + start * width, (end - start) * width
+                while left:
+                    count = os.preadv(file.fileno(), [view[at : at + left]], position)
+                    if not count:
+                        raise InputError(f"{path} ends before byte {position + left}")
+                    at, position, left = at + count, position + count, left - count
+        return self.buffer[:at].to(self.device)
+
+
+def cast(x: "torch.Tensor", dtype: "torch.dtype", on_overflow: str) -> "torch.Tensor":
+    """What a conversion must make of the floats `x`, by torch on the device of `x`."""
+    import torch
+
+    if on_overflow == "saturate" and dtype != torch.float32:
+        # bf16 does not have fp16's largest value, so a clamp in bf16 would not clamp.
+        wide, limit = x.float(), torch.finfo(dtype).max
+        x = torch.where(wide.isfinite(), wide.clamp(-limit, limit), wide)
+    return x.to(dtype)
+
+
+def differences(expected: "torch.Tensor", found: "torch.Tensor") -> "torch.Tensor":
+    """Where two flat tensors of one dtype differ: by class for NaN, by bits for all else."""
+    import torch
+
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = integers[expected.element_size()]
+    different = expected.view(bits) != found.view(bits)
+    if expected.is_floating_point() and bool(different.any()):
+        different &= ~(expected.isnan() & found.isnan())
+    return different
+
+
+def compare(
+    reader: Reader,
+    path: Path,
+    entry: Entry,
+    found: Callable[[int, int], "torch.Tensor"],
+    wanted: list[Range],
+    *,
+    stored: str,
+    on_overflow: str,
+) -> tuple[int, dict[str, Any] | None]:
+    """Compares ranges of a tensor; how many values, and the first that is wrong, if one is.
+
+    `entry` is the tensor in the source file `path`; `found(start, end)` gives its elements as they
+    were loaded, flat, of the dtype they were loaded in; `stored` is the result's dtype. What is
+    not a float, and what was loaded as it was stored, is compared byte by byte.
+    """
+    import torch
+
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if not entry.elements:
+        return 0, None
+    # Values of less than a byte, which formats of 4 and 6 bits have, are compared as bytes.
+    width = entry.bytes // entry.elements if entry.bytes % entry.elements == 0 else 0
+    is_float = entry.dtype in FLOATS
+    checked, wrong, first = 0, 0, None
+    if not width:
+        wanted = [(0, entry.bytes)]
+    for batch in batches(wanted, CHUNK // (width or 1)):
+        raw = reader.read(path, entry, batch, width or 1)
+        loaded = _joined([found(start, end) for start, end in batch])
+        values = raw.view(dtypes[entry.dtype]) if is_float else raw
+        if is_float and (entry.dtype != stored or loaded.dtype != values.dtype):
+            # A loader may widen what is stored, or narrow what was kept: that is its own cast.
+            expected = cast(values, dtypes[stored], on_overflow).to(loaded.dtype)
+            different = differences(expected, loaded)
+        else:
+            expected, loaded = raw, loaded.view(torch.uint8)
+            different = (expected != loaded).view(-1, width or 1).any(1)
+        checked += different.numel()
+        count = int(different.sum())
+        wrong += count
+        if count and first is None:
+            at = int(different.int().argmax())
+            first = {
+                "index": _element(batch, at),
+                "source": str(values[at].item()) if is_float else "bytes",
+                "source_bits": _bits(raw, at, width),
+                "expected_bits": _bits(expected, at, width),
+                "found_bits": _bits(loaded, at, width),
+            }
+    checked = checked if width else entry.elements
+    return checked, None if first is None else {**first, "count": wrong}
+
+
+def _joined(parts: "list[torch.Tensor]") -> "torch.Tensor":
+    """Flat tensors one behind the other, whatever torch can do with their dtype."""
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
+
+
+def _element(batch: list[Range], at: int) -> int:
+    """Which element of the tensor is at position `at` of a batch."""
+    for start, end in batch:
+        if at < end - start:
+            return start + at
+        at -= end - start
+    raise IndexError(at)
+
+
+def _bits(values: "torch.Tensor", at: int, width: int) -> str:
+    """The bits of one element, most significant first; `width` is in bytes, for raw bytes."""
+    import torch
+
+    size = (width or 1) if values.dtype == torch.uint8 else 1
+    raw = values[at * size : (at + 1) * size].cpu().contiguous().view(torch.uint8)
+    return "0x" + bytes(raw.tolist())[::-1].hex().upper()
