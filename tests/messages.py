@@ -1,0 +1,81 @@
+"""Every message of an error that recast raises on purpose, taken from its source."""
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import recast
+
+ROOT = Path(__file__).parents[1]
+VARIANT = re.compile(r'#\[error\("(?P<text>(?:[^"\\]|\\.)*)".*?\)\]\s+(?P<name>\w+)', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Message:
+    """The words of a message that are always the same, and the exit codes it may come with."""
+
+    origin: str
+    words: list[str]
+    codes: set[int]
+
+    def is_in(self, text: str) -> bool:
+        """Whether `text` has all of the words, in order."""
+        at = 0
+        for word in self.words:
+            at = text.find(word, at) + len(word)
+            if at < len(word):
+                return False
+        return True
+
+
+def of_the_core() -> list[Message]:
+    """One for each variant of `Error` in src/error.rs, and the reasons that a variant spells out."""
+    source = (ROOT / "src" / "error.rs").read_text(encoding="utf-8")
+    arms = source.split("fn class(")[1].split("pub fn ")[0].split("=>")
+    codes: dict[str, set[int]] = {}
+    for left, right in zip(arms, arms[1:], strict=False):
+        exception = re.search(r'"(\w+Error)"', right)
+        assert exception
+        for variant in re.findall(r"Error::(\w+)", left):
+            code = getattr(recast.errors, exception[1]).exit_code
+            codes.setdefault(variant, set()).add(code)
+    enum = source.split("pub enum Error {")[1].split("\n}\n")[0]
+    found = []
+    for variant in VARIANT.finditer(enum):
+        words = _words(re.split(r"\{[^}]*\}", variant["text"].replace("\\n", "\n")))
+        found.append(Message(variant["name"], words, codes[variant["name"]]))
+    for path, pattern, variant_name in (
+        ("run/destination.rs", r'(?:reason: |refuse\(\s*)"([^"]+)"', "Destination"),
+        ("checkpoint/file.rs", r'(?:what = |  )"(a (?:link|special)[^"]+)"', "NotRegular"),
+    ):
+        text = (ROOT / "src" / path).read_text(encoding="utf-8")
+        reasons = re.findall(pattern, text)
+        assert reasons, path
+        found += [Message(path, [reason], codes[variant_name]) for reason in reasons]
+    return found
+
+
+def of_the_package() -> list[Message]:
+    """One for each error that the Python package raises."""
+    found = []
+    for path in sorted((ROOT / "python" / "recast").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+                continue
+            exception = getattr(recast.errors, node.func.id, None)
+            if exception is not None:
+                words = _words(_constants(node.args[0]))
+                origin = f"{path.name}:{node.lineno}"
+                found.append(Message(origin, words, {exception.exit_code}))
+    return found
+
+
+def _constants(node: ast.expr) -> list[str]:
+    if isinstance(node, ast.JoinedStr):
+        return [part.value for part in node.values if isinstance(part, ast.Constant)]
+    return [node.value] if isinstance(node, ast.Constant) else []
+
+
+def _words(parts: list[str]) -> list[str]:
+    return [word for part in parts if (word := part.strip(" \n:'()=,")) and len(word) > 1]
