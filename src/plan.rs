@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::config::Config;
 use crate::checkpoint::index::Index;
-use crate::checkpoint::shard::{Shard, Tensor};
+use crate::checkpoint::shard::{MAX_HEADER, Shard, Tensor};
 use crate::checkpoint::{Checkpoint, Kind, SourceFile};
 use crate::dtype::{Dtype, Float};
 use crate::error::Error;
@@ -137,8 +137,8 @@ impl Plan {
         let chooser = Chooser::new(checkpoint, options)?;
         let shards: HashMap<&Path, PlannedFile> = checkpoint
             .shards()
-            .map(|(file, shard)| (file.path.as_path(), chooser.shard(file, shard)))
-            .collect();
+            .map(|(file, shard)| Ok((file.path.as_path(), chooser.shard(file, shard)?)))
+            .collect::<Result<_, Error>>()?;
         let mut files = Vec::with_capacity(checkpoint.files.len());
         for file in &checkpoint.files {
             let text = match &file.kind {
@@ -298,7 +298,7 @@ impl Chooser {
         (Action::Cast { from }, format!("{from} to {}", self.to))
     }
 
-    fn shard(&self, file: &SourceFile, shard: &Shard) -> PlannedFile {
+    fn shard(&self, file: &SourceFile, shard: &Shard) -> Result<PlannedFile, Error> {
         let mut tensors: Vec<PlannedTensor> = shard
             .tensors
             .iter()
@@ -326,17 +326,25 @@ impl Chooser {
             }),
         );
         let mut end = header.len() as u64;
+        if end - 8 > MAX_HEADER {
+            let reason = format!(
+                "the header of its result would be {} bytes long, over the format's limit of \
+                 {MAX_HEADER}",
+                end - 8
+            );
+            return Err(Error::Header { path: file.location.clone(), reason });
+        }
         for tensor in &mut tensors {
             tensor.start = end;
             end += tensor.bytes;
         }
-        PlannedFile {
+        Ok(PlannedFile {
             path: file.path.clone(),
             location: file.location.clone(),
             source: file.identity.clone(),
             bytes: end,
             content: Content::Shard { header, tensors },
-        }
+        })
     }
 }
 

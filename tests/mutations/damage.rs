@@ -173,7 +173,10 @@ pub fn mutate_file(file: &[u8], random: &mut Random) -> Vec<u8> {
     for _ in 0..=random.below(3) {
         match random.below(30) {
             0 => length = Some(random.next() >> random.below(64)),
-            1 => length = Some((header.len() as u64).wrapping_add(random.next() % 17 - 8)),
+            1 => {
+                length =
+                    Some((header.len() as u64).wrapping_add(random.next() % 17).wrapping_sub(8))
+            }
             2 => length = Some(*random.pick(&[0, 1, 1 << 63, u64::MAX, u64::MAX - 7, 100_000_001])),
             3 => data.truncate(random.below(data.len())),
             4 => data.extend(vec![0; 1 + random.below(9)]),

@@ -1,0 +1,67 @@
+//! A cast of one array, on several threads, for `recast.cast`.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use numpy::{PyReadonlyArray1, PyReadwriteArray1};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::{Audit, float, on_overflow as policy};
+use crate::cast::{self, Level, Overflow};
+use crate::error::Error;
+use crate::run::OnOverflow;
+
+/// Elements a thread takes at a time; fewer are not worth another thread.
+const SPLIT: usize = 1 << 18;
+
+/// Casts one buffer into another.
+#[pyfunction]
+#[pyo3(signature = (source, source_dtype, out, dtype, *, threads=None, on_overflow="inf"))]
+pub fn cast_bytes(
+    py: Python<'_>,
+    source: PyReadonlyArray1<'_, u8>,
+    source_dtype: &str,
+    mut out: PyReadwriteArray1<'_, u8>,
+    dtype: &str,
+    threads: Option<usize>,
+    on_overflow: &str,
+) -> PyResult<Audit> {
+    let (from, to) = (float(source_dtype)?, float(dtype)?);
+    let overflow = match policy(on_overflow)? {
+        OnOverflow::Saturate => Overflow::Saturate,
+        OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
+    };
+    let level = Level::current()?;
+    let (src, dst) = (source.as_slice()?, out.as_slice_mut()?);
+    let elements = src.len() / from.bytes();
+    if src.len() % from.bytes() != 0 || dst.len() != elements * to.bytes() {
+        return Err(PyValueError::new_err("source and out do not hold the same elements"));
+    }
+    let available = || thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or_else(available).clamp(1, elements.div_ceil(SPLIT).max(1));
+    let audits = py.detach(|| {
+        // Shares are small and taken in turn, so that a thread that is held up holds up nobody.
+        let shares = src.chunks(SPLIT * from.bytes()).zip(dst.chunks_mut(SPLIT * to.bytes()));
+        let shares = Mutex::new(shares);
+        let work = || {
+            let mut audit = cast::Audit::default();
+            loop {
+                let share = shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((src, dst)) = share else { break audit };
+                cast::cast(level, (from, src), (to, dst), overflow, &mut audit);
+            }
+        };
+        thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            let others = others.into_iter().map(thread::ScopedJoinHandle::join);
+            std::iter::once(Ok(mine)).chain(others).collect::<Result<Vec<_>, _>>()
+        })
+    });
+    let mut whole = cast::Audit::default();
+    for audit in audits.map_err(|_| Error::Panicked)? {
+        whole.merge(&audit);
+    }
+    Ok(Audit::new(0, &whole))
+}
