@@ -62,7 +62,7 @@ bench-cast: build  ## time the casts beside memcpy, torch, numpy, ml_dtypes and 
 	@$(VENV) benches/cast.py --write docs/benchmarks.md
 
 docs: build .venv/docs  ## build the documentation into site/, with every warning an error
-	@$(VENV) -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(VENV) -m mkdocs build --quiet --strict
 
 clean:  ## remove what was built and the benchmark's data; .venv stays
 	rm -rf target bench-data dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -14,6 +14,8 @@ FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | 
 RUN = {"bash", "console", "python"}
 # What a run prints anew each time: a time, a rate, a drawn seed.
 VARYING = re.compile(r"\d+\.\d+(?= (?:s|GB/s)\b)|(?<=\(seed )\d+")
+# What a page shows for the directory its commands run in.
+HOME = "/models/"
 # Stands around the status of each command, in what a console block prints.
 MARK = "\x1e"
 
@@ -88,10 +90,9 @@ def run(block: Block, folder: Path, tools: Path) -> None:
     assert done.returncode == 0, f"{where}:\n{done.stdout}{done.stderr}"
     if block.prints is not None:
         assert _settled(done.stdout) == _settled(block.prints), where
-    answers = done.stdout.split(MARK)[:-1]
-    for (command, shown), printed, status in zip(
-        session, answers[::2], answers[1::2], strict=True
-    ):
+    # The page cannot know where it is run.
+    answers = done.stdout.replace(f"{folder}/", HOME).split(MARK)[:-1]
+    for (command, shown), printed, status in zip(session, answers[::2], answers[1::2], strict=True):
         assert _settled(printed) == _settled(shown), f"{where}: {command}"
         assert (status != "0") == ("error: " in shown), f"{where}: {command}"
 
@@ -105,7 +106,9 @@ def commands(block: Block) -> list[tuple[str, str]]:
         else:
             command, shown = found[-1]
             goes_on = command.endswith("\\") and not shown
-            found[-1] = (f"{command}\n{line}".rstrip("\n"), "") if goes_on else (command, shown + line)
+            found[-1] = (
+                (f"{command}\n{line}".rstrip("\n"), "") if goes_on else (command, shown + line)
+            )
     return found
 
 

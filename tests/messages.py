@@ -3,12 +3,28 @@
 import ast
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import recast
 
 ROOT = Path(__file__).parents[1]
 VARIANT = re.compile(r'#\[error\("(?P<text>(?:[^"\\]|\\.)*)".*?\)\]\s+(?P<name>\w+)', re.DOTALL)
+
+
+STRING = r'"((?:[^"\\]|\\.)*)"'
+# Where a variant's message is mostly a reason: the file that gives it, how it stands there, and the
+# variant.
+REASONS = (
+    ("run/destination.rs", r"(?:reason: |refuse\(\s*)" + STRING, "Destination"),
+    ("run/overflow.rs", r"format!\(\s*" + STRING, "Overflow"),
+    ("checkpoint/file.rs", r"(?:what = |  )" + STRING.replace('"(', '"(a '), "NotRegular"),
+    ("checkpoint/file.rs", r"format!\(\s*" + STRING, "Json"),
+    ("checkpoint/json.rs", r"format!\(\s*" + STRING, "Json"),
+    ("checkpoint/index.rs", r"invalid\(&?(?:format!\()?" + STRING, "Json"),
+    ("checkpoint/shard.rs", r"format!\(\s*" + STRING, "Header"),
+    ("checkpoint/shard.rs", r"[{]\s*" + STRING + r"\s*[}]", "Header"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,11 +46,11 @@ class Message:
 
 
 def of_the_core() -> list[Message]:
-    """One for each variant of `Error` in src/error.rs, and the reasons that a variant spells out."""
+    """One for each variant of the core's `Error`, and for each reason that one spells out."""
     source = (ROOT / "src" / "error.rs").read_text(encoding="utf-8")
     arms = source.split("fn class(")[1].split("pub fn ")[0].split("=>")
     codes: dict[str, set[int]] = {}
-    for left, right in zip(arms, arms[1:], strict=False):
+    for left, right in pairwise(arms):
         exception = re.search(r'"(\w+Error)"', right)
         assert exception
         for variant in re.findall(r"Error::(\w+)", left):
@@ -43,17 +59,22 @@ def of_the_core() -> list[Message]:
     enum = source.split("pub enum Error {")[1].split("\n}\n")[0]
     found = []
     for variant in VARIANT.finditer(enum):
-        words = _words(re.split(r"\{[^}]*\}", variant["text"].replace("\\n", "\n")))
-        found.append(Message(variant["name"], words, codes[variant["name"]]))
-    for path, pattern, variant_name in (
-        ("run/destination.rs", r'(?:reason: |refuse\(\s*)"([^"]+)"', "Destination"),
-        ("checkpoint/file.rs", r'(?:what = |  )"(a (?:link|special)[^"]+)"', "NotRegular"),
-    ):
-        text = (ROOT / "src" / path).read_text(encoding="utf-8")
-        reasons = re.findall(pattern, text)
+        found.append(Message(variant["name"], _literal(variant["text"]), codes[variant["name"]]))
+    for path, pattern, variant in REASONS:
+        # Their tests have texts of their own.
+        text = (ROOT / "src" / path).read_text(encoding="utf-8").split("#[cfg(test)]")[0]
+        reasons = re.findall(pattern, text, re.DOTALL)
         assert reasons, path
-        found += [Message(path, [reason], codes[variant_name]) for reason in reasons]
+        for reason in reasons:
+            found.append(Message(path, _literal(reason), codes[variant]))
     return found
+
+
+def of_warnings() -> list[Message]:
+    """One for each warning of a plan."""
+    source = (ROOT / "src" / "plan.rs").read_text(encoding="utf-8")
+    texts = re.findall(r'push\(format!\(\s*"((?:[^"\\]|\\.)*)"', source, re.DOTALL)
+    return [Message("plan.rs", _literal(text), {0}) for text in texts]
 
 
 def of_the_package() -> list[Message]:
@@ -79,3 +100,9 @@ def _constants(node: ast.expr) -> list[str]:
 
 def _words(parts: list[str]) -> list[str]:
     return [word for part in parts if (word := part.strip(" \n:'()=,")) and len(word) > 1]
+
+
+def _literal(text: str) -> list[str]:
+    """The words of a Rust string: without what is filled in, and with its escapes resolved."""
+    plain = re.sub(r"\\\n\s*", "", text).replace("\\n", " ").replace("\\'", "'")
+    return _words(re.split(r"\{[^}]*\}", plain))

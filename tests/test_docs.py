@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import recast
 from blocks import FENCE, ROOT, RUN, Block, blocks, pages, run
+from messages import Message, of_the_core, of_the_package, of_warnings
 from support import recast_process
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -69,4 +69,144 @@ def test_no_command_hides_in_a_block_that_is_not_run(name: str) -> None:
     assert {block.language for block in blocks(page)} <= RUN | {"text", "yaml", "json"}
     outside = FENCE.sub("", page.read_text(encoding="utf-8"))
     assert "```" not in outside
-    assert not re.findall(r"^(?: {4}|\t)(?:\$ |recast |pip |make |import ).*", outside, re.MULTILINE)
+    assert not re.findall(
+        r"^(?: {4}|\t)(?:\$ |recast |pip |make |import ).*", outside, re.MULTILINE
+    )
+
+
+def sections() -> dict[str, list[str]]:
+    """The messages on the troubleshooting page, below the heading that they stand under."""
+    found: dict[str, list[str]] = {}
+    for part in TROUBLE.read_text(encoding="utf-8").split("\n## ")[1:]:
+        heading = part.splitlines()[0]
+        cells = re.findall(r"^\| (`.*?`) \| ", part, re.MULTILINE)
+        found[heading] = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    return found
+
+
+def entries(code: int) -> list[str]:
+    """The messages listed for an exit code; warnings for 0."""
+    title = f"Exit code {code}:" if code else "Warnings"
+    (rows,) = (rows for heading, rows in sections().items() if heading.startswith(title))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "message",
+    [message for message in [*of_the_core(), *of_the_package(), *of_warnings()] if message.words],
+    ids=lambda message: f"{message.origin}: {' '.join(message.words)}",
+)
+def test_every_message_has_an_entry_under_its_exit_code(message: Message) -> None:
+    for code in message.codes:
+        assert any(message.is_in(entry) for entry in entries(code)), (code, message.words)
+
+
+def test_a_variant_without_words_of_its_own_has_them_listed() -> None:
+    wordless = {message.origin for message in of_the_core() if not message.words}
+    assert wordless == {"Json", "Destination", "Overflow"}
+    assert len(of_the_core()) > 60
+    assert len(of_the_package()) > 25
+    assert len(of_warnings()) == 4
+
+
+def test_no_entry_is_of_a_message_that_no_longer_exists() -> None:
+    messages = [*of_the_core(), *of_the_package(), *of_warnings()]
+    # Of click, of bits, of `Error::Io` with a full disk, and what follows "interrupted".
+    known = re.compile(
+        r"No such |Missing |Option |Invalid value|Got unexpected|.*hexadecimal digits|"
+        r".*no space left|.*publish",
+        re.IGNORECASE,
+    )
+    for heading, rows in sections().items():
+        assert rows
+        for row in rows:
+            meant = [m for m in messages if len("".join(m.words)) > 8 and m.is_in(row)]
+            short = [m for m in messages if m.words in (["stopped"], ["--keep"]) and m.is_in(row)]
+            assert meant or short or known.match(row), (heading, row)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["convert", "model"],
+        ["convert", "model", "out"],
+        ["convert", "model", "out", "--to"],
+        ["convert", "model", "out", "--nonsense"],
+        ["convert", "model", "out", "more", "--to", "bf16"],
+        ["convert", "model", "out", "--to", "bf16", "--threads", "0"],
+        ["bits", "0x1"],
+    ],
+)
+def test_what_click_says_has_an_entry(arguments: list[str]) -> None:
+    result = recast_process(*arguments)
+    assert result.returncode == 2
+    said = result.stderr.splitlines()[0].removeprefix("error: ")
+    starts = [re.split(r"'?NAME|TEXT|NUMBER", entry)[0] for entry in entries(2)]
+    assert any(said.startswith(start) for start in starts if start) or "hexadecimal" in said
+
+
+def keys_of(command: str) -> set[str]:
+    """The keys that the tables below a command's heading in docs/cli.md name first in a row."""
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = text.split(f"## recast {command}")[1].split("\n## ")[0]
+    table = section.split("| key | |\n|---|---|\n")[1].split("\n\n")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+
+
+def test_every_json_key_is_documented_and_every_documented_one_there(
+    model: Path, tmp_path: Path
+) -> None:
+    for command, arguments in {
+        "convert": [model, tmp_path / "out", "--to", "bf16"],
+        "inspect": [model, "--tensors"],
+        "bits": ["3.14"],
+        "verify": [model, tmp_path / "out", "--device", "cpu"],
+    }.items():
+        result = recast_process(command, *arguments, "--json")
+        assert set(json.loads(result.stdout)) == keys_of(command), command
+
+
+def test_every_variable_that_is_read_is_documented() -> None:
+    read = set()
+    for path in (ROOT / "python" / "recast").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read |= set(re.findall(r"^(?:[A-Z]{2,}_[A-Z0-9_]+|LANG)$", node.value))
+    for path in (ROOT / "src").rglob("*.rs"):
+        source = path.read_text(encoding="utf-8")
+        assert "env::var" not in source or path.name == "level.rs" or "faults" in source, path
+        read |= set(re.findall(r'"(RECAST_[A-Z]+)"', source))
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").split("## Environment")[1]
+    documented = set(re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE))
+    names = {name for cell in documented for name in re.findall(r"`(\w+)`", cell)}
+    assert "RECAST_SIMD" in read
+    # rich reads this one.
+    assert names == read | {"NO_COLOR"}
+
+
+def test_the_exit_codes_in_the_tree_are_those_of_the_exceptions() -> None:
+    assert recast.errors.__doc__
+    rows = re.findall(r"(\w+Error)\b(?: \(also ValueError\))? +(\d+) ", recast.errors.__doc__)
+    assert len(rows) == 5
+    for name, code in rows:
+        assert getattr(recast.errors, name).exit_code == int(code)
+
+
+def test_every_page_is_in_the_navigation_and_every_link_leads_to_a_file() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
+    navigation = navigation.split("\n\n")[0]
+    docs = ROOT / "docs"
+    named = set(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE))
+    assert named == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+    for page in pages():
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_documentation_names_no_machine() -> None:
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"/(?:root|home|tmp|work)/", text), page.name

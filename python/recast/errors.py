@@ -1,16 +1,16 @@
 """What can go wrong, as one tree; the number is the exit code of the command.
 
-    RecastError
-    ├── UsageError (also ValueError)     2   options that make no sense
-    ├── InputError                      65   the source cannot be converted as it is
-    │   ├── HeaderError                      a safetensors header breaks the format's rules
-    │   ├── IndexFileError                   an index and its shards do not agree
-    │   └── QuantizedError                   packed tensors, which a cast would break
-    ├── OutputError                     73   the destination cannot be created
-    ├── StorageError                    74   reading or writing failed
-    └── CheckError                       1   the result is not what was asked for
-        ├── CastOverflowError                finite values would become infinite
-        └── VerificationError                the result failed, or does not fit the GPU
+RecastError
+├── UsageError (also ValueError)     2   options that make no sense
+├── InputError                      65   the source cannot be converted as it is
+│   ├── HeaderError                      a safetensors header breaks the format's rules
+│   ├── IndexFileError                   an index and its shards do not agree
+│   └── QuantizedError                   packed tensors, which a cast would break
+├── OutputError                     73   the destination cannot be created
+├── StorageError                    74   reading or writing failed
+└── CheckError                       1   the result is not what was asked for
+    ├── CastOverflowError                finite values would become infinite
+    └── VerificationError                the result failed, or does not fit the GPU
 """
 
 from typing import ClassVar
