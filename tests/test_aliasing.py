@@ -83,3 +83,12 @@ def test_an_old_model_of_links_to_the_source_is_replaced_by_files_of_its_own(
         assert not (dest / name).is_symlink()
         assert not os.path.samefile(dest / name, model / name)
     assert (dest / SHARD).stat().st_size < (model / SHARD).stat().st_size
+
+
+def test_a_model_with_names_that_are_not_utf_8_is_replaced(model: Path, tmp_path: Path) -> None:
+    (model / os.fsdecode(b"n\xffame.safetensors")).write_bytes((model / SHARD).read_bytes())
+    dest = tmp_path / "out"
+    for to, more in (("fp16", ()), ("bf16", ("--overwrite",))):
+        result = recast_process("convert", model, dest, "--to", to, *more)
+        assert result.returncode == 0, result.stderr
+    assert files(dest) == files(model) | {"recast.json"}

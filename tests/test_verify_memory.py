@@ -1,6 +1,9 @@
 """The check of GPU memory: an honest allocator passes it, and every lie is caught and explained."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from recast import memory
 from recast.verification import loaders, run, structure
 from recast.verification import memory as checker
 from recast.verification.memory import Allocation
-from support import raw_bytes
+from support import environment, raw_bytes, raw_header
 
 DEVICE = "cuda:0"
 SIZES = [12, 512, 513, MIB, MIB + 1, 11 * MIB, 3 * MIB, 21 * MIB, 0, 700, 9 * MIB + 5]
@@ -211,3 +214,36 @@ def test_a_verification_fails_where_the_memory_does(
     }
     # `reserved` also depends on what was cached before: it is shown, and never a failure.
     assert found.passed == (not lies or "reserved" in lies)
+
+
+def test_memory_on_the_host_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
+    elements = 128 << 20
+    source = tmp_path / "model.safetensors"
+    header = raw_header(
+        {"w": {"dtype": "F32", "shape": [elements], "data_offsets": [0, elements * 4]}}
+    )
+    source.write_bytes(header)
+    os.truncate(source, len(header) + 4 * elements)
+    recast.convert(source, tmp_path / "out", to="bf16", sync=False)
+    code = (
+        "import sys, threading, torch, recast\n"
+        "import safetensors.torch\n"
+        "def anonymous():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('RssAnon'))\n"
+        "before, peak, done = anonymous(), 0, threading.Event()\n"
+        "def watch():\n"
+        "    global peak\n"
+        "    while not done.wait(0.002): peak = max(peak, anonymous())\n"
+        "thread = threading.Thread(target=watch); thread.start()\n"
+        f"paths = {str(source)!r}, {str(tmp_path / 'out')!r}\n"
+        "found = recast.verify(*paths, device='cpu', full=True)\n"
+        "done.set(); thread.join()\n"
+        "assert found.passed and found.values_checked == 128 << 20\n"
+        "print((peak - before) // 1024)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
+    # In MiB; the tensor has 512 in the source and 256 in the result.
+    assert int(result.stdout) < 200, result.stdout

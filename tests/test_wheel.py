@@ -78,8 +78,8 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_and_no_more(wheel
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     sources = {
-        path.name
-        for path in (ROOT / "python" / "recast").glob("*.py*")
+        str(path.relative_to(ROOT / "python" / "recast"))
+        for path in (ROOT / "python" / "recast").rglob("*.py*")
         if path.suffix in (".py", ".pyi")
     }
     inside = {name for name in names if name.startswith("recast/")}

@@ -9,13 +9,13 @@ from typing import Any
 from recast import memory
 from recast._core import Checkpoint, Plan
 from recast.array import check_policy, float_name
-from recast.errors import InputError, OutputError, UsageError, VerificationError
+from recast.errors import InputError, OutputError, UsageError
 from recast.inspection import Inspection, exactness, groups
 from recast.report import Report
 from recast.verification import run as verification
 
 Path = str | os.PathLike[str]
-STAGING = ".recast"
+STAGED = os.path.join(".recast", "staged")
 
 
 def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
@@ -133,9 +133,7 @@ def convert(
             staged.leave()
         if staged is not None and staged.published:
             error.add_note(f"{os.fspath(dest)} was published; the same command leaves its report")
-        elif isinstance(error, OutputError | VerificationError):
-            pass  # They say themselves what is left where.
-        elif os.path.exists(os.path.join(dest, STAGING)):
+        elif os.path.exists(os.path.join(dest, STAGED)) and not isinstance(error, OutputError):
             error.add_note("the model is not published; the same command continues")
         elif not isinstance(error, Exception):
             error.add_note("nothing was published")

@@ -28,7 +28,8 @@ enum Line {
     /// this start of the machine, whole until the next.
     Staged { file: usize, boot: Option<String>, audits: FileAudits },
     /// The first rename may have happened; these files of an old model make way.
-    Publishing { replaced: Vec<PathBuf> },
+    /// A name that is not UTF-8 is not told exactly; what is on disk tells it again.
+    Publishing { replaced: Vec<String> },
 }
 
 /// What a journal says.
@@ -74,7 +75,9 @@ impl Record {
                         *slot = Some(audits);
                     }
                 }
-                Line::Publishing { replaced } => record.publishing = Some(replaced),
+                Line::Publishing { replaced } => {
+                    record.publishing = Some(replaced.into_iter().map(PathBuf::from).collect());
+                }
             }
         }
         Ok(Some(record))
@@ -178,7 +181,8 @@ impl Journal {
     pub fn publishing(&self, replaced: &[PathBuf]) -> Result<(), Error> {
         // From here on, also when noting it fails: what the line says may be on the disk.
         self.publishing.store(true, Ordering::Relaxed);
-        self.append(&Line::Publishing { replaced: replaced.to_vec() })?;
+        let replaced = replaced.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        self.append(&Line::Publishing { replaced })?;
         self.sync()
     }
 

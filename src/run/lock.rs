@@ -220,6 +220,22 @@ fn started(pid: u32) -> Option<u64> {
     if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
 }
 
+/// Whether a process is another user's on a system that shows nobody the others' (`hidepid`).
+#[cfg(target_os = "linux")]
+fn is_hidden(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let exists = |pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::PERM);
+    pid.is_some_and(|pid| {
+        started(pid.as_raw_nonzero().get().unsigned_abs()).is_none() && exists(pid)
+    })
+}
+
+/// Whether a process cannot be looked at: only where there is something to look at.
+#[cfg(not(target_os = "linux"))]
+fn is_hidden(_pid: u32) -> bool {
+    true
+}
+
 /// The lock's owner, when it lives.
 fn alive(path: &Path, wait: &mut dyn FnMut() -> bool) -> Result<Option<Owner>, Error> {
     let (first, begun) = (std::fs::read(path).ok(), Instant::now());
@@ -236,7 +252,7 @@ fn alive(path: &Path, wait: &mut dyn FnMut() -> bool) -> Result<Option<Owner>, E
     if owner.released {
         return Ok(None);
     }
-    if !owner.world.is_empty() && owner.world == world() {
+    if !owner.world.is_empty() && owner.world == world() && !is_hidden(owner.pid) {
         let mut lives = started(owner.pid) == Some(owner.started);
         if owner.pid == process::id() {
             lives &= held(&HELD).contains(&owner.token);

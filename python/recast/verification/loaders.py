@@ -4,6 +4,7 @@ A loader knows beforehand what it will allocate, and in which order.
 """
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -271,11 +272,10 @@ def _model_class(root: Path) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(
             root, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"transformers does not know the model in {root}: {str(error).splitlines()[0]}",
-            "leave out --loader",
-        ) from error
+    except Exception as error:
+        # A config is code's to judge, and every model's code raises what it likes.
+        text = textwrap.shorten(str(error) or repr(error), 200, placeholder=" ...")
+        raise LoadError(f"transformers does not know the model in {root}: {text}") from error
     for name in config.architectures or []:
         if hasattr(transformers, name):
             return config, getattr(transformers, name)

@@ -254,14 +254,16 @@ class _Run:
         )
 
     def _loader(self, loader_class: Callable[[Path, Headers, str], Loader]) -> Loader | None:
-        """The loader; `None` where what is wrong with the structure stands in its way."""
+        """The loader; `None` where what is wrong with the result stands in its way."""
         try:
             return loader_class(self.root, self.headers, self.device)
+        except LoadError as error:
+            self.problems.append(str(error))
         except InputError as error:
             if not self.problems:
                 raise
             self.problems.append(error.message)
-            return None
+        return None
 
     def _load(self, loader: Loader) -> dict[str, dict[str, int | None]] | None:
         """Loads the model and holds its memory against the prediction; `None` where it cannot."""

@@ -1,0 +1,286 @@
+"""The same command continues, and only the same; --overwrite replaces all of a model or nothing."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interrupted import (
+    KIB,
+    assert_loads,
+    assert_whole,
+    content,
+    convert,
+    converted,
+    finish,
+    killed_midway,
+    shard_name,
+    sharded,
+    slow,
+    staged,
+    stopped_midway,
+)
+from support import tree
+
+SHARD = shard_name(1, 4)
+
+
+def stats(path: Path) -> dict[str, tuple[int, int, int]]:
+    """What tells whether anything at or below `path` was made again or written to."""
+    found = {entry: entry.stat() for entry in (path, *path.rglob("*"))}
+    return {str(e): (s.st_ino, s.st_mtime_ns, s.st_size) for e, s in found.items()}
+
+
+def reported(source: Path, dest: Path, *options: object) -> dict[str, Any]:
+    result = convert(source, dest, "--json", *options)
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def refused(source: Path, dest: Path, *options: object) -> str:
+    """What a run says that writes nothing and exits with 73; a dry run says and does the same."""
+    before, places = tree(dest), stats(dest)
+    result = convert(source, dest, *options)
+    dry = convert(source, dest, *options, "--dry-run")
+    assert result.returncode == dry.returncode == 73, result.stderr
+    assert dry.stderr == result.stderr
+    assert (tree(dest), stats(dest)) == (before, places)
+    assert "hint: " in result.stderr
+    return result.stderr
+
+
+def replaced(source: Path, dest: Path, *options: object) -> None:
+    """With --overwrite the run makes what it makes in a new place; a dry run writes nothing."""
+    before, fresh = stats(dest), dest.with_name("fresh")
+    assert convert(source, dest, *options, "--overwrite", "--dry-run").returncode == 0
+    assert stats(dest) == before
+    result = convert(source, dest, *options, "--overwrite")
+    assert result.returncode == 0, result.stderr
+    assert convert(source, fresh, *options).returncode == 0
+    assert_whole(dest, content(fresh))
+    assert tree(dest).keys() == tree(fresh).keys()
+    shutil.rmtree(fresh)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+)
+def test_a_stopped_run_is_continued_without_making_its_finished_files_again(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    source, dest = slow(tmp_path / "in"), tmp_path / "out"
+    undisturbed = reported(source, tmp_path / "clean")
+    process = stopped_midway(source, dest)
+    process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
+    result = finish(process)
+    assert result.returncode == code
+    if number != signal.SIGKILL:
+        assert "the model is not published; the same command continues" in result.stderr
+    assert content(dest) == {}
+    names = staged(dest)
+    assert len(names) >= 2
+    before = stats(dest / ".recast" / "staged")
+    report = reported(source, dest)
+    assert report["resumed_files"] == len(names)
+    for name in names:
+        assert stats(dest)[str(dest / name)] == before[str(dest / ".recast" / "staged" / name)]
+    assert report["audit"] == undisturbed["audit"]
+    assert len(report["audit"]["tensors"]) == 8
+    assert_whole(dest, content(tmp_path / "clean"))
+    assert_loads(dest, source)
+
+
+def test_a_run_that_syncs_does_not_rely_on_files_that_were_not_synced(tmp_path: Path) -> None:
+    source, dest = slow(tmp_path / "in"), tmp_path / "out"
+    names = killed_midway(source, dest, "--no-sync")
+    shutil.copytree(dest, tmp_path / "again")
+    assert reported(source, dest)["resumed_files"] == 0
+    assert reported(source, tmp_path / "again", "--no-sync")["resumed_files"] == len(names)
+    assert_whole(tmp_path / "again", content(dest))
+    assert_loads(dest, source)
+
+
+def edited(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\x80\x3f")
+
+
+def copied(path: Path) -> None:
+    """Another inode; the same bytes and times."""
+    shutil.copy2(path, path.with_suffix(".copy"))
+    path.with_suffix(".copy").replace(path)
+
+
+def relabelled(path: Path) -> None:
+    """The names of two tensors trade places; the same inode, length and times."""
+    before, data = path.stat(), path.read_bytes()
+    for old, new in ((b"1.weight", b"1.NORM"), (b"1.norm", b"1.weight"), (b"1.NORM", b"1.norm")):
+        data = data.replace(old, new)
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "touched": lambda path: path.touch(),
+    "edited": edited,
+    "copied": copied,
+    "relabelled": relabelled,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_source_is_told_and_only_overwrite_goes_on(change: str, tmp_path: Path) -> None:
+    """On what was begun, and then on what is finished."""
+    source, dest = slow(tmp_path / "in"), tmp_path / "out"
+    killed_midway(source, dest)
+    for there in ("what was begun of", "the result of"):
+        CHANGES[change](source / SHARD)
+        said = refused(source, dest)
+        assert f"holds {there} another conversion" in said
+        (line,) = [line for line in said.splitlines() if SHARD in line]
+        here = (source / SHARD).stat()
+        assert " bytes, written at " in line.partition(" there, ")[0]
+        assert f"inode {here.st_ino}" in line.partition(" there, ")[2]
+        assert line.endswith(" here")
+        assert "--overwrite" in said.partition("hint: ")[2]
+        replaced(source, dest)
+        assert_loads(dest, source)
+
+
+@pytest.mark.parametrize(
+    ("options", "sides"),
+    [
+        (["--to", "fp16"], ("--to: ", "bf16", "fp16")),
+        (["--keep", "layers.1.*"], ("--keep: ", "none", "layers.1.*")),
+        (["--no-auto-keep"], ("built-in keep list: ", "used", "not used")),
+        (["--on-overflow", "inf"], ("--on-overflow: ", "error", "inf")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_changed_option_is_told_and_only_overwrite_goes_on(
+    options: list[str], sides: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """On what was begun, and then, the other way round, on what is finished."""
+    source, dest = slow(tmp_path / "in"), tmp_path / "out"
+    killed_midway(source, dest)
+    what, old, new = sides
+    said = refused(source, dest, *options)
+    assert "holds what was begun of another conversion" in said
+    assert f"  {what}{old} there, {new} here\n" in said
+    assert "--overwrite" in said.partition("hint: ")[2]
+    replaced(source, dest, *options)
+    said = refused(source, dest)
+    assert "holds the result of another conversion" in said
+    assert f"  {what}{new} there, {old} here\n" in said
+    assert "--overwrite" in said.partition("hint: ")[2]
+    replaced(source, dest)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return sharded(tmp_path / "in", [16 * KIB] * 4)
+
+
+def test_the_same_command_after_it_is_done_says_so_and_touches_nothing(
+    small: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "out"
+    first = reported(small, dest)
+    before = stats(tmp_path)
+    result = convert(small, dest)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("already done")
+    dry = convert(small, dest, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert "already done" in dry.stdout
+    second = reported(small, dest, "--threads", 1, "--io", "mmap", "--no-sync")
+    assert second == {**first, "already_done": True}
+    assert stats(tmp_path) == before
+
+
+def test_a_dry_run_writes_nothing_where_a_run_would_begin_or_continue(tmp_path: Path) -> None:
+    source, dest = slow(tmp_path / "in"), tmp_path / "out"
+    before = stats(tmp_path)
+    assert convert(source, dest, "--dry-run").returncode == 0
+    assert stats(tmp_path) == before
+    names = killed_midway(source, dest)
+    before = stats(tmp_path)
+    for options in ((), ("--overwrite",), ("--json",)):
+        assert convert(source, dest, "--dry-run", *options).returncode == 0
+        assert stats(tmp_path) == before
+    assert reported(source, dest)["resumed_files"] == len(names)
+
+
+def test_a_damaged_result_is_told_and_not_called_done(small: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    expected = converted(small, dest)
+    for name in (SHARD, "model.safetensors.index.json", "config.json", "tokenizer.json"):
+        data = expected[name]
+        damages: list[bytes | None] = [None, data[:-1]]
+        if name == SHARD:
+            damages += [data.replace(b"BF16", b"I16 "), bytes(len(data))]
+        for left in damages:
+            (dest / name).unlink()
+            if left is not None:
+                (dest / name).write_bytes(left)
+            before = stats(dest)
+            result = convert(small, dest)
+            assert result.returncode == 73, (name, left)
+            assert f"{dest / name}: is missing or not as recast left it" in result.stderr
+            assert "--overwrite" in result.stderr.partition("hint: ")[2]
+            assert stats(dest) == before
+            (dest / name).write_bytes(data)
+    assert "already done" in convert(small, dest).stdout
+    (dest / SHARD).unlink()
+    refused(small, dest)
+    replaced(small, dest)
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "sub/notes.txt", ".hidden", "old.safetensors"])
+def test_overwrite_deletes_nothing_that_is_not_the_old_model(
+    stranger: str, small: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "out"
+    converted(small, dest)
+    (dest / stranger).parent.mkdir(exist_ok=True)
+    (dest / stranger).write_text("mine")
+    for options in (("--overwrite",), ("--overwrite", "--to", "fp16")):
+        said = refused(small, dest, *options)
+        assert str(dest / stranger) in said
+    assert (dest / stranger).read_text() == "mine"
+
+
+def test_overwrite_leaves_no_shard_of_another_layout(small: Path, tmp_path: Path) -> None:
+    dest, old = tmp_path / "out", sharded(tmp_path / "old", [16 * KIB] * 7, seed=50)
+    (old / "original").mkdir()
+    (old / "original" / "params.json").write_text("{}")
+    converted(old, dest)
+    said = refused(small, dest)
+    assert f"source: {old} there, {small} here" in said
+    replaced(small, dest)
+    assert_loads(dest, small)
+    assert not (dest / "original").exists()
+
+
+def test_overwrite_replaces_a_model_of_unknown_making_only_file_by_file(
+    small: Path, tmp_path: Path
+) -> None:
+    """Without a report, what belongs to the old model is what the new one has too."""
+    dest = tmp_path / "out"
+    shutil.copytree(small, dest)
+    assert "not empty" in refused(small, dest)
+    replaced(small, dest)
+    shutil.rmtree(dest)
+    sharded(dest, [16 * KIB] * 5)
+    assert shard_name(1, 5) in refused(small, dest, "--overwrite")
