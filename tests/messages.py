@@ -29,11 +29,11 @@ REASONS = (
 
 @dataclass(frozen=True)
 class Message:
-    """The words of a message that are always the same, and the exit codes it may come with."""
+    """The words of a message that are always the same, and the headings it belongs under."""
 
     origin: str
     words: list[str]
-    codes: set[int]
+    headings: set[str]
 
     def is_in(self, text: str) -> bool:
         """Whether `text` has all of the words, in order."""
@@ -49,24 +49,24 @@ def of_the_core() -> list[Message]:
     """One for each variant of the core's `Error`, and for each reason that one spells out."""
     source = (ROOT / "src" / "error.rs").read_text(encoding="utf-8")
     arms = source.split("fn class(")[1].split("pub fn ")[0].split("=>")
-    codes: dict[str, set[int]] = {}
+    headings: dict[str, set[str]] = {}
     for left, right in pairwise(arms):
         exception = re.search(r'"(\w+Error)"', right)
         assert exception
         for variant in re.findall(r"Error::(\w+)", left):
-            code = getattr(recast.errors, exception[1]).exit_code
-            codes.setdefault(variant, set()).add(code)
+            heading = _heading(getattr(recast.errors, exception[1]))
+            headings.setdefault(variant, set()).add(heading)
     enum = source.split("pub enum Error {")[1].split("\n}\n")[0]
     found = []
     for variant in VARIANT.finditer(enum):
-        found.append(Message(variant["name"], _literal(variant["text"]), codes[variant["name"]]))
+        found.append(Message(variant["name"], _literal(variant["text"]), headings[variant["name"]]))
     for path, pattern, variant in REASONS:
         # Their tests have texts of their own.
         text = (ROOT / "src" / path).read_text(encoding="utf-8").split("#[cfg(test)]")[0]
         reasons = re.findall(pattern, text, re.DOTALL)
         assert reasons, path
         for reason in reasons:
-            found.append(Message(path, _literal(reason), codes[variant]))
+            found.append(Message(path, _literal(reason), headings[variant]))
     return found
 
 
@@ -74,7 +74,7 @@ def of_warnings() -> list[Message]:
     """One for each warning of a plan."""
     source = (ROOT / "src" / "plan.rs").read_text(encoding="utf-8")
     texts = re.findall(r'push\(format!\(\s*"((?:[^"\\]|\\.)*)"', source, re.DOTALL)
-    return [Message("plan.rs", _literal(text), {0}) for text in texts]
+    return [Message("plan.rs", _literal(text), {"Warnings"}) for text in texts]
 
 
 def of_the_package() -> list[Message]:
@@ -88,8 +88,38 @@ def of_the_package() -> list[Message]:
             if exception is not None:
                 words = _words(_constants(node.args[0]))
                 origin = f"{path.name}:{node.lineno}"
-                found.append(Message(origin, words, {exception.exit_code}))
+                found.append(Message(origin, words, {_heading(exception)}))
     return found
+
+
+def of_verification() -> list[Message]:
+    """One for each thing that a verification may find wrong."""
+    found = []
+    for name in ("structure", "loaders", "memory", "result"):
+        path = ROOT / "python" / "recast" / "verification" / f"{name}.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for text in _problems(node, name):
+                origin = f"{path.name}:{text.lineno}"
+                found.append(Message(origin, _words(_constants(text)), {"What verification finds"}))
+    return found
+
+
+def _problems(node: ast.AST, module: str) -> list[ast.expr]:
+    """The texts of problems that `node` itself makes."""
+    if isinstance(node, ast.Call) and node.args:
+        called = ast.unparse(node.func)
+        raises = called in ("LoadError", "ValueError")
+        return node.args[:1] if raises or called == "problems.append" else []
+    if module == "structure" and isinstance(node, ast.List | ast.ListComp):
+        texts = node.elts if isinstance(node, ast.List) else [node.elt]
+        return [text for text in texts if isinstance(text, ast.JoinedStr)]
+    if isinstance(node, ast.FunctionDef) and node.name == "mismatch_text":
+        return [inner.value for inner in node.body if isinstance(inner, ast.Return) and inner.value]
+    return []
+
+
+def _heading(exception: type[recast.RecastError]) -> str:
+    return f"Exit code {exception.exit_code}:"
 
 
 def _constants(node: ast.expr) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import recast
 from blocks import FENCE, ROOT, RUN, Block, blocks, pages, run
-from messages import Message, of_the_core, of_the_package, of_warnings
+from messages import Message, of_the_core, of_the_package, of_verification, of_warnings
 from support import recast_process
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -17,6 +17,7 @@ TROUBLE = ROOT / "docs" / "troubleshooting.md"
 NOT_RUN = {"docs/memory.md": 1, "docs/pipelines.md": 1, "docs/tutorial.md": 1, "README.md": 2}
 # Messages that are nearly all names; too little to tell an entry by.
 SHORT = (["stopped"], ["--keep"], ["cannot"])
+MESSAGES = [*of_the_core(), *of_the_package(), *of_warnings(), *of_verification()]
 NAMES = [str(page.relative_to(ROOT)) for page in pages()]
 
 
@@ -86,21 +87,20 @@ def sections() -> dict[str, list[str]]:
     return found
 
 
-def entries(code: int) -> list[str]:
-    """The messages listed for an exit code; warnings for 0."""
-    title = f"Exit code {code}:" if code else "Warnings"
-    (rows,) = (rows for heading, rows in sections().items() if heading.startswith(title))
+def entries(start: str) -> list[str]:
+    """The messages listed below the heading that begins with `start`."""
+    (rows,) = (rows for heading, rows in sections().items() if heading.startswith(start))
     return rows
 
 
 @pytest.mark.parametrize(
     "message",
-    [message for message in [*of_the_core(), *of_the_package(), *of_warnings()] if message.words],
+    [message for message in MESSAGES if message.words],
     ids=lambda message: f"{message.origin}: {' '.join(message.words)}",
 )
-def test_every_message_has_an_entry_under_its_exit_code(message: Message) -> None:
-    for code in message.codes:
-        assert any(message.is_in(entry) for entry in entries(code)), (code, message.words)
+def test_every_message_has_an_entry_where_it_belongs(message: Message) -> None:
+    for heading in message.headings:
+        assert any(message.is_in(entry) for entry in entries(heading)), (heading, message.words)
 
 
 def test_a_variant_without_words_of_its_own_has_them_listed() -> None:
@@ -109,10 +109,10 @@ def test_a_variant_without_words_of_its_own_has_them_listed() -> None:
     assert len(of_the_core()) > 60
     assert len(of_the_package()) > 25
     assert len(of_warnings()) == 4
+    assert len(of_verification()) > 20
 
 
 def test_no_entry_is_of_a_message_that_no_longer_exists() -> None:
-    messages = [*of_the_core(), *of_the_package(), *of_warnings()]
     # Of click, and of bits.
     known = re.compile(
         r"No such |Missing |Option |Invalid value|Got unexpected|.*hexadecimal digits"
@@ -122,15 +122,15 @@ def test_no_entry_is_of_a_message_that_no_longer_exists() -> None:
             continue
         assert rows
         for row in rows:
-            meant = [m for m in messages if len("".join(m.words)) > 8 and m.is_in(row)]
-            short = [m for m in messages if m.words in SHORT and m.is_in(row)]
+            meant = [m for m in MESSAGES if len("".join(m.words)) > 8 and m.is_in(row)]
+            short = [m for m in MESSAGES if m.words in SHORT and m.is_in(row)]
             assert meant or short or known.match(row), (heading, row)
 
 
 def test_every_note_on_what_a_stop_leaves_has_an_entry() -> None:
     source = (ROOT / "python" / "recast" / "api.py").read_text(encoding="utf-8")
     notes = re.findall(r'add_note\(\s*f?"(?:\{[^}]*\} )?([^"{]+)"', source)
-    (rows,) = (rows for heading, rows in sections().items() if heading.startswith("Exit codes"))
+    rows = entries("Exit codes")
     assert len(notes) == source.count("add_note(") == len(rows)
     for note in notes:
         assert any(note in row for row in rows), note
@@ -153,7 +153,7 @@ def test_what_click_says_has_an_entry(arguments: list[str]) -> None:
     result = recast_process(*arguments)
     assert result.returncode == 2
     said = result.stderr.splitlines()[0].removeprefix("error: ")
-    starts = [re.split(r"'?NAME|TEXT|NUMBER", entry)[0] for entry in entries(2)]
+    starts = [re.split(r"'?NAME|TEXT|NUMBER", entry)[0] for entry in entries("Exit code 2:")]
     assert any(said.startswith(start) for start in starts if start) or "hexadecimal" in said
 
 
