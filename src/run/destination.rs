@@ -57,9 +57,11 @@ pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error
         Err(error) => return Err(Error::create(dest)(error)),
         Ok(entries) => entries,
     };
+    // In this order, because a run that is about to end leaves its report before it takes its
+    // journal away.
+    let begun = Record::read(&dest.join(STAGING), options.sync)?;
     let report = fs::read(dest.join(REPORT)).unwrap_or_default();
     let finished = serde_json::from_slice::<Report>(&report).ok().map(|report| report.identity);
-    let begun = Record::read(&dest.join(STAGING), options.sync)?;
     let mismatch = |there: &Identity, finished| Error::Mismatch {
         path: dest.to_owned(),
         finished,

@@ -89,7 +89,8 @@ impl Record {
 pub struct Journal {
     path: PathBuf,
     sync: bool,
-    file: Mutex<(File, u64)>,
+    /// With the place for the next line; nothing once the run is over.
+    file: Mutex<Option<(File, u64)>>,
     staged: Mutex<HashSet<usize>>,
     publishing: AtomicBool,
 }
@@ -137,7 +138,7 @@ impl Journal {
 
     fn new(path: PathBuf, sync: bool, file: (File, u64)) -> Journal {
         let (staged, publishing) = (Mutex::default(), AtomicBool::new(false));
-        Journal { path, sync, file: Mutex::new(file), staged, publishing }
+        Journal { path, sync, file: Mutex::new(Some(file)), staged, publishing }
     }
 
     /// Removes the journal of a staging folder.
@@ -186,21 +187,26 @@ impl Journal {
         self.sync()
     }
 
+    /// Notes nothing more: threads of a run that was stopped may still come to their end, when the
+    /// journal is another run's.
+    pub fn close(&self) {
+        *lock(&self.file) = None;
+    }
+
     fn append(&self, entry: &Line) -> Result<(), Error> {
         let text = line(entry);
         let mut guard = lock(&self.file);
-        let (file, end) = &mut *guard;
+        let Some((file, end)) = &mut *guard else { return Ok(()) };
         fs::write_at(file, &self.path, &text, *end)?;
         *end += text.len() as u64;
         Ok(())
     }
 
     fn sync(&self) -> Result<(), Error> {
-        let guard = lock(&self.file);
-        if self.sync {
-            fs::sync_file(&guard.0, &self.path, 0, &|| false)?;
+        match &*lock(&self.file) {
+            Some((file, _)) if self.sync => fs::sync_file(file, &self.path, 0, &|| false),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

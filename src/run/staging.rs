@@ -56,6 +56,12 @@ impl Staging {
         if done && !folder.exists() {
             return Ok(None);
         }
+        if !folder.exists() {
+            // Before anything is written: a full disk has no room for a lock either.
+            let needed =
+                |block: u64| plan.files.iter().map(|file| rounded(file.bytes, block)).sum();
+            check_space(&dest, needed)?;
+        }
         let created: Vec<PathBuf> =
             dest.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
         let lock = match Lock::acquire(&folder, wait) {
@@ -103,6 +109,7 @@ impl Staging {
             self.replaced.sort();
             self.replaced.dedup();
             self.resume(plan, &record);
+            self.remove_partial(plan)?;
             self.check_space(plan)?;
             let journal = Journal::open(&self.folder, options.sync, &record, &self.resumed)?;
             self.journal = Some(Arc::new(journal));
@@ -112,8 +119,11 @@ impl Staging {
             let journal = Journal::create(&self.folder, &self.identity, options.sync)?;
             self.journal = Some(Arc::new(journal));
         }
-        fs::create_dirs(&self.path())?;
-        // What is staged but not whole is made again.
+        fs::create_dirs(&self.path())
+    }
+
+    /// Removes what is staged but not whole: it is made again, and needs the room.
+    fn remove_partial(&self, plan: &Plan) -> Result<(), Error> {
         for (file, _) in plan.files.iter().zip(&self.resumed).filter(|(_, done)| done.is_none()) {
             fs::remove_file(&self.path().join(&file.path))?;
         }
@@ -141,20 +151,10 @@ impl Staging {
 
     /// Fails when what is still to be written does not fit.
     fn check_space(&self, plan: &Plan) -> Result<(), Error> {
-        let Some((mut free, block)) = fs::free_space(&self.folder) else { return Ok(()) };
-        let mut needed = 0;
-        for (file, done) in plan.files.iter().zip(&self.resumed) {
-            if done.is_none() {
-                needed += file.bytes.next_multiple_of(block.max(1));
-                // It will make room for itself.
-                let partial = self.path().join(&file.path).metadata();
-                free += partial.map_or(0, |partial| partial.len());
-            }
-        }
-        if needed > free {
-            return Err(Error::NoSpace { path: self.dest.clone(), needed, free });
-        }
-        Ok(())
+        check_space(&self.dest, |block| {
+            let files = plan.files.iter().zip(&self.resumed).filter(|(_, done)| done.is_none());
+            files.map(|(file, _)| rounded(file.bytes, block)).sum()
+        })
     }
 
     /// The folder of the staged model.
@@ -237,11 +237,28 @@ impl Staging {
     }
 }
 
+/// Fails when the file system that `dest` is on, or will be, has no room for what is `needed`, given
+/// the unit in which it gives room out.
+fn check_space(dest: &Path, needed: impl Fn(u64) -> u64) -> Result<(), Error> {
+    let place = dest.ancestors().find(|path| path.exists()).unwrap_or(dest);
+    let Some((free, block)) = fs::free_space(place) else { return Ok(()) };
+    let needed = needed(block);
+    if needed > free {
+        return Err(Error::NoSpace { path: dest.to_owned(), needed, free });
+    }
+    Ok(())
+}
+
+fn rounded(bytes: u64, block: u64) -> u64 {
+    bytes.next_multiple_of(block.max(1))
+}
+
 /// What another run may go on with stays, and only that.
 impl Drop for Staging {
     fn drop(&mut self) {
         // Nobody is left to tell of an error; the next run clears up what stays.
-        match self.journal.take() {
+        let journal = self.journal.take().inspect(|journal| journal.close());
+        match journal {
             Some(journal) if journal.has_work() => {
                 for (index, file) in self.identity.files.iter().enumerate() {
                     if !journal.has(index) {
