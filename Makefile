@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast docs clean tools
+.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast docs dist picture clean tools
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -63,6 +63,13 @@ bench-cast: build  ## time the casts beside memcpy, torch, numpy, ml_dtypes and 
 
 docs: build .venv/docs  ## build the documentation into site/, with every warning an error
 	@NO_MKDOCS_2_WARNING=1 $(VENV) -m mkdocs build --quiet --strict
+
+dist: .venv/installed  ## build the sdist and, from it, the wheel into dist/
+	rm -rf dist
+	@$(VENV) -m maturin build --release --sdist --out dist --interpreter $(VENV)
+
+picture: build  ## draw docs/pictures/terminal.svg from a real run
+	@$(VENV) docs/pictures/render.py
 
 clean:  ## remove what was built and the benchmark's data; .venv stays
 	rm -rf target bench-data dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

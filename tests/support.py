@@ -1,12 +1,15 @@
 """What the tests share: files written by hand, trees as data, the command as a process."""
 
+import fcntl
 import hashlib
 import json
 import os
 import pty
 import select
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +104,24 @@ def recast_process(*arguments: object, **options: Any) -> "subprocess.CompletedP
 
 def environment(**changes: str) -> dict[str, str]:
     hidden = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "RECAST_SIMD"}
+    hidden |= {"COLUMNS", "LINES"}
     hidden |= {"LANG", "LC_ALL", "LC_CTYPE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
     kept = {key: value for key, value in os.environ.items() if key not in hidden}
     return {**kept, "PYTHONUTF8": "1", **changes}
 
 
-def on_terminal(command: list[str], *, stdout: bool = False, **changes: str) -> tuple[str, str]:
+def on_terminal(
+    command: list[str], *, stdout: bool = False, columns: int = 80, code: int = 0, **changes: str
+) -> tuple[str, str]:
     """Runs `command` with stderr, or all output, on a terminal; what it drew, and its stdout."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "recast", *command],
+        stdin=theirs,
         stdout=theirs if stdout else subprocess.PIPE,
         stderr=theirs,
-        env=environment(TERM="xterm-256color", **changes),
+        env=environment(**{"TERM": "xterm-256color", **changes}),
     )
     os.close(theirs)
     drawn = b""
@@ -128,5 +136,5 @@ def on_terminal(command: list[str], *, stdout: bool = False, **changes: str) -> 
         drawn += part
     os.close(ours)
     printed, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, drawn
+    assert process.returncode == code, drawn
     return drawn.decode(), (printed or b"").decode()

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 import recast
+from recast import _core
 from recast.cli import cli
 from support import environment, files, on_terminal, raw_bytes, raw_header, recast_process, tree
 
@@ -202,7 +204,9 @@ def test_the_version_is_the_packages(command: list[str]) -> None:
     script = str(Path(sys.executable).with_name("recast"))
     start = [sys.executable] if command[0] == "-m" else [script]
     result = subprocess.run([*start, *command], capture_output=True, text=True, check=True)
-    assert result.stdout.split()[-1] == recast.__version__
+    simd, torch_version = _core.simd_level(), metadata.version("torch")
+    expected = [["recast", recast.__version__], ["simd", simd], ["torch", torch_version]]
+    assert [line.split() for line in result.stdout.splitlines()] == expected
     cargo = (ROOT / "Cargo.toml").read_text()
     assert f'version = "{recast.__version__}"' in cargo
 

@@ -7,13 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import venv
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from support import stored, tree
+import recast
+from support import files, stored, tree
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +40,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stderr
     (built,) = out.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, unpacked."""
+    out = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "maturin", "sdist", "--out", out]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    (packed,) = out.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(out, filter="data")
+    return out / packed.name.removesuffix(".tar.gz")
 
 
 def required(lines: list[str]) -> set[str]:
@@ -89,6 +104,35 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_and_no_more(wheel
     assert {name.split("/")[0].split("-")[0] for name in names} <= {"recast", "recast_weights"}
 
 
+def test_the_sdist_holds_the_sources_and_the_licence_and_no_more(sdist: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "src", "python"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    top = {"Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "pyproject.toml"}
+    assert files(sdist) == set(tracked.stdout.splitlines()) | top | {"PKG-INFO"}
+
+
+def test_the_sdist_compiles(sdist: Path) -> None:
+    # `make dist` builds the wheel from it; that takes a minute.
+    command = ["cargo", "check", "--quiet", "--locked", "--features", "python"]
+    interpreter = str(ROOT / ".venv" / "bin" / "python")
+    target = str(ROOT / "target" / "sdist")
+    env = {**os.environ, "PYO3_PYTHON": interpreter, "CARGO_TARGET_DIR": target}
+    result = subprocess.run(
+        command, cwd=sdist, env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_version_is_written_in_one_place(wheel: Path, sdist: Path) -> None:
+    cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
+    assert recast.__version__ == cargo
+    assert wheel.name.split("-")[1] == cargo
+    assert sdist.name == f"recast_weights-{cargo}"
+    assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
+    assert f"## [{cargo}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def run(python: Path, cwd: Path, *arguments: object) -> str:
     command = [str(python), "-I", *map(str, arguments)]
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
@@ -106,6 +150,16 @@ def test_the_installed_command_converts_without_torch(
     assert report["tensors"] == {"cast": 1, "copied": 0, "kept": 0}
     assert stored(tmp_path / "out" / "model.safetensors")["layer.weight"][0] == "BF16"
     assert tree(model) == before
+
+
+@pytest.mark.parametrize("start", ["script", "module"])
+def test_the_installed_command_says_what_it_is_without_torch(
+    start: str, python: Path, tmp_path: Path
+) -> None:
+    first = [python.with_name("recast")] if start == "script" else ["-m", "recast"]
+    lines = run(python, tmp_path, *first, "--version").splitlines()
+    assert lines[0] == f"recast {recast.__version__}"
+    assert lines[2] == "torch  not installed"
 
 
 def test_the_installed_package_casts_numpy_arrays_without_torch(

@@ -3,8 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -12,10 +12,9 @@ from typing import NoReturn
 import click
 
 import recast
+from recast import terminal
 from recast.array import MAX_THREADS, POLICIES, float_name
 from recast.errors import RecastError, StorageError, UsageError, VerificationError
-
-Progress = Callable[[int, int], None]
 
 
 class Interrupted(BaseException):
@@ -26,8 +25,31 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number
 
 
+def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    """What a report of a fault should say, without importing torch."""
+    if not wanted or context.resilient_parsing:
+        return
+    from importlib import metadata
+
+    from recast._core import simd_level
+
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = "not installed"
+    _print(f"recast {recast.__version__}\nsimd   {simd_level()}\ntorch  {torch}\n")
+    context.exit()
+
+
 @click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
-@click.version_option(recast.__version__, prog_name="recast")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version, the instruction set in use, and that of torch.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Change the dtype of a model checkpoint: exactly, fast, all or nothing.
@@ -139,7 +161,7 @@ def convert(
         elif not quiet:
             _print(report.plan_text(planned, dest, already_done=done))
         return
-    with _progress(sys.stderr.isatty() and not (quiet or as_json)) as progress:
+    with terminal.progress(sys.stderr.isatty() and not (quiet or as_json)) as progress:
         finished = api.convert(
             source,
             dest,
@@ -270,7 +292,7 @@ def verify(
     """
     from recast.verification.result import verification_text
 
-    with _progress(sys.stderr.isatty() and not as_json, "verify") as progress:
+    with terminal.progress(sys.stderr.isatty() and not as_json) as progress:
         found = recast.verify(
             source,
             dest,
@@ -283,26 +305,6 @@ def verify(
         )
     _print(found.to_json() if as_json else verification_text(found))
     return 0 if found.passed else VerificationError.exit_code
-
-
-@contextmanager
-def _progress(wanted: bool, what: str = "convert") -> Iterator[Progress | None]:
-    """A bar on stderr with bytes, rate and time left, drawn while the block runs."""
-    if not wanted:
-        yield None
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.BarColumn(),
-        bars.DownloadColumn(binary_units=True),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print(text: str) -> None:
@@ -318,13 +320,11 @@ def _print(text: str) -> None:
 
 
 def _complain(message: str, hint: str | None = None, notes: Sequence[str] = ()) -> None:
-    from recast.terminal import plain
-
     # The messages of the core can have several lines: one for each tensor, for example.
-    lines = ["error: " + "\n".join(plain(line) for line in message.splitlines())]
+    lines = ["error: " + "\n".join(terminal.plain(line) for line in message.splitlines())]
     if hint is not None:
-        lines.append(f"hint: {plain(hint)}")
-    lines += [f"note: {plain(note)}" for note in notes]
+        lines.append(f"hint: {terminal.plain(hint)}")
+    lines += [f"note: {terminal.plain(note)}" for note in notes]
     _say("\n".join(lines))
 
 

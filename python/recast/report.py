@@ -206,7 +206,8 @@ def report_text(report: Report) -> str:
 
 def _plan_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     counts, gpu = facts["tensors"], facts["gpu_memory"]
-    rows = [("tensors", f"{counts['cast']:,} cast, {counts['copied']:,} copied")]
+    kept = f", {counts['kept']:,} kept" if counts["kept"] else ""
+    rows = [("tensors", f"{counts['cast']:,} cast, {counts['copied']:,} copied{kept}")]
     for group in facts["kept"]:
         names = group["tensors"]
         more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""

@@ -3,10 +3,15 @@
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import ProgressColumn
+
+Progress = Callable[[int, int], None]
 
 # What a pipe gets where a terminal would be asked for its width.
 PIPE_WIDTH = 100
@@ -38,10 +43,10 @@ def width() -> int:
     return _console(io.StringIO()).width if sys.stdout.isatty() else PIPE_WIDTH
 
 
-def draws_blocks() -> bool:
-    """Whether stdout can take more than ASCII."""
+def draws_blocks(stream: TextIO | None = None) -> bool:
+    """Whether `stream`, or else stdout, can take more than ASCII."""
     try:
-        EIGHTHS.encode(sys.stdout.encoding or "ascii")
+        EIGHTHS.encode((stream or sys.stdout).encoding or "ascii")
     except (LookupError, UnicodeEncodeError):
         return False
     # Python writes UTF-8 even where the locale is C, and then sets LC_CTYPE itself.
@@ -77,6 +82,35 @@ def render(*parts: "RenderableType") -> str:
     for part in parts:
         console.print(part)
     return "".join(f"{line.rstrip(' ')}\n" for line in written.getvalue().split("\n")[:-1])
+
+
+@contextmanager
+def progress(wanted: bool) -> Iterator[Progress | None]:
+    """Bytes, rate and time left on stderr while the block runs; nothing unless `wanted`."""
+    if not wanted:
+        yield None
+        return
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with rich_progress.Progress(*_columns(console), console=console, transient=True) as drawn:
+        task = drawn.add_task("", total=None)
+        yield lambda done, total: drawn.update(task, completed=done, total=total)
+
+
+def _columns(console: "Console") -> list["ProgressColumn"]:
+    """As many columns as fit: one that does not would be cut, with a sign that is not ASCII."""
+    from rich import progress as rich_progress
+
+    columns: list[ProgressColumn] = [rich_progress.TaskProgressColumn()]
+    if console.width >= 40:
+        columns.append(rich_progress.DownloadColumn(binary_units=True))
+    if console.width >= 60:
+        columns += [rich_progress.TransferSpeedColumn(), rich_progress.TimeRemainingColumn()]
+    if console.width >= 80 and draws_blocks(sys.stderr):
+        columns.insert(0, rich_progress.BarColumn(bar_width=24))
+    return columns
 
 
 def _console(file: io.StringIO) -> "Console":

@@ -1,0 +1,13 @@
+#!/bin/sh
+# The interface of KServe's storage initializer: SOURCE DEST.
+#
+# SOURCE is a path, or one behind recast:// or file://; RECAST_TO is the dtype (bf16), RECAST_OPTIONS
+# more options of `recast convert`, separated by blanks. Ends with recast's exit code; what each
+# means, and what is tried again, says convert.sh, which takes this process's place.
+set -uf
+
+[ $# = 2 ] || { echo "usage: $0 SOURCE DEST" >&2; exit 2; }
+source=${1#recast://}
+# shellcheck disable=SC2086 # Options are words.
+exec sh "${RECAST_CONVERT:-$(dirname "$0")/convert.sh}" "${source#file://}" "$2" \
+    --to "${RECAST_TO:-bf16}" ${RECAST_OPTIONS:-}

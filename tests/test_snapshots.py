@@ -1,0 +1,105 @@
+"""What every command prints, kept in tests/snapshots/ so that a change of it is seen in review.
+
+After a change that is meant: `RECAST_UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest
+tests/test_snapshots.py`, and look at the difference before it is committed.
+"""
+
+import os
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from conftest import Save
+from support import environment, raw_bytes, recast_process
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+UPDATE = bool(os.environ.get("RECAST_UPDATE_SNAPSHOTS"))
+CONVERT = "convert model out --to bf16"
+# Each is a session: commands one after the other, in a folder with `model` and `huge`.
+SESSIONS = {
+    "help": ["--help"],
+    "help-convert": ["convert --help"],
+    "help-inspect": ["inspect --help"],
+    "help-verify": ["verify --help"],
+    "help-bits": ["bits --help"],
+    "version": ["--version"],
+    "convert": [CONVERT, CONVERT, "convert model out --to fp16"],
+    "convert-warnings": ["convert old out --to bf16"],
+    "convert-keep": ["convert model out --to fp16 --keep *norm* --keep lm_head.*"],
+    "convert-dry-run": [f"{CONVERT} --dry-run"],
+    "convert-verify": [f"{CONVERT} --verify cpu"],
+    "convert-overflow": [
+        "convert huge out --to fp16",
+        "convert huge out --to fp16 --on-overflow saturate",
+    ],
+    "inspect": ["inspect model", "inspect model --tensors"],
+    "inspect-converted": ["convert huge out --to bf16", "inspect out"],
+    "verify": [
+        "convert model out --to bf16 --quiet",
+        "verify model out --device cpu --seed 7",
+        "verify huge out --device cpu --full",
+    ],
+    "bits": ["bits 3.14", "bits -65520 --to fp16", "bits 0x7C01 --from fp16 --to bf16"],
+    "errors": [
+        "inspect nowhere",
+        "convert model model/out --to bf16",
+        "convert model out --to fp8",
+        "convert model out --to bf16 --keep nothing.*",
+        "convert model out",
+        "bits many",
+    ],
+}
+# A time, a rate, and what a machine is.
+VARYING = [
+    (re.compile(r"\d+\.\d+(?= (?:s|GB/s)\b)"), "#"),
+    (re.compile(r"(?<=^recast )[\d.]+$", re.MULTILINE), "#"),
+    (re.compile(r"(?<=^simd   )\w+$", re.MULTILINE), "#"),
+    (re.compile(r"(?<=^torch  )[\w.+]+$", re.MULTILINE), "#"),
+]
+
+
+@pytest.fixture
+def folder(saved: Save, tmp_path: Path) -> Path:
+    (tmp_path / "model").symlink_to(saved("llama", "fp32"))
+    weights = {"w": [1.0, 65520.0, 1e-30], "small": [0.5, -2.0, 0.0]}
+    rows = [(name, "F32", [3], struct.pack("<3f", *values)) for name, values in weights.items()]
+    (tmp_path / "huge").mkdir()
+    (tmp_path / "huge" / "model.safetensors").write_bytes(raw_bytes(rows))
+    (tmp_path / "old").mkdir()
+    doubles = [("double", "F64", [1], bytes(8)), *rows]
+    (tmp_path / "old" / "model.fp32.safetensors").write_bytes(raw_bytes(doubles))
+    for number in range(30):
+        (tmp_path / "old" / f"pytorch_model-{number:02}.bin").touch()
+    return tmp_path
+
+
+def session(commands: list[str], folder: Path) -> str:
+    """What a person who types `commands` in `folder` would see, with each exit code but 0."""
+    seen = []
+    for command in commands:
+        # No GPU, whatever this machine has; the width a pipe gets.
+        env = environment(PATH="/nowhere", CUDA_VISIBLE_DEVICES="", COLUMNS="100")
+        result = recast_process(*command.split(), cwd=folder, env=env)
+        seen += [f"$ recast {command}\n", result.stdout, result.stderr]
+        if result.returncode:
+            seen.append(f"[exit code {result.returncode}]\n")
+    text = "".join(seen).replace(str(folder), "/folder")
+    for pattern, placeholder in VARYING:
+        text = pattern.sub(placeholder, text)
+    return text
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_what_is_printed_is_what_was_agreed_on(name: str, folder: Path) -> None:
+    path, printed = SNAPSHOTS / f"{name}.txt", session(SESSIONS[name], folder)
+    if UPDATE:
+        SNAPSHOTS.mkdir(exist_ok=True)
+        path.write_text(printed, encoding="utf-8")
+    assert printed == path.read_text(encoding="utf-8"), "RECAST_UPDATE_SNAPSHOTS=1 takes it over"
+
+
+def test_no_snapshot_is_left_over_and_none_names_a_machine() -> None:
+    assert {path.stem for path in SNAPSHOTS.iterdir()} == set(SESSIONS)
+    for path in SNAPSHOTS.iterdir():
+        assert not re.search(r"/tmp|/home|/root|\x1b", path.read_text(encoding="utf-8")), path

@@ -1,0 +1,133 @@
+"""What people see: a short summary, plain text in a pipe, and any terminal, however narrow."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Save
+from rich.cells import cell_len
+from support import environment, on_terminal, raw_bytes, recast_process
+
+ROOT = Path(__file__).parents[1]
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
+COMMANDS = {
+    "convert": ["convert", "{model}", "{out}", "--to", "bf16", "--keep", "*norm*"],
+    "dry run": ["convert", "{model}", "{out}", "--to", "fp16", "--dry-run"],
+    "inspect": ["inspect", "{model}"],
+    "verify": ["verify", "{model}", "{converted}", "--device", "cpu", "--seed", "0"],
+    "bits": ["bits", "3.14"],
+}
+
+
+@pytest.fixture(scope="module")
+def converted(saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("converted") / "out"
+    assert recast_process("convert", saved("llama", "fp32"), out, "--to", "bf16").returncode == 0
+    return out
+
+
+def filled(command: str, saved: Save, converted: Path, out: Path) -> list[str]:
+    places = {"model": saved("llama", "fp32"), "converted": converted, "out": out}
+    return [word.format(**places) for word in COMMANDS[command]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("columns", [24, 40, 80, 200])
+def test_no_line_is_longer_than_the_terminal_is_wide(
+    columns: int, command: str, saved: Save, converted: Path, tmp_path: Path
+) -> None:
+    words = filled(command, saved, converted, tmp_path / "out")
+    drawn, _ = on_terminal(words, stdout=True, columns=columns)
+    lines = [ESCAPE.sub("", line) for line in re.split(r"\r\n|\r|\n", drawn)]
+    assert max(map(cell_len, lines)) <= columns, drawn
+    # Folded, not cut.
+    assert "…" not in drawn
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("columns", [24, 80])
+def test_a_terminal_that_has_only_ascii_gets_only_ascii(
+    columns: int, command: str, saved: Save, converted: Path, tmp_path: Path
+) -> None:
+    words = filled(command, saved, converted, tmp_path / "out")
+    drawn, _ = on_terminal(words, stdout=True, columns=columns, LC_ALL="C")
+    assert drawn.isascii()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_there_is_no_colour_where_nobody_wants_it(
+    command: str, saved: Save, converted: Path, tmp_path: Path
+) -> None:
+    for change in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        words = filled(command, saved, converted, tmp_path / "-".join(change.values()))
+        assert not COLOUR.search(on_terminal(words, stdout=True, **change)[0])
+    piped = recast_process(*filled(command, saved, converted, tmp_path / "piped"))
+    assert not set("\x1b\r") & set(piped.stdout + piped.stderr)
+
+
+def test_the_summary_says_what_was_done_and_kept_and_why(model: Path, tmp_path: Path) -> None:
+    rows = [(f"norm.{number}.weight", "F32", [1], bytes(4)) for number in range(3)]
+    (model / "norms.safetensors").write_bytes(raw_bytes(rows))
+    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16", "--keep", "norm.*")
+    title, *lines = result.stdout.splitlines()
+    assert title == f"{model} -> {tmp_path / 'out'} in bf16"
+    found = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in lines)
+    assert found["tensors"] == "1 cast, 0 copied, 3 kept"
+    assert found["kept"].startswith("norm.0.weight and 2 more: --keep norm.*")
+    assert re.fullmatch(r"\d+ B -> \d+ B", found["size"])
+    assert found["on a GPU"] == "2.00 KiB allocated, 2.00 MiB reserved by PyTorch"
+    assert found["audit"] == "every value is exact"
+    assert re.fullmatch(r"[\d.]+ s, [\d.]+ GB/s read, [\d.]+ GB/s written", found["time"])
+    assert list(found) == ["tensors", "kept", "size", "on a GPU", "audit", "time"]
+
+
+def test_warnings_come_first_and_grouped_never_a_wall(model: Path, tmp_path: Path) -> None:
+    doubles = [(f"double.{number}", "F64", [1], bytes(8)) for number in range(500)]
+    (model / "fp32.safetensors").write_bytes(raw_bytes([*doubles, ("w", "F32", [1], bytes(4))]))
+    for number in range(1000):
+        (model / f"pytorch_model-{number}.bin").write_bytes(b"")
+    command = ["convert", model, tmp_path / "out", "--to", "bf16"]
+    for extra in (["--dry-run"], []):
+        lines = recast_process(*command, *extra).stdout.splitlines()
+        starts = [line.startswith("warning: ") for line in lines]
+        assert starts[:4] == [True, True, True, False]
+        assert sum(starts) == 3
+        assert max(map(len, lines[:3])) < 300
+        assert "more" in lines[0]
+
+
+def test_progress_needs_no_more_columns_than_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(raw_bytes([("w", "F32", [4_000_000], bytes(16_000_000))]))
+    for columns, (shown, missing) in {24: ("%", "MB"), 100: ("MiB", "GB/s")}.items():
+        command = ["convert", str(path), str(tmp_path / str(columns)), "--to", "bf16"]
+        drawn, printed = on_terminal(command, columns=columns, LC_ALL="C")
+        assert drawn.isascii()
+        assert shown in drawn
+        assert missing not in drawn
+        assert printed.count("\n") == 6
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_documented_completion_is_a_script_for_the_shell(shell: str) -> None:
+    documented = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert f"_RECAST_COMPLETE={shell}_source recast" in documented
+    env = environment(_RECAST_COMPLETE=f"{shell}_source")
+    command = Path(sys.executable).with_name("recast")
+    result = subprocess.run([command], env=env, capture_output=True, text=True, check=True)
+    assert f"_RECAST_COMPLETE={shell}_complete" in result.stdout
+
+
+def test_completion_knows_commands_and_options() -> None:
+    command = Path(sys.executable).with_name("recast")
+    for words, expected in {
+        "recast co": "plain,convert",
+        "recast convert --ov": "--overwrite",
+    }.items():
+        count = str(len(words.split()) - 1)
+        env = environment(_RECAST_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=count)
+        result = subprocess.run([command], env=env, capture_output=True, text=True, check=True)
+        assert expected in result.stdout
