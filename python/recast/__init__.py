@@ -18,6 +18,8 @@ Whatever goes wrong is a `RecastError`; `recast.errors` draws the tree. The comm
 the same options.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from recast._core import Plan, __version__
 from recast.api import convert, inspect, plan
 from recast.array import cast
@@ -36,7 +38,9 @@ from recast.errors import (
 )
 from recast.inspection import Inspection
 from recast.report import Report
-from recast.verification import Verification, verify
+
+if TYPE_CHECKING:
+    from recast.verification import Verification, verify
 
 __all__ = [
     "CastOverflowError",
@@ -61,3 +65,12 @@ __all__ = [
     "plan",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what verifies when it is first used: every start of the command would wait for it."""
+    if name in ("Verification", "verify"):
+        from recast import verification
+
+        return getattr(verification, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,6 @@ from recast.array import check_policy, float_name
 from recast.errors import InputError, OutputError, UsageError
 from recast.inspection import Inspection, exactness, groups
 from recast.report import Report
-from recast.verification import run as verification
 
 Path = str | os.PathLike[str]
 STAGED = os.path.join(".recast", "staged")
@@ -86,7 +85,12 @@ def convert(
     """
     check_policy(on_overflow, threads)
     started = time.perf_counter()
-    device = None if verify is None else verification.choose_device(verify)
+    device = None
+    if verify is not None:
+        # Only here, because every start of the command would wait for it.
+        from recast.verification import run as verification
+
+        device = verification.choose_device(verify)
     staged, found = None, None
     try:
         planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
