@@ -152,23 +152,33 @@ def inspect(path: Path) -> Inspection:
     on a GPU as it is stored and in each dtype recast converts to, with the settings that
     `PYTORCH_CUDA_ALLOC_CONF` gives PyTorch's allocator. Reads headers only. Raises `InputError`.
     """
+    # Only here, because every start of the command would wait for it.
+    from concurrent.futures import ThreadPoolExecutor
+
     checkpoint = Checkpoint.open(os.fspath(path))
     tensors = checkpoint.tensors
-    dtypes: dict[str, dict[str, int]] = {}
-    for tensor in tensors:
-        row = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
-        row["tensors"] += 1
-        row["parameters"] += tensor.elements
-        row["bytes"] += tensor.bytes
-    settings, allocator_notes = memory.settings()
-    keywords = settings._asdict()
-    sizes = (tensor.bytes for tensor in tensors)
-    gpu_memory = {"as_stored": memory.predict(sizes, **keywords)._asdict()}
+    # The core plans without the interpreter's lock, so planning costs no time of its own.
+    with ThreadPoolExecutor(1) as core:
+        targets = ("fp32", "fp16", "bf16") if checkpoint.quantized is None else ()
+        plans = {to: core.submit(checkpoint.plan, to) for to in targets}
+        dtypes: dict[str, dict[str, int]] = {}
+        for tensor in tensors:
+            row = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
+            row["tensors"] += 1
+            row["parameters"] += tensor.elements
+            row["bytes"] += tensor.bytes
+        parts = groups(tensors)
+        settings, allocator_notes = memory.settings()
+        sizes = {"as_stored": [tensor.bytes for tensor in tensors]}
+        sizes |= {to: plan.result().tensor_bytes for to, plan in plans.items()}
+    gpu_memory: dict[str, dict[str, int]] = {}
+    for name, wanted in sizes.items():
+        # fp16 and bf16 nearly always take the same, and so does the dtype the model is stored in.
+        same = next((other for other in gpu_memory if sizes[other] == wanted), None)
+        found = gpu_memory[same] if same else memory.predict(wanted, **settings._asdict())._asdict()
+        gpu_memory[name] = dict(found)
     notes = exactness(checkpoint) + allocator_notes
-    if checkpoint.quantized is None:
-        for to in ("fp32", "fp16", "bf16"):
-            gpu_memory[to] = memory.predict(checkpoint.plan(to).tensor_bytes, **keywords)._asdict()
-    else:
+    if checkpoint.quantized is not None:
         notes.append(
             f"the checkpoint is quantised ({checkpoint.quantized}): recast does not convert it, "
             "so its GPU memory is given as stored only"
@@ -180,7 +190,7 @@ def inspect(path: Path) -> Inspection:
         parameters=sum(row["parameters"] for row in dtypes.values()),
         bytes=sum(row["bytes"] for row in dtypes.values()),
         dtypes=dtypes,
-        groups=groups(tensors),
+        groups=parts,
         gpu_memory=gpu_memory,
         device=memory.device(),
         notes=notes,
