@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::held as lock;
 use super::identity::Identity;
 use super::lock::boot;
-use super::staging::FileAudits;
+use super::{FileAudits, held as lock};
 use crate::error::Error;
 use crate::fs;
 

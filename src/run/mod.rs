@@ -102,6 +102,9 @@ pub struct TensorAudit {
     pub audit: Audit,
 }
 
+/// What the casts did to the tensors of one file, where they are cast or could have been.
+type FileAudits = Vec<Option<Audit>>;
+
 /// A lock on data that every holder leaves whole, so a panic elsewhere does not matter.
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

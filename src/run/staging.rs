@@ -8,15 +8,11 @@ use super::destination::{self, Found};
 use super::identity::Identity;
 use super::journal::{Journal, Record};
 use super::lock::Lock;
-use super::{Options, STAGING};
-use crate::cast::Audit;
+use super::{FileAudits, Options, STAGING};
 use crate::checkpoint::REPORT;
 use crate::error::Error;
 use crate::fs;
 use crate::plan::Plan;
-
-/// What the casts did to the tensors of a file that is staged.
-pub type FileAudits = Vec<Option<Audit>>;
 
 /// A staging folder that this run holds. Dropped, it stays for the same run to go on; unless
 /// nothing is worth it.
