@@ -104,7 +104,7 @@ def recast_process(*arguments: object, **options: Any) -> "subprocess.CompletedP
 
 def environment(**changes: str) -> dict[str, str]:
     hidden = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "RECAST_SIMD"}
-    hidden |= {"COLUMNS", "LINES"}
+    hidden |= {"COLUMNS", "LINES", "PYTHONUNBUFFERED"}
     hidden |= {"LANG", "LC_ALL", "LC_CTYPE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
     kept = {key: value for key, value in os.environ.items() if key not in hidden}
     return {**kept, "PYTHONUTF8": "1", **changes}
