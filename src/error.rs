@@ -233,6 +233,11 @@ pub enum Error {
     Panicked,
 }
 
+/// How many there are of something, in words that fit the number.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A text with its middle left out where it is too long to be read: names come from the file, and
 /// may have a hundred million bytes.
 fn short(text: &str) -> Cow<'_, str> {

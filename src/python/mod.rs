@@ -162,7 +162,7 @@ impl Plan {
                 source_dtype: tensor.source.dtype.name().to_owned(),
                 dtype: tensor.dtype.name().to_owned(),
                 action: match tensor.action {
-                    plan::Action::Cast { .. } => "cast",
+                    plan::Action::Cast => "cast",
                     plan::Action::Copy => "copy",
                     plan::Action::Keep => "keep",
                 },

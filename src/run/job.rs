@@ -16,7 +16,7 @@ use super::{FileAudits, Io, OnOverflow, Options, TensorAudit, held as lock};
 use crate::cast::{self, Audit, Level, Overflow};
 use crate::error::Error;
 use crate::fs;
-use crate::plan::{Content, Plan, PlannedFile};
+use crate::plan::{Action, Plan, PlannedFile};
 
 /// What all workers share.
 pub struct Job {
@@ -251,11 +251,7 @@ impl Job {
         }
         let source = Source::open(file, self.io)?;
         let out = fs::create_new(&state.staged)?;
-        let prefix = match &file.content {
-            Content::Shard { header, .. } => header.as_slice(),
-            Content::Text(text) => text.as_bytes(),
-            Content::Copy => &[],
-        };
+        let prefix = file.content.prefix();
         fs::write_at(&out, &state.staged, prefix, 0)?;
         self.done.fetch_add(prefix.len() as u64, Ordering::Relaxed);
         let open = Arc::new(OpenFile { source, out });
@@ -293,11 +289,9 @@ impl Job {
     pub fn audits(&self) -> Vec<TensorAudit> {
         let audits = self.files.iter().flat_map(|file| lock(&file.audits).clone());
         // A cast tensor without elements has no pieces; nothing happened to its values.
-        let needed = self.plan.tensors().map(|(_, tensor)| tensor.action.is_audited());
+        let audits = audits.zip(self.plan.tensors()).enumerate();
         audits
-            .zip(needed)
-            .enumerate()
-            .filter(|(_, (_, needed))| *needed)
+            .filter(|(_, (_, (_, planned)))| planned.action != Action::Copy)
             .map(|(tensor, (audit, _))| TensorAudit { tensor, audit: audit.unwrap_or_default() })
             .collect()
     }
