@@ -296,7 +296,7 @@ impl Chooser {
         });
         let metadata = with_format(shard.metadata.as_deref());
         let header = Shard::header(
-            Some(&metadata),
+            &metadata,
             tensors.iter().map(|tensor| {
                 let Tensor { name, shape, .. } = &tensor.source;
                 (name.as_str(), &tensor.dtype, shape.as_slice(), tensor.bytes)

@@ -195,8 +195,8 @@ impl Checkpoint {
 fn read_file(path: PathBuf, location: PathBuf, found: fs::Metadata) -> Result<SourceFile, Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (kind, metadata) = if name.ends_with(".safetensors") {
-        let (file, metadata) = file::open(&location)?;
-        (Kind::Shard(Shard::read(&location, file, metadata.len())?), metadata)
+        let (shard, metadata) = Shard::read(&location)?;
+        (Kind::Shard(shard), metadata)
     } else if index::is_index(&name) {
         let (bytes, metadata) = file::read(&location, json::MAX_INDEX)?;
         (Kind::Index(Index::parse(&location, bytes)?), metadata)

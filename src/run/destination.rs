@@ -11,8 +11,8 @@ use serde::Deserialize;
 use super::identity::Identity;
 use super::journal::Record;
 use super::{Options, STAGING};
+use crate::checkpoint::REPORT;
 use crate::checkpoint::shard::Shard;
-use crate::checkpoint::{REPORT, file};
 use crate::error::Error;
 use crate::plan::{Content, Plan};
 
@@ -143,7 +143,7 @@ fn damaged(plan: &Plan, dest: &Path) -> Result<(), Error> {
         let path = dest.join(&file.path);
         let right_length = fs::metadata(&path).is_ok_and(|found| found.len() == file.bytes);
         let right_header = || match &file.content {
-            Content::Shard { tensors, .. } => header(&path).is_ok_and(|shard| {
+            Content::Shard { tensors, .. } => Shard::read(&path).is_ok_and(|(shard, _)| {
                 tensors.iter().zip(&shard.tensors).all(|(planned, found)| {
                     (&planned.source.name, &planned.dtype) == (&found.name, &found.dtype)
                 })
@@ -155,11 +155,6 @@ fn damaged(plan: &Plan, dest: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn header(path: &Path) -> Result<Shard, Error> {
-    let (file, metadata) = file::open(path)?;
-    Shard::read(path, file, metadata.len())
 }
 
 /// Checks where `dest` is: never the source, never inside it.
