@@ -11,8 +11,8 @@ use serde::Deserialize;
 use super::identity::Identity;
 use super::journal::Record;
 use super::{Options, STAGING};
-use crate::checkpoint::REPORT;
 use crate::checkpoint::shard::Shard;
+use crate::checkpoint::{REPORT, file};
 use crate::error::Error;
 use crate::plan::{Content, Plan};
 
@@ -43,19 +43,22 @@ struct Report {
 pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error> {
     check_place(plan, dest)?;
     let identity = Identity::new(plan, options.on_overflow);
-    let entries = match entries(dest) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Ok(Found::Place { resume: None, replaced: Vec::new() });
-        }
-        Err(error) if error.kind() == ErrorKind::NotADirectory => {
-            return Err(Error::Destination {
-                path: dest.to_owned(),
-                reason: "exists and is not a directory",
-                hint: "give a directory that does not exist yet",
-            });
-        }
-        Err(error) => return Err(Error::create(dest)(error)),
-        Ok(entries) => entries,
+    let entries: Vec<PathBuf> = match file::list(dest) {
+        Ok(found) => found.into_iter().map(|(path, _)| path).collect(),
+        Err(Error::Io { source, .. }) => match source.kind() {
+            ErrorKind::NotFound => {
+                return Ok(Found::Place { resume: None, replaced: Vec::new() });
+            }
+            ErrorKind::NotADirectory => {
+                return Err(Error::Destination {
+                    path: dest.to_owned(),
+                    reason: "exists and is not a directory",
+                    hint: "give a directory that does not exist yet",
+                });
+            }
+            _ => return Err(Error::Create { path: dest.to_owned(), source }),
+        },
+        Err(error) => return Err(error),
     };
     // In this order, because a run that is about to end leaves its report before it takes its
     // journal away.
@@ -112,28 +115,6 @@ pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error
         return Err(Error::Stranger { path: dest.join(stranger) });
     }
     Ok(Found::Place { resume, replaced: entries })
-}
-
-/// The files below `dest` that are there to be seen: not the staging folder, not hidden folders,
-/// and not what a fresh file system has.
-fn entries(dest: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(below) = folders.pop() {
-        for entry in fs::read_dir(dest.join(&below))? {
-            let entry = entry?;
-            let (name, path) = (entry.file_name(), below.join(entry.file_name()));
-            if !entry.file_type()?.is_dir() {
-                found.push(path);
-            } else if !(name.as_encoded_bytes().starts_with(b".")
-                || path == Path::new("lost+found"))
-            {
-                folders.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Fails when a file of a finished result is not what the plan makes of it, as far as lengths and
