@@ -52,9 +52,18 @@ impl Identity {
 /// # Errors
 /// When it exists or the system refuses.
 pub fn create_new(path: &Path) -> Result<File, Error> {
-    let mut options = OpenOptions::new();
-    point("open").map_err(Error::create(path))?;
-    options.write(true).create_new(true).open(path).map_err(Error::create(path))
+    let create = || OpenOptions::new().write(true).create_new(true).open(path);
+    point("open").and_then(|()| create()).map_err(Error::create(path))
+}
+
+/// Creates a new file at `path` that holds `bytes`.
+///
+/// # Errors
+/// When it exists or the system refuses.
+pub fn create_with(path: &Path, bytes: &[u8]) -> Result<File, Error> {
+    let file = create_new(path)?;
+    write_at(&file, path, bytes, 0)?;
+    Ok(file)
 }
 
 /// Opens a file of recast's own, below the staging folder, to write more into it.
@@ -62,8 +71,8 @@ pub fn create_new(path: &Path) -> Result<File, Error> {
 /// # Errors
 /// When the system refuses.
 pub fn open_own(path: &Path) -> Result<File, Error> {
-    point("open").map_err(Error::io("open", path))?;
-    OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))
+    let open = || OpenOptions::new().write(true).open(path);
+    point("open").and_then(|()| open()).map_err(Error::io("open", path))
 }
 
 /// Opens a file to read it, without ever waiting for the other end of a pipe.
@@ -86,8 +95,7 @@ pub fn create_dirs(path: &Path) -> Result<(), Error> {
     if path.is_dir() {
         return Ok(());
     }
-    point("mkdir").map_err(Error::create(path))?;
-    fs::create_dir_all(path).map_err(Error::create(path))
+    point("mkdir").and_then(|()| fs::create_dir_all(path)).map_err(Error::create(path))
 }
 
 /// Writes all of `bytes` at `offset`.

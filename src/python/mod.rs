@@ -13,7 +13,7 @@ use crate::checkpoint;
 use crate::dtype::Float;
 use crate::error::Error;
 use crate::plan;
-use crate::run::{self, Io, OnOverflow};
+use crate::run::{self, OnOverflow};
 
 impl From<Error> for PyErr {
     /// The exception of `recast.errors` that the error's class names.
@@ -45,11 +45,11 @@ fn on_overflow(name: &str) -> PyResult<OnOverflow> {
     }
 }
 
-fn io(name: &str) -> PyResult<Io> {
+/// Whether that way to read files is by a memory map; `auto` is what is fast and safe everywhere.
+fn is_mmap(name: &str) -> PyResult<bool> {
     match name {
-        "auto" => Ok(Io::Auto),
-        "mmap" => Ok(Io::Mmap),
-        "read" => Ok(Io::Read),
+        "auto" | "read" => Ok(false),
+        "mmap" => Ok(true),
         _ => Err(Error::NoSuchIo { name: name.to_owned() }.into()),
     }
 }
@@ -243,8 +243,8 @@ impl Plan {
         overwrite: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Option<Staged>> {
-        let (io, on_overflow) = (self::io(io)?, self::on_overflow(on_overflow)?);
-        let options = run::Options { threads, io, sync, on_overflow, overwrite };
+        let (mmap, on_overflow) = (is_mmap(io)?, self::on_overflow(on_overflow)?);
+        let options = run::Options { threads, mmap, sync, on_overflow, overwrite };
         let mut raised = None;
         let result = py.detach(|| {
             run::stage(&self.0, &dest, &options, &mut |now| {
@@ -298,11 +298,6 @@ impl Staged {
     #[getter]
     fn audits(&self) -> Vec<Audit> {
         self.0.audits.iter().map(|entry| Audit::new(entry.tensor, &entry.audit)).collect()
-    }
-
-    #[getter]
-    fn threads(&self) -> usize {
-        self.0.threads
     }
 
     #[getter]

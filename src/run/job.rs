@@ -12,7 +12,7 @@ use super::journal::Journal;
 use super::pieces::{Part, Piece, Work, pieces};
 use super::source::Source;
 use super::staging::Staging;
-use super::{FileAudits, Io, OnOverflow, Options, TensorAudit, held as lock};
+use super::{FileAudits, OnOverflow, Options, TensorAudit, held as lock};
 use crate::cast::{self, Audit, Level, Overflow};
 use crate::error::Error;
 use crate::fs;
@@ -32,9 +32,7 @@ pub struct Job {
     pub files: Vec<FileState>,
     journal: Arc<Journal>,
     level: Level,
-    sync: bool,
-    io: Io,
-    on_overflow: OnOverflow,
+    options: Options,
 }
 
 pub struct FileState {
@@ -108,9 +106,7 @@ impl Job {
             files,
             journal: Arc::clone(staging.journal()),
             level,
-            sync: options.sync,
-            io: options.io,
-            on_overflow: options.on_overflow,
+            options: *options,
         })
     }
 
@@ -159,7 +155,7 @@ impl Job {
         if !self.copied(piece, &open, file)? {
             self.make(piece, &open, (file, state), buffers)?;
         }
-        if self.sync {
+        if self.options.sync {
             fs::start_writeback(&open.out, piece.start, piece.bytes as u64);
         }
         self.done.fetch_add(piece.bytes as u64, Ordering::Relaxed);
@@ -220,12 +216,9 @@ impl Job {
                 return Ok(());
             }
             Work::Cast { from, tensor } => {
-                let overflow = match self.on_overflow {
-                    OnOverflow::Saturate => Overflow::Saturate,
-                    OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
-                };
-                cast::cast(self.level, (from, src), (to, out), overflow, &mut audit);
-                if audit.to_inf > 0 && self.on_overflow == OnOverflow::Error {
+                let policy = self.options.on_overflow;
+                cast::cast(self.level, (from, src), (to, out), policy.of_cast(), &mut audit);
+                if audit.to_inf > 0 && policy == OnOverflow::Error {
                     self.overflowed.store(true, Ordering::Relaxed);
                 }
                 tensor
@@ -249,10 +242,9 @@ impl Job {
         if let Some(open) = &*slot {
             return Ok(Arc::clone(open));
         }
-        let source = Source::open(file, self.io)?;
-        let out = fs::create_new(&state.staged)?;
+        let source = Source::open(file, self.options.mmap)?;
         let prefix = file.content.prefix();
-        fs::write_at(&out, &state.staged, prefix, 0)?;
+        let out = fs::create_with(&state.staged, prefix)?;
         self.done.fetch_add(prefix.len() as u64, Ordering::Relaxed);
         let open = Arc::new(OpenFile { source, out });
         *slot = Some(Arc::clone(&open));
@@ -268,7 +260,7 @@ impl Job {
         if self.overflowed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if self.sync {
+        if self.options.sync {
             // They listen for as long as a worker can finish anything.
             let _ = finished.send((file, open.out));
         } else {

@@ -52,9 +52,8 @@ impl Record {
     pub fn read(staging: &Path, sync: bool) -> Result<Option<Record>, Error> {
         let path = staging.join(NAME);
         let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("read", &path)(error)),
+            bytes => bytes.map_err(Error::io("read", &path))?,
         };
         // A line that does not parse was torn when its run died; what it said is done again.
         let mut lines = bytes.split(|byte| *byte == b'\n').map(serde_json::from_slice::<Line>);
@@ -102,8 +101,7 @@ impl Journal {
     pub fn create(staging: &Path, identity: &Identity, sync: bool) -> Result<Journal, Error> {
         let path = staging.join(NAME);
         let first = line(&Line::Run { identity: identity.clone() });
-        let file = fs::create_new(&path)?;
-        fs::write_at(&file, &path, &first, 0)?;
+        let file = fs::create_with(&path, &first)?;
         let journal = Journal::new(path, sync, (file, first.len() as u64));
         journal.sync()?;
         if sync {

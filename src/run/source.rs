@@ -5,7 +5,6 @@ use std::fs::{File, Metadata};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::Io;
 use crate::checkpoint::file;
 use crate::checkpoint::shard::Map;
 use crate::error::Error;
@@ -26,13 +25,13 @@ pub struct Source {
 
 impl Source {
     /// Opens a file as it was when it was planned.
-    pub fn open(planned: &PlannedFile, io: Io) -> Result<Source, Error> {
+    pub fn open(planned: &PlannedFile, mmap: bool) -> Result<Source, Error> {
         let path = planned.location.as_path();
         let (file, _) = file::open(path)?;
         let mut source = Source { file, map: None };
         source.check(planned)?;
         fs::will_read_in_order(&source.file);
-        if io == Io::Mmap {
+        if mmap {
             source.map = Some(Map::new(&source.file).map_err(Error::io("map", path))?);
         }
         Ok(source)
