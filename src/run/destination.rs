@@ -50,11 +50,8 @@ pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error
                 return Ok(Found::Place { resume: None, replaced: Vec::new() });
             }
             ErrorKind::NotADirectory => {
-                return Err(Error::Destination {
-                    path: dest.to_owned(),
-                    reason: "exists and is not a directory",
-                    hint: "give a directory that does not exist yet",
-                });
+                let hint = "give a directory that does not exist yet";
+                return refuse("exists and is not a directory", hint, dest);
             }
             _ => return Err(Error::Create { path: dest.to_owned(), source }),
         },
@@ -89,27 +86,20 @@ pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error
         if let Some(replaced) = &record.publishing {
             publishing = same(&record.identity);
             known.extend(replaced.iter().cloned());
-            known.extend(record.identity.files.iter().map(|file| PathBuf::from(&file.path)));
+            known.extend(record.identity.paths());
         }
         if same(&record.identity) {
             resume = Some(Box::new(record));
         }
     }
-    if !entries.is_empty() && !publishing {
-        if let (Some(there), false) = (&finished, options.overwrite) {
-            return Err(mismatch(there, true));
-        }
-        if !options.overwrite {
-            return Err(Error::Destination {
-                path: dest.to_owned(),
-                reason: "the destination is not empty",
-                hint: "give a new or empty directory, or --overwrite to replace the model there",
-            });
-        }
+    if !entries.is_empty() && !publishing && !options.overwrite {
+        let hint = "give a new or empty directory, or --overwrite to replace the model there";
+        return match &finished {
+            Some(there) => Err(mismatch(there, true)),
+            None => refuse("the destination is not empty", hint, dest),
+        };
     }
-    if let Some(there) = finished {
-        known.extend(there.files.into_iter().map(|file| PathBuf::from(file.path)));
-    }
+    known.extend(finished.iter().flat_map(Identity::paths));
     known.extend(plan.files.iter().map(|file| file.path.clone()));
     if let Some(stranger) = entries.iter().find(|path| !known.contains(*path)) {
         return Err(Error::Stranger { path: dest.join(stranger) });
@@ -138,43 +128,51 @@ fn damaged(plan: &Plan, dest: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+fn refuse<T>(reason: &'static str, hint: &'static str, dest: &Path) -> Result<T, Error> {
+    Err(Error::Destination { path: dest.to_owned(), reason, hint })
+}
+
 /// Checks where `dest` is: never the source, never inside it.
 fn check_place(plan: &Plan, dest: &Path) -> Result<(), Error> {
-    let refuse = |reason, hint| Err(Error::Destination { path: dest.to_owned(), reason, hint });
     if dest.as_os_str().is_empty() {
-        return refuse("the name of the destination is empty", "give a directory");
+        return refuse("the name of the destination is empty", "give a directory", dest);
     }
     if plan.files.iter().any(|file| file.path.starts_with(STAGING)) {
         return refuse(
             "the source has a file called '.recast', which is what recast calls its own folder",
             "rename that file, or convert without it",
+            dest,
         );
     }
     let (existing, missing) = split_at_existing(dest)?;
     if missing.components().any(|part| part == Component::ParentDir) {
         // Creating what is missing would change where the path leads.
-        return refuse("goes up ('..') from a directory that does not exist", "give a plain path");
+        let hint = "give a plain path";
+        return refuse("goes up ('..') from a directory that does not exist", hint, dest);
     }
     let source = fs::canonicalize(&plan.source).map_err(Error::io("resolve", &plan.source))?;
+    let elsewhere = "give another directory";
     if dest.exists() {
         for holder in source.ancestors().skip(1) {
             if is_same(holder, dest)? && !plan.single_file {
-                return refuse("the destination holds the source", "give another directory");
+                return refuse("the destination holds the source", elsewhere, dest);
             }
             if is_same(holder, &dest.join(STAGING)).unwrap_or(false) {
-                return refuse("the source is what an earlier run left there", "move it out first");
+                let hint = "move it out first";
+                return refuse("the source is what an earlier run left there", hint, dest);
             }
         }
     }
-    if !plan.single_file {
-        for (above, ancestor) in existing.ancestors().enumerate() {
-            if is_same(ancestor, &source)? {
-                return if above == 0 && dest.exists() {
-                    refuse("the destination is the source", "give another directory")
-                } else {
-                    refuse("the destination is inside the source", "give a directory outside it")
-                };
-            }
+    if plan.single_file {
+        return Ok(());
+    }
+    if dest.exists() && is_same(&existing, &source)? {
+        return refuse("the destination is the source", elsewhere, dest);
+    }
+    for above in existing.ancestors() {
+        if is_same(above, &source)? {
+            let hint = "give a directory outside it";
+            return refuse("the destination is inside the source", hint, dest);
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! about the result. A journal and a report carry it; resuming and "already done" rest on it.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
@@ -63,6 +64,11 @@ impl Identity {
             },
             files: plan.files.iter().map(File::new).collect(),
         }
+    }
+
+    /// The paths of the files in the destination.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().map(|file| PathBuf::from(&file.path))
     }
 
     /// How `other` differs, a line each; nothing when both are the same run. Where the source is

@@ -152,8 +152,12 @@ impl Job {
     ) -> Result<(), Error> {
         let (file, state) = (&self.plan.files[piece.file], &self.files[piece.file]);
         let open = self.open(file, state)?;
-        if !self.copied(piece, &open, file)? {
-            self.make(piece, &open, (file, state), buffers)?;
+        let copied = match piece.only_copy() {
+            Some(part) => open.source.copy_to(part.start, (&open.out, piece.start), part.bytes)?,
+            None => false,
+        };
+        if !copied {
+            self.make(piece, &open, state, buffers)?;
         }
         if self.options.sync {
             fs::start_writeback(&open.out, piece.start, piece.bytes as u64);
@@ -166,18 +170,12 @@ impl Job {
         Ok(())
     }
 
-    /// Whether the piece only had to be copied, and the kernel did it.
-    fn copied(&self, piece: &Piece, open: &OpenFile, file: &PlannedFile) -> Result<bool, Error> {
-        let Some(part) = piece.only_copy() else { return Ok(false) };
-        open.source.copy_to(&file.location, part.start, (&open.out, piece.start), part.bytes)
-    }
-
     /// Makes the piece in this worker's memory and writes it.
     fn make(
         &self,
         piece: &Piece,
         open: &OpenFile,
-        (file, state): (&PlannedFile, &FileState),
+        state: &FileState,
         buffers: &mut Buffers,
     ) -> Result<(), Error> {
         buffers.piece.resize(buffers.piece.len().max(piece.bytes), 0);
@@ -185,7 +183,7 @@ impl Job {
         for part in &piece.parts {
             let out = filled..filled + part.bytes;
             filled = out.end;
-            self.part(part, out, open, (file, state), buffers)?;
+            self.part(part, out, (open, state), buffers)?;
         }
         if let (Some(first), Some(last)) = (piece.parts.first(), piece.parts.last()) {
             let end = last.start + last.source_bytes as u64;
@@ -201,12 +199,11 @@ impl Job {
         &self,
         part: &Part,
         out: Range<usize>,
-        open: &OpenFile,
-        (file, state): (&PlannedFile, &FileState),
+        (open, state): (&OpenFile, &FileState),
         buffers: &mut Buffers,
     ) -> Result<(), Error> {
         let Buffers { piece, source, trial } = buffers;
-        let src = open.source.get(&file.location, part.start, part.source_bytes, source)?;
+        let src = open.source.get(part.start, part.source_bytes, source)?;
         let to = self.plan.to;
         let out = &mut piece[out];
         let mut audit = Audit::default();
