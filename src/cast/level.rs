@@ -79,11 +79,7 @@ impl Level {
         Level::ALL.into_iter().filter(|level| level.available())
     }
 
-    /// The available level called `name`.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn named(name: &str) -> Result<Level, Error> {
+    fn named(name: &str) -> Result<Level, Error> {
         Level::available_levels().find(|level| level.name() == name).ok_or_else(|| {
             let names: Vec<_> = Level::available_levels().map(Level::name).collect();
             Error::NoSuchLevel { name: name.to_owned(), available: names.join(", ") }

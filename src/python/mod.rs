@@ -352,16 +352,15 @@ fn simd_level() -> PyResult<&'static str> {
 }
 
 #[pymodule]
-fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add_class::<Tensor>()?;
-    module.add_class::<Checkpoint>()?;
-    module.add_class::<PlannedTensor>()?;
-    module.add_class::<PlannedFile>()?;
-    module.add_class::<Plan>()?;
-    module.add_class::<Audit>()?;
-    module.add_class::<Staged>()?;
-    module.add_function(wrap_pyfunction!(array::cast_bytes, module)?)?;
-    module.add_function(wrap_pyfunction!(float_name, module)?)?;
-    module.add_function(wrap_pyfunction!(simd_level, module)?)
+mod _core {
+    #[pymodule_export]
+    use super::array::cast_bytes;
+    #[pymodule_export]
+    use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Staged, Tensor};
+    #[pymodule_export]
+    use super::{float_name, simd_level};
+
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name Python gives it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
 }
