@@ -3,12 +3,11 @@
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use thiserror::Error as ThisError;
 
 /// Everything that can go wrong in recast.
-#[derive(Clone, Debug, ThisError)]
+#[derive(Debug, ThisError)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the message above the fields says what they are")]
 pub enum Error {
@@ -89,10 +88,10 @@ pub enum Error {
     Changed { path: PathBuf },
     /// A file or directory of the result cannot be made.
     #[error("{}: cannot be created: {source}", path.display())]
-    Create { path: PathBuf, source: Arc<std::io::Error> },
+    Create { path: PathBuf, source: std::io::Error },
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}", path.display())]
-    Io { path: PathBuf, action: &'static str, source: Arc<std::io::Error> },
+    Io { path: PathBuf, action: &'static str, source: std::io::Error },
     /// The caller asked to stop.
     #[error("stopped")]
     Cancelled,
@@ -125,12 +124,12 @@ impl Error {
         action: &'static str,
         path: &'a Path,
     ) -> impl FnOnce(std::io::Error) -> Error + 'a {
-        move |source| Error::Io { path: path.to_owned(), action, source: Arc::new(source) }
+        move |source| Error::Io { path: path.to_owned(), action, source }
     }
 
     /// For `map_err`: what could not be made.
     pub fn create(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
-        move |source| Error::Create { path: path.to_owned(), source: Arc::new(source) }
+        move |source| Error::Create { path: path.to_owned(), source }
     }
 
     /// Whether the same run, done again, may get further with what is staged by now.

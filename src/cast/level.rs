@@ -65,13 +65,15 @@ impl Level {
     /// # Errors
     /// When `RECAST_SIMD` names no level, or one this CPU does not run.
     pub fn current() -> Result<Level, Error> {
-        static CURRENT: OnceLock<Result<Level, Error>> = OnceLock::new();
-        CURRENT
-            .get_or_init(|| match std::env::var_os(VARIABLE) {
-                Some(name) if !name.is_empty() => Level::named(&name.to_string_lossy()),
-                _ => Ok(Level::available_levels().last().expect("portable runs everywhere")),
-            })
-            .clone()
+        static CURRENT: OnceLock<Level> = OnceLock::new();
+        if let Some(level) = CURRENT.get() {
+            return Ok(*level);
+        }
+        let level = match std::env::var_os(VARIABLE) {
+            Some(name) if !name.is_empty() => Level::named(&name.to_string_lossy())?,
+            _ => Level::available_levels().last().expect("portable runs everywhere"),
+        };
+        Ok(*CURRENT.get_or_init(|| level))
     }
 
     /// The levels this CPU runs, lowest first.

@@ -204,11 +204,9 @@ fn is_other_weights(name: &str) -> bool {
     const SUFFIXES: [&str; 9] =
         ["bin", "pth", "pt", "ckpt", "h5", "msgpack", "onnx", "onnx_data", "gguf"];
     let name = name.to_ascii_lowercase();
-    SUFFIXES.iter().any(|suffix| {
-        name.strip_suffix(".json").map_or_else(
-            || name.ends_with(&format!(".{suffix}")),
-            |stem| stem.contains(&format!(".{suffix}.index")),
-        )
+    SUFFIXES.iter().any(|suffix| match name.strip_suffix(".json") {
+        Some(stem) => stem.contains(&format!(".{suffix}.index")),
+        None => name.ends_with(&format!(".{suffix}")),
     })
 }
 

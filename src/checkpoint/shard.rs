@@ -10,8 +10,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::de::Error as _;
-use serde::ser::{SerializeMap, Serializer};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::edit::Object;
 use super::{file, json};
@@ -139,8 +138,17 @@ impl Shard {
         metadata: &[(String, String)],
         tensors: impl Iterator<Item = (&'a str, &'a Dtype, &'a [u64], u64)>,
     ) -> Vec<u8> {
+        let mut start = 0;
+        let tensors = tensors.map(|(name, dtype, shape, bytes)| {
+            let data_offsets = (start, start + bytes);
+            start += bytes;
+            (name, Member::Tensor { dtype: dtype.name(), shape, data_offsets })
+        });
+        let metadata = std::iter::once((METADATA_KEY, Member::Metadata(metadata)));
         let mut out = vec![0; 8];
-        write_header(&mut out, metadata, tensors).expect("memory takes strings and integers");
+        serde_json::Serializer::new(&mut out)
+            .collect_map(metadata.chain(tensors))
+            .expect("memory takes strings and integers");
         out.resize(out.len().next_multiple_of(8), b' ');
         let length = (out.len() - 8) as u64;
         out[..8].copy_from_slice(&length.to_le_bytes());
@@ -148,21 +156,16 @@ impl Shard {
     }
 }
 
-fn write_header<'a>(
-    out: &mut Vec<u8>,
-    metadata: &[(String, String)],
-    tensors: impl Iterator<Item = (&'a str, &'a Dtype, &'a [u64], u64)>,
-) -> Result<(), serde_json::Error> {
-    let mut json = serde_json::Serializer::new(out);
-    let mut header = json.serialize_map(None)?;
-    header.serialize_entry(METADATA_KEY, &Pairs(metadata))?;
-    let mut start = 0;
-    for (name, dtype, shape, bytes) in tensors {
-        let entry = NewEntry { dtype: dtype.name(), shape, data_offsets: (start, start + bytes) };
-        header.serialize_entry(name, &entry)?;
-        start += bytes;
-    }
-    header.end()
+/// A member of a header that is written.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Member<'a> {
+    Metadata(#[serde(serialize_with = "in_order")] &'a [(String, String)]),
+    Tensor { dtype: &'a str, shape: &'a [u64], data_offsets: (u64, u64) },
+}
+
+fn in_order<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
 }
 
 fn check_size(name: &str, dtype: &Dtype, shape: &[u64], bytes: u64) -> Result<(), String> {
@@ -193,22 +196,6 @@ fn check_size(name: &str, dtype: &Dtype, shape: &[u64], bytes: u64) -> Result<()
         ));
     }
     Ok(())
-}
-
-#[derive(Serialize)]
-struct NewEntry<'a> {
-    dtype: &'a str,
-    shape: &'a [u64],
-    data_offsets: (u64, u64),
-}
-
-/// An object whose members keep their order.
-struct Pairs<'a>(&'a [(String, String)]);
-
-impl Serialize for Pairs<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
-    }
 }
 
 #[derive(Deserialize)]
