@@ -21,7 +21,6 @@ use crate::plan::{Action, Plan, PlannedFile};
 /// What all workers share.
 pub struct Job {
     pub plan: Arc<Plan>,
-    pub pieces: Vec<Piece>,
     /// The next file that no worker has come to.
     next_file: AtomicUsize,
     pub done: AtomicU64,
@@ -37,9 +36,9 @@ pub struct Job {
 
 pub struct FileState {
     pub staged: PathBuf,
-    /// The next of the file's pieces that no worker has taken, and the end of them.
+    pub pieces: Vec<Piece>,
+    /// The next piece that no worker has taken.
     next: AtomicUsize,
-    end: usize,
     remaining: AtomicUsize,
     open: Mutex<Option<Arc<OpenFile>>>,
     audits: Mutex<FileAudits>,
@@ -73,13 +72,11 @@ impl Job {
         level: Level,
         options: &Options,
     ) -> Result<Job, Error> {
-        let (pieces, folder) = (pieces(plan), staging.path());
+        let folder = staging.path();
         let mut files = Vec::with_capacity(plan.files.len());
-        let (mut end, mut done) = (0, 0);
+        let mut done = 0;
         for (index, (file, resumed)) in plan.files.iter().zip(&staging.resumed).enumerate() {
-            let start = end;
-            end += pieces[start..].iter().take_while(|piece| piece.file == index).count();
-            let staged = folder.join(&file.path);
+            let (pieces, staged) = (pieces(index, file, plan.to), folder.join(&file.path));
             if resumed.is_some() {
                 done += file.bytes;
             } else {
@@ -88,16 +85,15 @@ impl Job {
             let nothing = || vec![None; file.tensors().len()];
             files.push(FileState {
                 staged,
-                next: AtomicUsize::new(if resumed.is_some() { end } else { start }),
-                end,
-                remaining: AtomicUsize::new(end - start),
+                next: AtomicUsize::new(if resumed.is_some() { pieces.len() } else { 0 }),
+                remaining: AtomicUsize::new(pieces.len()),
+                pieces,
                 open: Mutex::new(None),
                 audits: Mutex::new(resumed.clone().unwrap_or_else(nothing)),
             });
         }
         Ok(Job {
             plan: Arc::clone(plan),
-            pieces,
             next_file: AtomicUsize::new(0),
             done: AtomicU64::new(done),
             stop: AtomicBool::new(false),
@@ -117,8 +113,8 @@ impl Job {
             if let Some(file) = *current {
                 let state = &self.files[file];
                 let piece = state.next.fetch_add(1, Ordering::Relaxed);
-                if piece < state.end {
-                    return Some(&self.pieces[piece]);
+                if let Some(piece) = state.pieces.get(piece) {
+                    return Some(piece);
                 }
             }
             let fresh = self.next_file.fetch_add(1, Ordering::Relaxed);
@@ -128,7 +124,9 @@ impl Job {
 
     /// The file with the most pieces that no worker has taken.
     fn busiest(&self) -> Option<usize> {
-        let left = |state: &FileState| state.end.saturating_sub(state.next.load(Ordering::Relaxed));
+        let left = |state: &FileState| {
+            state.pieces.len().saturating_sub(state.next.load(Ordering::Relaxed))
+        };
         let (file, state) = self.files.iter().enumerate().max_by_key(|(_, state)| left(state))?;
         (left(state) > 0).then_some(file)
     }

@@ -45,9 +45,6 @@ impl Record {
     /// What the journal in a staging folder says; nothing when there is none, or none that could
     /// be written to its first line's end. A run that syncs does not rely on files that an earlier
     /// one did not.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn read(staging: &Path, sync: bool) -> Result<Option<Record>, Error> {
         let path = staging.join(NAME);
         let bytes = match std::fs::read(&path) {
@@ -101,9 +98,6 @@ struct State {
 
 impl Journal {
     /// A new journal in a staging folder that has none.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn create(staging: &Path, identity: &Identity, sync: bool) -> Result<Journal, Error> {
         let path = staging.join(NAME);
         let first = line(&Line::Run { identity: identity.clone() });
@@ -119,9 +113,6 @@ impl Journal {
 
     /// The journal in a staging folder, which says `record`, to write more into it. `resumed` is
     /// what of it still holds.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn open(
         staging: &Path,
         sync: bool,
@@ -140,9 +131,6 @@ impl Journal {
     }
 
     /// Removes the journal of a staging folder.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn remove(staging: &Path) -> Result<(), Error> {
         fs::remove_file(&staging.join(NAME))
     }
@@ -164,9 +152,6 @@ impl Journal {
     }
 
     /// Notes that a file is staged. Not synced: a line that a power cut takes costs work, no more.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn staged(&self, file: usize, audits: &FileAudits) -> Result<(), Error> {
         let boot = if self.sync { None } else { Some(boot()) };
         let text = line(&Line::Staged { file, boot, audits: audits.clone() });
@@ -178,9 +163,6 @@ impl Journal {
     }
 
     /// Notes that publication begins.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn publishing(&self, replaced: &[PathBuf]) -> Result<(), Error> {
         let replaced = replaced.iter().map(|path| path.to_string_lossy().into_owned()).collect();
         let text = line(&Line::Publishing { replaced });

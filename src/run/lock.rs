@@ -113,9 +113,6 @@ impl Lock {
     }
 
     /// Fails when another run took this one, which did not move for long, for dead.
-    ///
-    /// # Errors
-    /// Then.
     pub fn check(&self) -> Result<(), Error> {
         let lost = highest(&self.staging)? != Some(self.number)
             || read(&self.path).is_none_or(|owner| owner.token != self.owner.token);

@@ -1,9 +1,9 @@
-//! Cutting a plan into pieces of work: ranges of a result file of at most 1 MiB (more where bytes
+//! Cutting a file into pieces of work: ranges of the result of at most 1 MiB (more where bytes
 //! are only copied), in file order, each with the parts of the source file it is made from. Small
 //! tensors share a piece, so that their cost is not a system call each.
 
 use crate::dtype::Float;
-use crate::plan::{Action, Content, Plan, PlannedFile, PlannedTensor};
+use crate::plan::{Action, Content, PlannedFile, PlannedTensor};
 
 /// Bytes of the result in a full piece: it stays in the second-level cache between cast and write.
 pub const PIECE: u64 = 1 << 20;
@@ -41,37 +41,30 @@ pub struct Piece {
     pub parts: Vec<Part>,
 }
 
-/// All pieces of a plan; at least one for every file, which may have no parts.
-pub fn pieces(plan: &Plan) -> Vec<Piece> {
-    let files = plan.files.iter().enumerate();
-    files
-        .flat_map(|(file, planned)| Cutter { file, pieces: Vec::new() }.cut(planned, plan.to))
-        .collect()
+/// The pieces of the file at a position in the plan; at least one, which may have no parts.
+pub fn pieces(file: usize, planned: &PlannedFile, to: Float) -> Vec<Piece> {
+    let mut cutter = Cutter { file, pieces: Vec::new() };
+    match &planned.content {
+        Content::Shard { tensors, .. } => {
+            for (index, tensor) in tensors.iter().enumerate() {
+                cutter.tensor(to, index, tensor);
+            }
+        }
+        Content::Copy => cutter.copy(0, 0, planned.bytes),
+        Content::Text(_) => {}
+    }
+    if cutter.pieces.is_empty() {
+        cutter.start(planned.content.prefix().len() as u64);
+    }
+    cutter.pieces
 }
 
-/// Cuts one file.
 struct Cutter {
     file: usize,
     pieces: Vec<Piece>,
 }
 
 impl Cutter {
-    fn cut(mut self, planned: &PlannedFile, to: Float) -> Vec<Piece> {
-        match &planned.content {
-            Content::Shard { tensors, .. } => {
-                for (index, tensor) in tensors.iter().enumerate() {
-                    self.tensor(to, index, tensor);
-                }
-            }
-            Content::Copy => self.copy(0, 0, planned.bytes),
-            Content::Text(_) => {}
-        }
-        if self.pieces.is_empty() {
-            self.start(planned.content.prefix().len() as u64);
-        }
-        self.pieces
-    }
-
     fn tensor(&mut self, to: Float, index: usize, tensor: &PlannedTensor) {
         let (start, bytes) = (tensor.source.start, tensor.bytes);
         let (from, work, size) = match (tensor.action, tensor.source.dtype.float()) {

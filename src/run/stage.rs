@@ -69,7 +69,8 @@ fn run(
     let (finished, finishing) = sync_channel(UNSYNCED);
     let finishing = Arc::new(Mutex::new(finishing));
     let mut workers = Vec::new();
-    for number in 0..SYNCERS + threads.min(job.pieces.len()).max(1) {
+    let pieces = job.files.iter().map(|file| file.pieces.len()).sum();
+    for number in 0..SYNCERS + threads.min(pieces).max(1) {
         let (job, left) = (Arc::clone(job), left.clone());
         let (finished, finishing) = (finished.clone(), Arc::clone(&finishing));
         let builder = thread::Builder::new();

@@ -174,26 +174,17 @@ impl Staging {
     }
 
     /// Removes the folder after publication.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn remove(mut self) -> Result<(), Error> {
         self.journal = None;
         self.clear()
     }
 
     /// Removes the folder and what was made for it, unless publication has begun.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn discard(self) -> Result<(), Error> {
         if self.is_publishing() { Ok(()) } else { self.remove() }
     }
 
     /// Moves the staged files where no run looks for any, and returns where that is.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn reject(mut self) -> Result<PathBuf, Error> {
         self.journal = None;
         // First of all: with it, the same run would go on with files that are wrong.
