@@ -67,9 +67,6 @@ pub fn create_with(path: &Path, bytes: &[u8]) -> Result<File, Error> {
 }
 
 /// Opens a file of recast's own, below the staging folder, to write more into it.
-///
-/// # Errors
-/// When the system refuses.
 pub fn open_own(path: &Path) -> Result<File, Error> {
     let open = || OpenOptions::new().write(true).open(path);
     point("open").and_then(|()| open()).map_err(Error::io("open", path))
@@ -88,9 +85,6 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Creates a directory and those above it.
-///
-/// # Errors
-/// When the system refuses.
 pub fn create_dirs(path: &Path) -> Result<(), Error> {
     if path.is_dir() {
         return Ok(());
@@ -311,9 +305,6 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Makes the names in a directory durable.
-///
-/// # Errors
-/// When the system refuses.
 pub fn sync_dir(path: &Path) -> Result<(), Error> {
     if cfg!(windows) {
         return Ok(()); // A directory cannot be opened there.
@@ -338,18 +329,12 @@ pub fn free_space(_path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Removes a tree if it is there.
-///
-/// # Errors
-/// When the system refuses.
 pub fn remove_tree(path: &Path) -> Result<(), Error> {
     let removed = point("remove").and_then(|()| fs::remove_dir_all(path));
     unless_missing(removed).map_err(Error::io("remove", path))
 }
 
 /// Removes a file if it is there.
-///
-/// # Errors
-/// When the system refuses.
 pub fn remove_file(path: &Path) -> Result<(), Error> {
     let removed = point("remove").and_then(|()| fs::remove_file(path));
     unless_missing(removed).map_err(Error::io("remove", path))
