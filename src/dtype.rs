@@ -127,6 +127,13 @@ impl Dtype {
         }
     }
 
+    fn row(&self) -> Option<&'static Row> {
+        match self {
+            Dtype::Known(index) => Some(&TABLE[usize::from(*index)]),
+            Dtype::Unknown(_) => None,
+        }
+    }
+
     /// The name headers use.
     pub fn name(&self) -> &str {
         match self {
@@ -137,18 +144,12 @@ impl Dtype {
 
     /// Bits per element; `None` for a dtype that is not known.
     pub fn bits(&self) -> Option<u64> {
-        match self {
-            Dtype::Known(index) => Some(TABLE[usize::from(*index)].bits),
-            Dtype::Unknown(_) => None,
-        }
+        self.row().map(|row| row.bits)
     }
 
     /// The float this dtype is, when recast can cast it.
     pub fn float(&self) -> Option<Float> {
-        match self {
-            Dtype::Known(index) => TABLE[usize::from(*index)].float,
-            Dtype::Unknown(_) => None,
-        }
+        self.row().and_then(|row| row.float)
     }
 }
 

@@ -52,18 +52,24 @@ impl Identity {
 /// # Errors
 /// When it exists or the system refuses.
 pub fn create_new(path: &Path) -> Result<File, Error> {
-    let mut options = OpenOptions::new();
-    point("open").map_err(Error::create(path))?;
-    options.write(true).create_new(true).open(path).map_err(Error::create(path))
+    let create = || OpenOptions::new().write(true).create_new(true).open(path);
+    point("open").and_then(|()| create()).map_err(Error::create(path))
+}
+
+/// Creates a new file at `path` that holds `bytes`.
+///
+/// # Errors
+/// When it exists or the system refuses.
+pub fn create_with(path: &Path, bytes: &[u8]) -> Result<File, Error> {
+    let file = create_new(path)?;
+    write_at(&file, path, bytes, 0)?;
+    Ok(file)
 }
 
 /// Opens a file of recast's own, below the staging folder, to write more into it.
-///
-/// # Errors
-/// When the system refuses.
 pub fn open_own(path: &Path) -> Result<File, Error> {
-    point("open").map_err(Error::io("open", path))?;
-    OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))
+    let open = || OpenOptions::new().write(true).open(path);
+    point("open").and_then(|()| open()).map_err(Error::io("open", path))
 }
 
 /// Opens a file to read it, without ever waiting for the other end of a pipe.
@@ -79,15 +85,11 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Creates a directory and those above it.
-///
-/// # Errors
-/// When the system refuses.
 pub fn create_dirs(path: &Path) -> Result<(), Error> {
     if path.is_dir() {
         return Ok(());
     }
-    point("mkdir").map_err(Error::create(path))?;
-    fs::create_dir_all(path).map_err(Error::create(path))
+    point("mkdir").and_then(|()| fs::create_dir_all(path)).map_err(Error::create(path))
 }
 
 /// Writes all of `bytes` at `offset`.
@@ -285,23 +287,17 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     point("rename").and_then(|()| rename_new(from, to)).map_err(Error::io("rename into place", to))
 }
 
-#[cfg(target_os = "linux")]
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    use rustix::io::Errno;
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Not every file system can promise it.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_unless_there(from, to),
-        result => Ok(result?),
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // Not every file system can promise it.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            result => return Ok(result?),
+        }
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    rename_unless_there(from, to)
-}
-
-fn rename_unless_there(from: &Path, to: &Path) -> io::Result<()> {
     match fs::symlink_metadata(to) {
         Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
         Err(_) => fs::rename(from, to),
@@ -309,9 +305,6 @@ fn rename_unless_there(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Makes the names in a directory durable.
-///
-/// # Errors
-/// When the system refuses.
 pub fn sync_dir(path: &Path) -> Result<(), Error> {
     if cfg!(windows) {
         return Ok(()); // A directory cannot be opened there.
@@ -336,18 +329,12 @@ pub fn free_space(_path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Removes a tree if it is there.
-///
-/// # Errors
-/// When the system refuses.
 pub fn remove_tree(path: &Path) -> Result<(), Error> {
     let removed = point("remove").and_then(|()| fs::remove_dir_all(path));
     unless_missing(removed).map_err(Error::io("remove", path))
 }
 
 /// Removes a file if it is there.
-///
-/// # Errors
-/// When the system refuses.
 pub fn remove_file(path: &Path) -> Result<(), Error> {
     let removed = point("remove").and_then(|()| fs::remove_file(path));
     unless_missing(removed).map_err(Error::io("remove", path))

@@ -1,7 +1,7 @@
 //! Which tensors stay as they are: the user's patterns, and the built-in list of tensors that
 //! loaders need in fp32 (`keep_list.json`, data with a reason and a source for each entry).
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{Glob, GlobMatcher};
 use regex::Regex;
 use serde::Deserialize;
 
@@ -29,15 +29,13 @@ impl Pattern {
     /// # Errors
     /// What the glob or regular-expression parser says.
     pub fn parse(text: &str) -> Result<Pattern, Error> {
-        let bad = |reason: String| Error::BadPattern { pattern: text.to_owned(), reason };
+        let bad = |error: &dyn ToString| {
+            let (pattern, reason) = (text.to_owned(), error.to_string());
+            Error::BadPattern { pattern, reason }
+        };
         let matcher = match text.strip_prefix("re:") {
-            Some(regex) => {
-                Matcher::Regex(Regex::new(regex).map_err(|error| bad(error.to_string()))?)
-            }
-            None => {
-                let glob = GlobBuilder::new(text).build();
-                Matcher::Glob(glob.map_err(|error| bad(error.to_string()))?.compile_matcher())
-            }
+            Some(regex) => Matcher::Regex(Regex::new(regex).map_err(|error| bad(&error))?),
+            None => Matcher::Glob(Glob::new(text).map_err(|error| bad(&error))?.compile_matcher()),
         };
         Ok(Pattern { text: text.to_owned(), matcher })
     }

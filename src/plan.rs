@@ -2,9 +2,9 @@
 //! Pure: it looks at nothing but the opened checkpoint and the options.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::config::Config;
 use crate::checkpoint::index::Index;
 use crate::checkpoint::shard::{MAX_HEADER, Shard, Tensor};
 use crate::checkpoint::{Checkpoint, Kind, SourceFile};
@@ -31,29 +31,14 @@ pub struct Options {
 }
 
 /// What becomes of a tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// It is cast.
-    Cast {
-        /// From this dtype to the plan's.
-        from: Float,
-    },
+    Cast,
     /// There is nothing to cast.
     Copy,
     /// It could be cast, but is left as it is.
     Keep,
-}
-
-impl Action {
-    /// Whether the tensor's values change.
-    pub fn is_cast(&self) -> bool {
-        matches!(self, Action::Cast { .. })
-    }
-
-    /// Whether the audit looks at it: it is cast, or could have been.
-    pub fn is_audited(&self) -> bool {
-        !matches!(self, Action::Copy)
-    }
 }
 
 /// A tensor and what becomes of it.
@@ -87,6 +72,17 @@ pub enum Content {
     Text(String),
     /// The source file's bytes.
     Copy,
+}
+
+impl Content {
+    /// What is known before the source is read: a header, or all of a text.
+    pub fn prefix(&self) -> &[u8] {
+        match self {
+            Content::Shard { header, .. } => header,
+            Content::Text(text) => text.as_bytes(),
+            Content::Copy => &[],
+        }
+    }
 }
 
 /// A file of the result.
@@ -135,36 +131,35 @@ impl Plan {
         }
         let to = options.to;
         let chooser = Chooser::new(checkpoint, options)?;
-        let shards: HashMap<&Path, PlannedFile> = checkpoint
-            .shards()
-            .map(|(file, shard)| Ok((file.path.as_path(), chooser.shard(file, shard)?)))
-            .collect::<Result<_, Error>>()?;
-        let mut files = Vec::with_capacity(checkpoint.files.len());
-        for file in &checkpoint.files {
-            let text = match &file.kind {
+        let mut sources: Vec<&SourceFile> = checkpoint.files.iter().collect();
+        sources.sort_by_key(|file| publication_rank(file));
+        let mut files: Vec<PlannedFile> = Vec::with_capacity(sources.len());
+        for file in sources {
+            let content = match &file.kind {
                 Kind::OtherWeights => continue,
-                Kind::Shard(_) => {
-                    files.push(shards[file.path.as_path()].clone());
-                    continue;
+                Kind::Shard(shard) => chooser.shard(file, shard)?,
+                // The shards it names come before it.
+                Kind::Index(index) => {
+                    Content::Text(index.updated(total_size(file, index, &files), to))
                 }
-                Kind::Plain => None,
-                Kind::Config(config) => Some(Config::with_dtype(config, to)),
-                Kind::Index(index) => Some(index.updated(total_size(file, index, &shards), to)),
+                Kind::Config(config) => Content::Text(config.with_dtype(to)),
+                Kind::Plain => Content::Copy,
+            };
+            let bytes = match &content {
+                Content::Shard { header, tensors } => {
+                    header.len() as u64 + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>()
+                }
+                Content::Text(text) => text.len() as u64,
+                Content::Copy => file.identity.bytes,
             };
             files.push(PlannedFile {
                 path: file.path.clone(),
                 location: file.location.clone(),
                 source: file.identity.clone(),
-                bytes: text.as_ref().map_or(file.identity.bytes, |text| text.len() as u64),
-                content: text.map_or(Content::Copy, Content::Text),
+                bytes,
+                content,
             });
         }
-        let rank: HashMap<&Path, u8> = checkpoint
-            .files
-            .iter()
-            .map(|file| (file.path.as_path(), publication_rank(file)))
-            .collect();
-        files.sort_by_key(|file| rank[file.path.as_path()]);
         let mut plan = Plan {
             source: checkpoint.root.clone(),
             single_file: checkpoint.single_file,
@@ -197,44 +192,28 @@ impl Plan {
 
     fn collect_warnings(&self, checkpoint: &Checkpoint) -> Vec<String> {
         let mut warnings = Vec::new();
-        let other: Vec<String> = checkpoint
-            .files
-            .iter()
-            .filter(|file| matches!(file.kind, Kind::OtherWeights))
-            .map(|file| file.path.display().to_string())
-            .collect();
-        if !other.is_empty() {
+        let other = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::OtherWeights));
+        if let Some(files) = list(other.map(|file| file.path.display().to_string())) {
             warnings.push(format!(
                 "left behind, because recast converts only safetensors and these hold the old \
-                 dtype: {}",
-                list(&other)
+                 dtype: {files}"
             ));
         }
-        let doubles: Vec<String> = self
-            .tensors()
-            .filter(|(_, tensor)| tensor.source.dtype.name() == "F64")
-            .map(|(_, tensor)| tensor.source.name.clone())
-            .collect();
-        if !doubles.is_empty() {
-            warnings
-                .push(format!("carried in fp64, which recast does not cast: {}", list(&doubles)));
+        let doubles = self.tensors().filter(|(_, tensor)| tensor.source.dtype.name() == "F64");
+        if let Some(tensors) = list(doubles.map(|(_, tensor)| tensor.source.name.clone())) {
+            warnings.push(format!("carried in fp64, which recast does not cast: {tensors}"));
         }
-        let misnamed: Vec<String> = self
-            .files
-            .iter()
-            .filter(|file| file.tensors().iter().any(|tensor| tensor.action != Action::Copy))
-            .filter(|file| {
-                let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-                name.split(['.', '-', '_'])
+        let misnamed = self.files.iter().filter(|file| {
+            let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+            file.tensors().iter().any(|tensor| tensor.action != Action::Copy)
+                && name
+                    .split(['.', '-', '_'])
                     .any(|part| Float::parse(part).is_some_and(|float| float != self.to))
-            })
-            .map(|file| file.path.display().to_string())
-            .collect();
-        if !misnamed.is_empty() {
+        });
+        if let Some(files) = list(misnamed.map(|file| file.path.display().to_string())) {
             warnings.push(format!(
-                "named after another dtype than the {} they now hold (names are kept): {}",
-                self.to,
-                list(&misnamed)
+                "named after another dtype than the {} they now hold (names are kept): {files}",
+                self.to
             ));
         }
         if self.tensors().all(|(_, tensor)| tensor.action == Action::Copy) {
@@ -295,19 +274,17 @@ impl Chooser {
         if let Some(entry) = self.built_in.iter().find(|entry| entry.matches(&tensor.name)) {
             return (Action::Keep, entry.reason.clone());
         }
-        (Action::Cast { from }, format!("{from} to {}", self.to))
+        (Action::Cast, format!("{from} to {}", self.to))
     }
 
-    fn shard(&self, file: &SourceFile, shard: &Shard) -> Result<PlannedFile, Error> {
+    fn shard(&self, file: &SourceFile, shard: &Shard) -> Result<Content, Error> {
         let mut tensors: Vec<PlannedTensor> = shard
             .tensors
             .iter()
             .map(|tensor| {
                 let (action, reason) = self.decide(tensor);
                 let (dtype, bytes) = match action {
-                    Action::Cast { .. } => {
-                        (self.to.dtype(), tensor.elements() * self.to.bytes() as u64)
-                    }
+                    Action::Cast => (self.to.dtype(), tensor.elements() * self.to.bytes() as u64),
                     Action::Copy | Action::Keep => (tensor.dtype.clone(), tensor.bytes),
                 };
                 PlannedTensor { source: tensor.clone(), action, reason, dtype, start: 0, bytes }
@@ -319,18 +296,18 @@ impl Chooser {
         });
         let metadata = with_format(shard.metadata.as_deref());
         let header = Shard::header(
-            Some(&metadata),
+            &metadata,
             tensors.iter().map(|tensor| {
                 let Tensor { name, shape, .. } = &tensor.source;
                 (name.as_str(), &tensor.dtype, shape.as_slice(), tensor.bytes)
             }),
         );
         let mut end = header.len() as u64;
-        if end - 8 > MAX_HEADER {
+        let length = end - 8;
+        if length > MAX_HEADER {
             let reason = format!(
-                "the header of its result would be {} bytes long, over the format's limit of \
-                 {MAX_HEADER}",
-                end - 8
+                "the header of its result would be {length} bytes long, over the format's limit \
+                 of {MAX_HEADER}"
             );
             return Err(Error::Header { path: file.location.clone(), reason });
         }
@@ -338,13 +315,7 @@ impl Chooser {
             tensor.start = end;
             end += tensor.bytes;
         }
-        Ok(PlannedFile {
-            path: file.path.clone(),
-            location: file.location.clone(),
-            source: file.identity.clone(),
-            bytes: end,
-            content: Content::Shard { header, tensors },
-        })
+        Ok(Content::Shard { header, tensors })
     }
 }
 
@@ -358,16 +329,16 @@ fn with_format(metadata: Option<&[(String, String)]>) -> Vec<(String, String)> {
 }
 
 /// The tensor bytes an index's shards hold, which is what `total_size` means.
-fn total_size(file: &SourceFile, index: &Index, shards: &HashMap<&Path, PlannedFile>) -> u64 {
-    let mut by_shard: HashMap<&str, HashMap<&str, u64>> = HashMap::new();
-    for (_, shard) in &index.weight_map {
-        by_shard.entry(shard).or_insert_with(|| {
-            let planned = &shards[file.path.with_file_name(shard).as_path()];
-            let sizes = planned.tensors().iter();
-            sizes.map(|tensor| (tensor.source.name.as_str(), tensor.bytes)).collect()
-        });
-    }
-    index.weight_map.iter().map(|(tensor, shard)| by_shard[shard.as_str()][tensor.as_str()]).sum()
+fn total_size(file: &SourceFile, index: &Index, planned: &[PlannedFile]) -> u64 {
+    let beside = planned.iter().filter(|shard| shard.path.parent() == file.path.parent());
+    let sizes: HashMap<&OsStr, HashMap<&str, u64>> = beside
+        .map(|shard| {
+            let tensors = shard.tensors().iter();
+            let sizes = tensors.map(|tensor| (tensor.source.name.as_str(), tensor.bytes));
+            (shard.path.file_name().unwrap_or_default(), sizes.collect())
+        })
+        .collect();
+    index.weight_map.iter().map(|(tensor, shard)| sizes[OsStr::new(shard)][tensor.as_str()]).sum()
 }
 
 /// Files that make a directory a model are published after what they describe, the root's last.
@@ -386,10 +357,12 @@ fn publication_rank(file: &SourceFile) -> u8 {
     }
 }
 
-fn list(names: &[String]) -> String {
-    let mut text = names[..names.len().min(LISTED)].join(", ");
-    if names.len() > LISTED {
-        text.push_str(&format!(" and {} more", names.len() - LISTED));
+/// The first of some names and how many more there are; nothing when there is none.
+fn list(mut names: impl Iterator<Item = String>) -> Option<String> {
+    let first: Vec<String> = names.by_ref().take(LISTED).collect();
+    let text = first.join(", ");
+    match names.count() {
+        0 => (!text.is_empty()).then_some(text),
+        more => Some(format!("{text} and {more} more")),
     }
-    text
 }

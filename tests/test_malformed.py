@@ -73,7 +73,7 @@ FAR = 1 << 62
 FILES = [
     # The length.
     bad("empty", b"", "0 bytes"),
-    bad("one byte", b"\x08", "1 bytes"),
+    bad("one byte", b"\x08", "1 byte,"),
     bad("seven bytes", bytes(7), "7 bytes"),
     bad("a length of zero and no header", bytes(8), "JSON"),
     bad("a length of zero before a header", length(0), "JSON"),
@@ -174,7 +174,7 @@ FILES = [
     # How large they are.
     bad("a shape too large", field(shape=[5]), "'a'", "needs 5 bytes", "span 4"),
     bad("a shape too small", field(shape=[3]), "'a'", "needs 3 bytes", "span 4"),
-    bad("a scalar of four bytes", field(shape=[]), "'a'", "needs 1 bytes"),
+    bad("a scalar of four bytes", field(shape=[]), "'a'", "needs 1 byte,"),
     bad("an empty tensor with bytes", field(shape=[0]), "'a'", "needs 0 bytes"),
     bad("another dtype's size", field(dtype="F32"), "'a'", "needs 16 bytes"),
     bad("a shape that overflows", field(shape=[1 << 40] * 3), "'a'", "overflows"),

@@ -30,9 +30,6 @@ pub trait Element: Copy {
     /// The largest finite value, as binary32 bits.
     const LARGEST: u32;
 
-    /// Zero.
-    const ZERO: Self;
-
     /// Reads one element from its bytes, which may stand at any address.
     fn load(bytes: &[u8]) -> Self;
     /// Writes one element's bytes.
@@ -90,7 +87,6 @@ impl Element for F32 {
     const DROPPED: u32 = 0;
     const NORMAL_FROM: u32 = 0;
     const LARGEST: u32 = 0x7F7F_FFFF;
-    const ZERO: Self = F32(0);
     little_endian!(u32);
 
     #[inline(always)]
@@ -111,7 +107,6 @@ impl Element for Bf16 {
     // The exponent range is binary32's: its subnormals drop the same bits.
     const NORMAL_FROM: u32 = 0;
     const LARGEST: u32 = 0x7F7F_0000;
-    const ZERO: Self = Bf16(0);
     little_endian!(u16);
 
     #[inline(always)]
@@ -133,7 +128,6 @@ impl Element for F16 {
     const DROPPED: u32 = 0x0000_1FFF;
     const NORMAL_FROM: u32 = 0x3880_0000; // 2^-14
     const LARGEST: u32 = 0x477F_E000; // 65504
-    const ZERO: Self = F16(0);
     little_endian!(u16);
 
     #[inline(always)]

@@ -54,7 +54,7 @@ pub fn cast_block<H: Binary16, S: Element, D: Element>(src: &[u8], dst: &mut [u8
     let mut src = src.chunks_exact(LANES * S::BYTES);
     let mut dst = dst.chunks_exact_mut(LANES * D::BYTES);
     for (src, dst) in src.by_ref().zip(dst.by_ref()) {
-        let mut values = [S::ZERO; LANES];
+        let mut values = [S::from_f32(0); LANES];
         for (value, src) in values.iter_mut().zip(src.chunks_exact(S::BYTES)) {
             *value = S::load(src);
         }

@@ -65,13 +65,15 @@ impl Level {
     /// # Errors
     /// When `RECAST_SIMD` names no level, or one this CPU does not run.
     pub fn current() -> Result<Level, Error> {
-        static CURRENT: OnceLock<Result<Level, Error>> = OnceLock::new();
-        CURRENT
-            .get_or_init(|| match std::env::var_os(VARIABLE) {
-                Some(name) if !name.is_empty() => Level::named(&name.to_string_lossy()),
-                _ => Ok(Level::available_levels().last().expect("portable runs everywhere")),
-            })
-            .clone()
+        static CURRENT: OnceLock<Level> = OnceLock::new();
+        if let Some(level) = CURRENT.get() {
+            return Ok(*level);
+        }
+        let level = match std::env::var_os(VARIABLE) {
+            Some(name) if !name.is_empty() => Level::named(&name.to_string_lossy())?,
+            _ => Level::available_levels().last().expect("portable runs everywhere"),
+        };
+        Ok(*CURRENT.get_or_init(|| level))
     }
 
     /// The levels this CPU runs, lowest first.
@@ -79,11 +81,7 @@ impl Level {
         Level::ALL.into_iter().filter(|level| level.available())
     }
 
-    /// The available level called `name`.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn named(name: &str) -> Result<Level, Error> {
+    fn named(name: &str) -> Result<Level, Error> {
         Level::available_levels().find(|level| level.name() == name).ok_or_else(|| {
             let names: Vec<_> = Level::available_levels().map(Level::name).collect();
             Error::NoSuchLevel { name: name.to_owned(), available: names.join(", ") }

@@ -11,11 +11,9 @@ use crate::dtype::Float;
 use crate::error::Error;
 
 /// A config file's text and what recast reads in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Config {
     text: String,
-    /// The same text, byte for byte in the same places, as strict JSON.
-    strict: String,
     /// Every `model_type` in the file, nested ones too.
     pub model_types: Vec<String>,
     /// The quantisation method, when the config has a `quantization_config`.
@@ -33,21 +31,22 @@ impl Config {
         walk(&strict, &mut |key, value| match key {
             "model_type" => model_types.extend(string(value)),
             "quantization_config" if value.get() != "null" => {
-                let object = Object::parse(value.get());
-                let named = object.as_ref().and_then(|object| object.get("quant_method"));
-                quantised = Some(named.and_then(string).unwrap_or_else(|| "unknown".into()));
+                let object = Object::parse(value.get()).ok();
+                let method = object.and_then(|object| string(object.get("quant_method")?));
+                quantised = Some(method.unwrap_or_else(|| "unknown".into()));
             }
             _ => {}
         });
-        Ok(Config { text, strict, model_types, quantised })
+        Ok(Config { text, model_types, quantised })
     }
 
     /// The text with every `dtype` and `torch_dtype` that names a float saying `to`.
     pub fn with_dtype(&self, to: Float) -> String {
+        let strict = edit::strict(&self.text);
         let mut edits: Vec<Edit> = Vec::new();
-        walk(&self.strict, &mut |key, value| {
+        walk(&strict, &mut |key, value| {
             if key == "dtype" || key == "torch_dtype" {
-                edits.extend(dtype_edit(&self.strict, value, to));
+                edits.extend(dtype_edit(&strict, value, to));
             }
         });
         edit::apply(&self.text, edits)
@@ -56,7 +55,7 @@ impl Config {
 
 /// Calls `visit` with every member of every nested object of a JSON text.
 fn walk<'a>(text: &'a str, visit: &mut dyn FnMut(&str, &'a RawValue)) {
-    let Some(object) = Object::parse(text) else { return };
+    let Ok(object) = Object::parse(text) else { return };
     for (key, value) in object.0 {
         visit(&key, value);
         if value.get().starts_with('{') {

@@ -17,9 +17,12 @@ pub type Edit = (Range<usize>, String);
 pub struct Object<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Object<'a> {
-    /// The members of `text`, when it is an object.
-    pub fn parse(text: &'a str) -> Option<Object<'a>> {
-        serde_json::from_str(text).ok()
+    /// The members of `text`.
+    ///
+    /// # Errors
+    /// When it is not an object.
+    pub fn parse(text: &'a str) -> Result<Object<'a>, serde_json::Error> {
+        serde_json::from_str(text)
     }
 
     /// The value at `key`.

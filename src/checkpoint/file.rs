@@ -55,6 +55,33 @@ impl Reach {
     }
 }
 
+/// The files below `root`, sorted, and whether each is a link. Hidden folders are not part of a
+/// model, nor is what a fresh file system has.
+///
+/// # Errors
+/// When a folder cannot be listed.
+pub fn list(root: &Path) -> Result<Vec<(PathBuf, bool)>, Error> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(below) = folders.pop() {
+        let folder = root.join(&below);
+        let failed = |error| Error::io("list", &folder)(error);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let (name, kind) = (entry.file_name(), entry.file_type().map_err(failed)?);
+            let path = below.join(&name);
+            if !kind.is_dir() {
+                found.push((path, kind.is_symlink()));
+            } else if !name.as_encoded_bytes().starts_with(b".") && path != Path::new("lost+found")
+            {
+                folders.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// Opens the regular file at `path`, and nothing that only looks like one.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! `*.safetensors.index.json`: which shard holds which tensor, and the sizes it states.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::config::dtype_edit;
@@ -9,11 +10,9 @@ use crate::dtype::Float;
 use crate::error::Error;
 
 /// An index file's text and its map.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Index {
     text: String,
-    /// The same text, byte for byte in the same places, as strict JSON.
-    strict: String,
     /// Tensor name to shard file name, in the file's order.
     pub weight_map: Vec<(String, String)>,
 }
@@ -32,8 +31,8 @@ impl Index {
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Index, Error> {
         let (text, strict) = json::text(path, bytes)?;
         let invalid = |reason: &str| Error::Json { path: path.to_owned(), reason: reason.into() };
-        let object = Object::parse(&strict).ok_or_else(|| invalid("the index is not an object"))?;
-        let part = |key| object.get(key).and_then(|value| Object::parse(value.get()));
+        let object = Object::parse(&strict).map_err(|_| invalid("the index is not an object"))?;
+        let part = |key| object.get(key).and_then(|value| Object::parse(value.get()).ok());
         let map =
             part("weight_map").ok_or_else(|| invalid("the index has no object 'weight_map'"))?;
         // Readers differ in which of two they believe.
@@ -54,43 +53,40 @@ impl Index {
             }
             weight_map.push((tensor.into_owned(), shard));
         }
-        Ok(Index { text, strict, weight_map })
+        Ok(Index { text, weight_map })
     }
 
     /// The text with `metadata.total_size` saying `total_size` bytes, added when missing because
     /// readers look it up, and `metadata.dtype` saying `to` where it names a float.
     pub fn updated(&self, total_size: u64, to: Float) -> String {
-        let object = Object::parse(&self.strict).expect("parsed before");
-        let insert_first = |inside: usize, member: String, empty: bool| {
-            (inside..inside, format!("{member}{}", if empty { "" } else { ", " }))
-        };
+        let strict = edit::strict(&self.text);
+        let object = Object::parse(&strict).expect("parsed before");
         let size = format!("\"total_size\": {total_size}");
         let mut edits = Vec::new();
-        match object.get("metadata").map(|value| (value, Object::parse(value.get()))) {
-            Some((value, Some(metadata))) => {
-                match metadata.get("total_size") {
-                    Some(value) => {
-                        edits.push((edit::span(&self.strict, value), total_size.to_string()))
-                    }
-                    None => {
-                        let inside = edit::span(&self.strict, value).start + 1;
-                        edits.push(insert_first(inside, size, metadata.0.is_empty()));
-                    }
+        let metadata = object.get("metadata");
+        match metadata.map(|value| (edit::span(&strict, value), Object::parse(value.get()))) {
+            Some((place, Ok(metadata))) => {
+                if let Some(stated) = metadata.get("total_size") {
+                    edits.push((edit::span(&strict, stated), total_size.to_string()));
+                } else {
+                    let comma = if metadata.0.is_empty() { "" } else { ", " };
+                    edits.push((after_brace(place.start), format!("{size}{comma}")));
                 }
-                if let Some(value) = metadata.get("dtype") {
-                    edits.extend(dtype_edit(&self.strict, value, to));
-                }
+                let dtype = metadata.get("dtype");
+                edits.extend(dtype.and_then(|dtype| dtype_edit(&strict, dtype, to)));
             }
-            Some((value, None)) => {
-                edits.push((edit::span(&self.strict, value), format!("{{{size}}}")))
-            }
+            Some((place, Err(_))) => edits.push((place, format!("{{{size}}}"))),
             None => {
-                let inside = self.text.find('{').expect("an object") + 1;
-                edits.push(insert_first(inside, format!("\"metadata\": {{{size}}}"), false));
+                let brace = strict.find('{').expect("an object");
+                edits.push((after_brace(brace), format!("\"metadata\": {{{size}}}, ")));
             }
         }
         edit::apply(&self.text, edits)
     }
+}
+
+fn after_brace(brace: usize) -> Range<usize> {
+    brace + 1..brace + 1
 }
 
 /// A name that stays in its directory on every platform.
@@ -115,39 +111,21 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_total_size_is_added() {
-        for (text, expected) in [
-            (r#"{"weight_map": {}}"#, r#"{"metadata": {"total_size": 10}, "weight_map": {}}"#),
+    fn a_total_size_that_is_missing_or_no_number_of_jsons_is_added_or_replaced_whole() {
+        for (before, after) in [
+            ("", r#""metadata": {"total_size": 10}, "#),
+            (r#""metadata": {}, "#, r#""metadata": {"total_size": 10}, "#),
+            (r#""metadata": {"x": 1}, "#, r#""metadata": {"total_size": 10, "x": 1}, "#),
+            (r#""metadata": null, "#, r#""metadata": {"total_size": 10}, "#),
+            // What Python writes for numbers that JSON does not have.
+            (r#""metadata": Infinity, "#, r#""metadata": {"total_size": 10}, "#),
             (
-                r#"{"metadata": {}, "weight_map": {}}"#,
-                r#"{"metadata": {"total_size": 10}, "weight_map": {}}"#,
-            ),
-            (
-                r#"{"metadata": {"x": 1}, "weight_map": {}}"#,
-                r#"{"metadata": {"total_size": 10, "x": 1}, "weight_map": {}}"#,
-            ),
-            (
-                r#"{"metadata": null, "weight_map": {}}"#,
-                r#"{"metadata": {"total_size": 10}, "weight_map": {}}"#,
+                r#""metadata": {"total_size": NaN, "x": -Infinity}, "#,
+                r#""metadata": {"total_size": 10, "x": -Infinity}, "#,
             ),
         ] {
-            assert_eq!(index(text).updated(10, Float::F16), expected);
-        }
-    }
-
-    #[test]
-    fn what_python_writes_for_nan_is_read_and_replaced_whole() {
-        for (text, expected) in [
-            (
-                r#"{"metadata": {"total_size": NaN, "x": -Infinity}, "weight_map": {}}"#,
-                r#"{"metadata": {"total_size": 10, "x": -Infinity}, "weight_map": {}}"#,
-            ),
-            (
-                r#"{"metadata": Infinity, "weight_map": {}}"#,
-                r#"{"metadata": {"total_size": 10}, "weight_map": {}}"#,
-            ),
-        ] {
-            assert_eq!(index(text).updated(10, Float::F16), expected);
+            let text = |metadata: &str| format!(r#"{{{metadata}"weight_map": {{}}}}"#);
+            assert_eq!(index(&text(before)).updated(10, Float::F16), text(after));
         }
     }
 

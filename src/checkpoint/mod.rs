@@ -10,6 +10,7 @@ pub mod json;
 pub mod shard;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -60,8 +61,6 @@ pub struct Checkpoint {
     pub single_file: bool,
     /// The files, sorted by path.
     pub files: Vec<SourceFile>,
-    /// Names of hidden folders, which are not part of the model.
-    pub hidden: Vec<PathBuf>,
     /// The `model_type`s the configs name.
     pub model_types: Vec<String>,
     /// The config that says the checkpoint is quantised, and the method it names.
@@ -75,26 +74,21 @@ impl Checkpoint {
     /// When it holds no shard, when a header, an index or a config is invalid, or when they
     /// contradict each other.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
-        let metadata = match fs::metadata(path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::NoSuchPath { path: path.to_owned() });
-            }
-            Err(error) => return Err(Error::io("open", path)(error)),
-        };
+        let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::NoSuchPath { path: path.to_owned() },
+            _ => Error::io("open", path)(error),
+        })?;
         let mut checkpoint = Checkpoint {
             root: path.to_owned(),
             single_file: !metadata.is_dir(),
             files: Vec::new(),
-            hidden: Vec::new(),
             model_types: Vec::new(),
             quantised: None,
         };
         if checkpoint.single_file {
             checkpoint.open_single(path, metadata)?;
         } else {
-            checkpoint.walk(Path::new(""), &Reach::of(path)?)?;
-            checkpoint.files.sort_by(|left, right| left.path.cmp(&right.path));
+            checkpoint.open_directory()?;
         }
         if checkpoint.shards().next().is_none() {
             let mut other = checkpoint.files.iter();
@@ -139,51 +133,45 @@ impl Checkpoint {
         }
     }
 
-    fn walk(&mut self, below: &Path, reach: &Reach) -> Result<(), Error> {
-        let directory = self.root.join(below);
-        for entry in fs::read_dir(&directory).map_err(Error::io("list", &directory))? {
-            let entry = entry.map_err(Error::io("list", &directory))?;
-            let (path, location) = (below.join(entry.file_name()), entry.path());
-            let kind = entry.file_type().map_err(Error::io("read", &location))?;
-            if kind.is_dir() {
-                if entry.file_name().to_string_lossy().starts_with('.') {
-                    self.hidden.push(path);
-                } else if !(below.as_os_str().is_empty() && entry.file_name() == "lost+found") {
-                    self.walk(&path, reach)?;
-                }
-            } else if path != Path::new(REPORT) {
-                let metadata = reach.check(&location, kind.is_symlink())?;
-                let file = read_file(path, location, metadata)?;
-                if let Kind::Config(config) = &file.kind {
-                    self.note(&file.location, config);
-                }
-                self.files.push(file);
+    fn open_directory(&mut self) -> Result<(), Error> {
+        let reach = Reach::of(&self.root)?;
+        for (path, is_link) in file::list(&self.root)? {
+            if path == Path::new(REPORT) {
+                continue;
             }
+            let location = self.root.join(&path);
+            let metadata = reach.check(&location, is_link)?;
+            let file = read_file(path, location, metadata)?;
+            if let Kind::Config(config) = &file.kind {
+                self.note(&file.location, config);
+            }
+            self.files.push(file);
         }
         Ok(())
     }
 
     /// Every tensor an index names must be in the shard it names, beside the index.
     fn check_indexes(&self) -> Result<(), Error> {
-        let shards: HashMap<&Path, &Shard> =
-            self.shards().map(|(file, shard)| (file.path.as_path(), shard)).collect();
-        let mut tensors: HashMap<&Path, HashSet<&str>> = HashMap::new();
         for file in &self.files {
             let Kind::Index(index) = &file.kind else { continue };
-            for (tensor, name) in &index.weight_map {
-                let path = file.path.with_file_name(name);
-                let fields = || (file.location.clone(), name.clone(), tensor.clone());
-                let Some((path, shard)) = shards.get_key_value(path.as_path()) else {
-                    let (index, shard, tensor) = fields();
-                    return Err(Error::MissingShard { index, shard, tensor });
-                };
-                let names = tensors.entry(path).or_insert_with(|| {
-                    shard.tensors.iter().map(|tensor| tensor.name.as_str()).collect()
-                });
-                if !names.contains(tensor.as_str()) {
-                    let (index, shard, tensor) = fields();
-                    return Err(Error::MissingTensor { index, shard, tensor });
+            let beside =
+                self.shards().filter(|(shard, _)| shard.path.parent() == file.path.parent());
+            let shards: HashMap<&OsStr, HashSet<&str>> = beside
+                .map(|(file, shard)| {
+                    let names = shard.tensors.iter().map(|tensor| tensor.name.as_str());
+                    (file.path.file_name().unwrap_or_default(), names.collect())
+                })
+                .collect();
+            for (tensor, shard) in &index.weight_map {
+                let held = shards.get(OsStr::new(shard));
+                if held.is_some_and(|names| names.contains(tensor.as_str())) {
+                    continue;
                 }
+                let (index, shard, tensor) = (file.location.clone(), shard.clone(), tensor.clone());
+                return Err(match held {
+                    None => Error::MissingShard { index, shard, tensor },
+                    Some(_) => Error::MissingTensor { index, shard, tensor },
+                });
             }
         }
         Ok(())
@@ -195,8 +183,8 @@ impl Checkpoint {
 fn read_file(path: PathBuf, location: PathBuf, found: fs::Metadata) -> Result<SourceFile, Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (kind, metadata) = if name.ends_with(".safetensors") {
-        let (file, metadata) = file::open(&location)?;
-        (Kind::Shard(Shard::read(&location, file, metadata.len())?), metadata)
+        let (shard, metadata) = Shard::read(&location)?;
+        (Kind::Shard(shard), metadata)
     } else if index::is_index(&name) {
         let (bytes, metadata) = file::read(&location, json::MAX_INDEX)?;
         (Kind::Index(Index::parse(&location, bytes)?), metadata)
@@ -216,11 +204,9 @@ fn is_other_weights(name: &str) -> bool {
     const SUFFIXES: [&str; 9] =
         ["bin", "pth", "pt", "ckpt", "h5", "msgpack", "onnx", "onnx_data", "gguf"];
     let name = name.to_ascii_lowercase();
-    SUFFIXES.iter().any(|suffix| {
-        name.strip_suffix(".json").map_or_else(
-            || name.ends_with(&format!(".{suffix}")),
-            |stem| stem.contains(&format!(".{suffix}.index")),
-        )
+    SUFFIXES.iter().any(|suffix| match name.strip_suffix(".json") {
+        Some(stem) => stem.contains(&format!(".{suffix}.index")),
+        None => name.ends_with(&format!(".{suffix}")),
     })
 }
 

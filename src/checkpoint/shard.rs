@@ -5,23 +5,22 @@
 //! and hides duplicate names; it is the judge of this reader in the tests instead.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
-use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::json;
+use super::edit::Object;
+use super::{file, json};
 use crate::dtype::Dtype;
-use crate::error::Error;
+use crate::error::{Error, counted};
 
 /// The format's cap on the header's length.
 pub const MAX_HEADER: u64 = 100_000_000;
 /// The reserved header key for string metadata.
-pub const METADATA_KEY: &str = "__metadata__";
+const METADATA_KEY: &str = "__metadata__";
 
 /// A tensor as its header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,31 +44,28 @@ impl Tensor {
     }
 }
 
-/// A shard's header.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a shard's header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// `__metadata__` in its own order, when it is there.
     pub metadata: Option<Vec<(String, String)>>,
     /// The tensors in the order of their data.
     pub tensors: Vec<Tensor>,
-    /// Length of the whole file in bytes.
-    pub file_bytes: u64,
 }
 
 impl Shard {
-    /// Reads and checks the header of a file of `file_bytes` bytes; `path` is for the error
-    /// message.
+    /// Reads and checks the header of the file at `path`.
     ///
     /// # Errors
     /// When the file cannot be read or breaks a rule of the format.
-    pub fn read(path: &Path, mut file: File, file_bytes: u64) -> Result<Shard, Error> {
+    pub fn read(path: &Path) -> Result<(Shard, Metadata), Error> {
+        let (mut file, found) = file::open(path)?;
         let invalid = |reason: String| Error::Header { path: path.to_owned(), reason };
         let mut length = [0; 8];
-        if file_bytes < 8 {
-            return Err(invalid(format!(
-                "it has {file_bytes} bytes, fewer than the 8 of the header length"
-            )));
-        }
+        let Some(rest) = found.len().checked_sub(8) else {
+            let bytes = counted(found.len(), "byte");
+            return Err(invalid(format!("it has {bytes}, fewer than the 8 of the header length")));
+        };
         file.read_exact(&mut length).map_err(Error::io("read", path))?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER {
@@ -77,27 +73,23 @@ impl Shard {
                 "the header says it is {length} bytes long, over the format's limit of {MAX_HEADER}"
             )));
         }
-        if length > file_bytes - 8 {
+        if length > rest {
             return Err(invalid(format!(
-                "the header says it is {length} bytes long, but the file ends {} bytes after it starts",
-                file_bytes - 8
+                "the header says it is {} long, but the file ends {} after it starts",
+                counted(length, "byte"),
+                counted(rest, "byte")
             )));
         }
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header).map_err(Error::io("read", path))?;
-        Shard::parse(&header, file_bytes).map_err(invalid)
+        Ok((Shard::parse(&header, found.len()).map_err(invalid)?, found))
     }
 
     /// Checks a header (the JSON, without its length) against a file of `file_bytes` bytes.
-    ///
-    /// # Errors
-    /// The rule that is broken, in words.
-    pub fn parse(header: &[u8], file_bytes: u64) -> Result<Shard, String> {
+    fn parse(header: &[u8], file_bytes: u64) -> Result<Shard, String> {
         let text = std::str::from_utf8(header)
             .map_err(|error| format!("the header is not UTF-8: {error}"))?;
-        // The first look is for what the second would skip: it ignores the fields it does not know.
-        let RawHeader { metadata, mut entries } = json::check(text)
-            .and_then(|()| serde_json::from_str(text))
+        let (metadata, mut entries) = members(text)
             .map_err(|error| format!("the header is not the JSON it must be: {error}"))?;
         entries.sort_by_key(|(_, entry)| entry.data_offsets);
         let data_start = 8 + header.len() as u64;
@@ -137,46 +129,26 @@ impl Shard {
             };
             return Err(format!("the file {what}: {file_bytes} bytes instead of {expected}"));
         }
-        Ok(Shard { metadata, tensors, file_bytes })
+        Ok(Shard { metadata, tensors })
     }
 
     /// The header that describes `tensors` (name, dtype, shape, bytes) one after the other, as
     /// the official writer lays it out: length, JSON, spaces up to a multiple of 8.
     pub fn header<'a>(
-        metadata: Option<&[(String, String)]>,
+        metadata: &[(String, String)],
         tensors: impl Iterator<Item = (&'a str, &'a Dtype, &'a [u64], u64)>,
     ) -> Vec<u8> {
-        let mut out = vec![0; 8];
-        out.push(b'{');
-        if let Some(pairs) = metadata {
-            write_json(&mut out, METADATA_KEY);
-            out.extend_from_slice(b":{");
-            for (index, (key, value)) in pairs.iter().enumerate() {
-                if index > 0 {
-                    out.push(b',');
-                }
-                write_json(&mut out, key);
-                out.push(b':');
-                write_json(&mut out, value);
-            }
-            out.push(b'}');
-        }
         let mut start = 0;
-        for (name, dtype, shape, bytes) in tensors {
-            if out.len() > 9 {
-                out.push(b',');
-            }
-            write_json(&mut out, name);
-            out.extend_from_slice(b":{\"dtype\":");
-            write_json(&mut out, dtype.name());
-            out.extend_from_slice(b",\"shape\":");
-            write_json(&mut out, shape);
-            out.extend_from_slice(b",\"data_offsets\":");
-            write_json(&mut out, &[start, start + bytes]);
-            out.push(b'}');
+        let tensors = tensors.map(|(name, dtype, shape, bytes)| {
+            let data_offsets = (start, start + bytes);
             start += bytes;
-        }
-        out.push(b'}');
+            (name, Member::Tensor { dtype: dtype.name(), shape, data_offsets })
+        });
+        let metadata = std::iter::once((METADATA_KEY, Member::Metadata(metadata)));
+        let mut out = vec![0; 8];
+        serde_json::Serializer::new(&mut out)
+            .collect_map(metadata.chain(tensors))
+            .expect("memory takes strings and integers");
         out.resize(out.len().next_multiple_of(8), b' ');
         let length = (out.len() - 8) as u64;
         out[..8].copy_from_slice(&length.to_le_bytes());
@@ -184,8 +156,16 @@ impl Shard {
     }
 }
 
-fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    serde_json::to_writer(out, value).expect("strings and integers always serialise to memory");
+/// A member of a header that is written.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Member<'a> {
+    Metadata(#[serde(serialize_with = "in_order")] &'a [(String, String)]),
+    Tensor { dtype: &'a str, shape: &'a [u64], data_offsets: (u64, u64) },
+}
+
+fn in_order<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
 }
 
 fn check_size(name: &str, dtype: &Dtype, shape: &[u64], bytes: u64) -> Result<(), String> {
@@ -197,8 +177,8 @@ fn check_size(name: &str, dtype: &Dtype, shape: &[u64], bytes: u64) -> Result<()
         // No dtype has less than a bit to an element, so this bounds what sums of elements reach.
         return match bytes.checked_mul(8) {
             Some(bits) if elements > bits => Err(format!(
-                "tensor '{name}' ({dtype} {shape:?}) has more elements than bits: its offsets span \
-                 {bytes} bytes"
+                "tensor '{name}' ({dtype} {shape:?}) has more elements than bits: its offsets span {}",
+                counted(bytes, "byte")
             )),
             _ => Ok(()),
         };
@@ -211,8 +191,8 @@ fn check_size(name: &str, dtype: &Dtype, shape: &[u64], bytes: u64) -> Result<()
     }
     if bits / 8 != bytes {
         return Err(format!(
-            "tensor '{name}' ({dtype} {shape:?}) needs {} bytes, but its offsets span {bytes}",
-            bits / 8
+            "tensor '{name}' ({dtype} {shape:?}) needs {}, but its offsets span {bytes}",
+            counted(bits / 8, "byte")
         ));
     }
     Ok(())
@@ -226,76 +206,46 @@ struct Entry<'a> {
     data_offsets: (u64, u64),
 }
 
-struct RawHeader<'a> {
-    metadata: Option<Vec<(String, String)>>,
-    entries: Vec<(Cow<'a, str>, Entry<'a>)>,
-}
+type Members<'a> = (Option<Vec<(String, String)>>, Vec<(Cow<'a, str>, Entry<'a>)>);
 
-/// Metadata pairs in the order they stand; a map would lose it.
-struct Pairs(Vec<(String, String)>);
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor;
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Pairs;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of strings")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                let (mut pairs, mut seen) = (Vec::new(), HashSet::new());
-                while let Some((key, value)) = map.next_entry::<String, String>()? {
-                    if !seen.insert(key.clone()) {
-                        return Err(A::Error::custom(format_args!(
-                            "duplicate metadata key '{key}'"
-                        )));
-                    }
-                    pairs.push((key, value));
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(PairsVisitor)
+/// The metadata and the tensors' entries, each in the order they stand in.
+fn members(text: &str) -> Result<Members<'_>, String> {
+    // What comes after it ignores fields that it does not know, whatever is in them.
+    json::check(text).map_err(|error| error.to_string())?;
+    let header = Object::parse(text).map_err(|error| error.to_string())?;
+    if let Some(name) = header.twice() {
+        return Err(format!("tensor '{name}' stands there twice"));
     }
-}
-
-impl<'de> Deserialize<'de> for RawHeader<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct HeaderVisitor;
-        impl<'de> Visitor<'de> for HeaderVisitor {
-            type Value = RawHeader<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object that maps tensor names to dtype, shape and data_offsets")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut header = RawHeader { metadata: None, entries: Vec::new() };
-                let mut seen = HashSet::new();
-                while let Some(Name(name)) = map.next_key::<Name<'de>>()? {
-                    if !seen.insert(name.clone()) {
-                        map.next_value::<IgnoredAny>()?;
-                        return Err(A::Error::custom(format_args!(
-                            "tensor '{name}' stands there twice"
-                        )));
-                    }
-                    if name == METADATA_KEY {
-                        header.metadata = map.next_value::<Option<Pairs>>()?.map(|pairs| pairs.0);
-                    } else {
-                        let entry = map.next_value().map_err(|error| {
-                            A::Error::custom(format_args!("tensor '{name}': {error}"))
-                        })?;
-                        header.entries.push((name, entry));
-                    }
-                }
-                Ok(header)
-            }
+    let (mut metadata, mut entries) = (None, Vec::with_capacity(header.0.len()));
+    for (name, value) in header.0 {
+        if name != METADATA_KEY {
+            let entry = serde_json::from_str(value.get())
+                .map_err(|error| format!("tensor '{name}': {}", without_place(&error)))?;
+            entries.push((name, entry));
+        } else if value.get() != "null" {
+            let pairs = strings(value.get())
+                .map_err(|error| format!("__metadata__: {}", without_place(&error)))?;
+            metadata = Some(pairs);
         }
-        deserializer.deserialize_map(HeaderVisitor)
     }
+    Ok((metadata, entries))
 }
 
-/// A key, borrowed from the header where it has no escapes.
-#[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+fn strings(text: &str) -> Result<Vec<(String, String)>, serde_json::Error> {
+    let object = Object::parse(text)?;
+    if let Some(key) = object.twice() {
+        return Err(serde_json::Error::custom(format_args!("duplicate metadata key '{key}'")));
+    }
+    let pairs = object.0.into_iter();
+    pairs.map(|(key, value)| Ok((key.into_owned(), serde_json::from_str(value.get())?))).collect()
+}
+
+/// What is wrong in a part of the header: a place in the part would be taken for one in the whole.
+fn without_place(error: &serde_json::Error) -> String {
+    let mut said = error.to_string();
+    said.truncate(said.rfind(" at line ").unwrap_or(said.len()));
+    said
+}
 
 /// A multiple of every page size in use.
 #[cfg(unix)]
@@ -327,6 +277,7 @@ impl Map {
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
+
     /// Gives the pages that lie wholly inside a range back to the system; looking at them again
     /// reads them again. So what is resident does not grow with the file.
     #[cfg(unix)]

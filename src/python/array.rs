@@ -8,9 +8,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::{Audit, float, on_overflow as policy};
-use crate::cast::{self, Level, Overflow};
+use crate::cast::{self, Level};
 use crate::error::Error;
-use crate::run::OnOverflow;
+use crate::run;
 
 /// Elements a thread takes at a time; fewer are not worth another thread.
 const SPLIT: usize = 1 << 18;
@@ -28,18 +28,14 @@ pub fn cast_bytes(
     on_overflow: &str,
 ) -> PyResult<Audit> {
     let (from, to) = (float(source_dtype)?, float(dtype)?);
-    let overflow = match policy(on_overflow)? {
-        OnOverflow::Saturate => Overflow::Saturate,
-        OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
-    };
+    let overflow = policy(on_overflow)?.of_cast();
     let level = Level::current()?;
     let (src, dst) = (source.as_slice()?, out.as_slice_mut()?);
     let elements = src.len() / from.bytes();
     if src.len() % from.bytes() != 0 || dst.len() != elements * to.bytes() {
         return Err(PyValueError::new_err("source and out do not hold the same elements"));
     }
-    let available = || thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.unwrap_or_else(available).clamp(1, elements.div_ceil(SPLIT).max(1));
+    let threads = run::threads(threads).min(elements.div_ceil(SPLIT).max(1));
     let audits = py.detach(|| {
         // Shares are small and taken in turn, so that a thread that is held up holds up nobody.
         let shares = src.chunks(SPLIT * from.bytes()).zip(dst.chunks_mut(SPLIT * to.bytes()));

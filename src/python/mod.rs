@@ -13,7 +13,7 @@ use crate::checkpoint;
 use crate::dtype::Float;
 use crate::error::Error;
 use crate::plan;
-use crate::run::{self, Io, OnOverflow};
+use crate::run::{self, OnOverflow};
 
 impl From<Error> for PyErr {
     /// The exception of `recast.errors` that the error's class names.
@@ -45,11 +45,11 @@ fn on_overflow(name: &str) -> PyResult<OnOverflow> {
     }
 }
 
-fn io(name: &str) -> PyResult<Io> {
+/// Whether that way to read files is by a memory map; `auto` is what is fast and safe everywhere.
+fn is_mmap(name: &str) -> PyResult<bool> {
     match name {
-        "auto" => Ok(Io::Auto),
-        "mmap" => Ok(Io::Mmap),
-        "read" => Ok(Io::Read),
+        "auto" | "read" => Ok(false),
+        "mmap" => Ok(true),
         _ => Err(Error::NoSuchIo { name: name.to_owned() }.into()),
     }
 }
@@ -162,7 +162,7 @@ impl Plan {
                 source_dtype: tensor.source.dtype.name().to_owned(),
                 dtype: tensor.dtype.name().to_owned(),
                 action: match tensor.action {
-                    plan::Action::Cast { .. } => "cast",
+                    plan::Action::Cast => "cast",
                     plan::Action::Copy => "copy",
                     plan::Action::Keep => "keep",
                 },
@@ -243,8 +243,8 @@ impl Plan {
         overwrite: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Option<Staged>> {
-        let (io, on_overflow) = (self::io(io)?, self::on_overflow(on_overflow)?);
-        let options = run::Options { threads, io, sync, on_overflow, overwrite };
+        let (mmap, on_overflow) = (is_mmap(io)?, self::on_overflow(on_overflow)?);
+        let options = run::Options { threads, mmap, sync, on_overflow, overwrite };
         let mut raised = None;
         let result = py.detach(|| {
             run::stage(&self.0, &dest, &options, &mut |now| {
@@ -301,11 +301,6 @@ impl Staged {
     }
 
     #[getter]
-    fn threads(&self) -> usize {
-        self.0.threads
-    }
-
-    #[getter]
     fn publishing(&self) -> bool {
         self.0.is_publishing()
     }
@@ -357,16 +352,15 @@ fn simd_level() -> PyResult<&'static str> {
 }
 
 #[pymodule]
-fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add_class::<Tensor>()?;
-    module.add_class::<Checkpoint>()?;
-    module.add_class::<PlannedTensor>()?;
-    module.add_class::<PlannedFile>()?;
-    module.add_class::<Plan>()?;
-    module.add_class::<Audit>()?;
-    module.add_class::<Staged>()?;
-    module.add_function(wrap_pyfunction!(array::cast_bytes, module)?)?;
-    module.add_function(wrap_pyfunction!(float_name, module)?)?;
-    module.add_function(wrap_pyfunction!(simd_level, module)?)
+mod _core {
+    #[pymodule_export]
+    use super::array::cast_bytes;
+    #[pymodule_export]
+    use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Staged, Tensor};
+    #[pymodule_export]
+    use super::{float_name, simd_level};
+
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name Python gives it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
 }

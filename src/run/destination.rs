@@ -43,19 +43,19 @@ struct Report {
 pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error> {
     check_place(plan, dest)?;
     let identity = Identity::new(plan, options.on_overflow);
-    let entries = match entries(dest) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Ok(Found::Place { resume: None, replaced: Vec::new() });
-        }
-        Err(error) if error.kind() == ErrorKind::NotADirectory => {
-            return Err(Error::Destination {
-                path: dest.to_owned(),
-                reason: "exists and is not a directory",
-                hint: "give a directory that does not exist yet",
-            });
-        }
-        Err(error) => return Err(Error::create(dest)(error)),
-        Ok(entries) => entries,
+    let entries: Vec<PathBuf> = match file::list(dest) {
+        Ok(found) => found.into_iter().map(|(path, _)| path).collect(),
+        Err(Error::Io { source, .. }) => match source.kind() {
+            ErrorKind::NotFound => {
+                return Ok(Found::Place { resume: None, replaced: Vec::new() });
+            }
+            ErrorKind::NotADirectory => {
+                let hint = "give a directory that does not exist yet";
+                return refuse("exists and is not a directory", hint, dest);
+            }
+            _ => return Err(Error::Create { path: dest.to_owned(), source }),
+        },
+        Err(error) => return Err(error),
     };
     // In this order, because a run that is about to end leaves its report before it takes its
     // journal away.
@@ -86,54 +86,25 @@ pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error
         if let Some(replaced) = &record.publishing {
             publishing = same(&record.identity);
             known.extend(replaced.iter().cloned());
-            known.extend(record.identity.files.iter().map(|file| PathBuf::from(&file.path)));
+            known.extend(record.identity.paths());
         }
         if same(&record.identity) {
             resume = Some(Box::new(record));
         }
     }
-    if !entries.is_empty() && !publishing {
-        if let (Some(there), false) = (&finished, options.overwrite) {
-            return Err(mismatch(there, true));
-        }
-        if !options.overwrite {
-            return Err(Error::Destination {
-                path: dest.to_owned(),
-                reason: "the destination is not empty",
-                hint: "give a new or empty directory, or --overwrite to replace the model there",
-            });
-        }
+    if !entries.is_empty() && !publishing && !options.overwrite {
+        let hint = "give a new or empty directory, or --overwrite to replace the model there";
+        return match &finished {
+            Some(there) => Err(mismatch(there, true)),
+            None => refuse("the destination is not empty", hint, dest),
+        };
     }
-    if let Some(there) = finished {
-        known.extend(there.files.into_iter().map(|file| PathBuf::from(file.path)));
-    }
+    known.extend(finished.iter().flat_map(Identity::paths));
     known.extend(plan.files.iter().map(|file| file.path.clone()));
     if let Some(stranger) = entries.iter().find(|path| !known.contains(*path)) {
         return Err(Error::Stranger { path: dest.join(stranger) });
     }
     Ok(Found::Place { resume, replaced: entries })
-}
-
-/// The files below `dest` that are there to be seen: not the staging folder, not hidden folders,
-/// and not what a fresh file system has.
-fn entries(dest: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(below) = folders.pop() {
-        for entry in fs::read_dir(dest.join(&below))? {
-            let entry = entry?;
-            let (name, path) = (entry.file_name(), below.join(entry.file_name()));
-            if !entry.file_type()?.is_dir() {
-                found.push(path);
-            } else if !(name.as_encoded_bytes().starts_with(b".")
-                || path == Path::new("lost+found"))
-            {
-                folders.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Fails when a file of a finished result is not what the plan makes of it, as far as lengths and
@@ -143,7 +114,7 @@ fn damaged(plan: &Plan, dest: &Path) -> Result<(), Error> {
         let path = dest.join(&file.path);
         let right_length = fs::metadata(&path).is_ok_and(|found| found.len() == file.bytes);
         let right_header = || match &file.content {
-            Content::Shard { tensors, .. } => header(&path).is_ok_and(|shard| {
+            Content::Shard { tensors, .. } => Shard::read(&path).is_ok_and(|(shard, _)| {
                 tensors.iter().zip(&shard.tensors).all(|(planned, found)| {
                     (&planned.source.name, &planned.dtype) == (&found.name, &found.dtype)
                 })
@@ -157,48 +128,51 @@ fn damaged(plan: &Plan, dest: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn header(path: &Path) -> Result<Shard, Error> {
-    let (file, metadata) = file::open(path)?;
-    Shard::read(path, file, metadata.len())
+fn refuse<T>(reason: &'static str, hint: &'static str, dest: &Path) -> Result<T, Error> {
+    Err(Error::Destination { path: dest.to_owned(), reason, hint })
 }
 
 /// Checks where `dest` is: never the source, never inside it.
 fn check_place(plan: &Plan, dest: &Path) -> Result<(), Error> {
-    let refuse = |reason, hint| Err(Error::Destination { path: dest.to_owned(), reason, hint });
     if dest.as_os_str().is_empty() {
-        return refuse("the name of the destination is empty", "give a directory");
+        return refuse("the name of the destination is empty", "give a directory", dest);
     }
     if plan.files.iter().any(|file| file.path.starts_with(STAGING)) {
         return refuse(
             "the source has a file called '.recast', which is what recast calls its own folder",
             "rename that file, or convert without it",
+            dest,
         );
     }
     let (existing, missing) = split_at_existing(dest)?;
     if missing.components().any(|part| part == Component::ParentDir) {
         // Creating what is missing would change where the path leads.
-        return refuse("goes up ('..') from a directory that does not exist", "give a plain path");
+        let hint = "give a plain path";
+        return refuse("goes up ('..') from a directory that does not exist", hint, dest);
     }
     let source = fs::canonicalize(&plan.source).map_err(Error::io("resolve", &plan.source))?;
+    let elsewhere = "give another directory";
     if dest.exists() {
         for holder in source.ancestors().skip(1) {
             if is_same(holder, dest)? && !plan.single_file {
-                return refuse("the destination holds the source", "give another directory");
+                return refuse("the destination holds the source", elsewhere, dest);
             }
             if is_same(holder, &dest.join(STAGING)).unwrap_or(false) {
-                return refuse("the source is what an earlier run left there", "move it out first");
+                let hint = "move it out first";
+                return refuse("the source is what an earlier run left there", hint, dest);
             }
         }
     }
-    if !plan.single_file {
-        for (above, ancestor) in existing.ancestors().enumerate() {
-            if is_same(ancestor, &source)? {
-                return if above == 0 && dest.exists() {
-                    refuse("the destination is the source", "give another directory")
-                } else {
-                    refuse("the destination is inside the source", "give a directory outside it")
-                };
-            }
+    if plan.single_file {
+        return Ok(());
+    }
+    if dest.exists() && is_same(&existing, &source)? {
+        return refuse("the destination is the source", elsewhere, dest);
+    }
+    for above in existing.ancestors() {
+        if is_same(above, &source)? {
+            let hint = "give a directory outside it";
+            return refuse("the destination is inside the source", hint, dest);
         }
     }
     Ok(())

@@ -2,13 +2,15 @@
 //! about the result. A journal and a report carry it; resuming and "already done" rest on it.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::OnOverflow;
+use crate::error::counted;
 use crate::fs;
-use crate::plan::{Content, Plan, PlannedFile};
+use crate::plan::{Plan, PlannedFile};
 
 /// How many differing files are named.
 const LISTED: usize = 3;
@@ -64,6 +66,11 @@ impl Identity {
         }
     }
 
+    /// The paths of the files in the destination.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().map(|file| PathBuf::from(&file.path))
+    }
+
     /// How `other` differs, a line each; nothing when both are the same run. Where the source is
     /// does not matter, as long as its files are the same.
     pub fn differences(&self, other: &Identity) -> Vec<String> {
@@ -91,10 +98,8 @@ impl Identity {
     }
 
     fn same_sources(&self, other: &Identity) -> bool {
-        let sources = |identity: &Identity| -> Vec<_> {
-            identity.files.iter().map(|file| (file.path.clone(), file.source.clone())).collect()
-        };
-        sources(self) == sources(other)
+        let source = |file: &File| (file.path.clone(), file.source.clone());
+        self.files.iter().map(source).eq(other.files.iter().map(source))
     }
 
     fn different_files(&self, other: &Identity) -> Vec<String> {
@@ -116,7 +121,7 @@ impl Identity {
         let count = lines.len();
         if count > LISTED {
             lines.truncate(LISTED);
-            lines.push(format!("and {} more files", count - LISTED));
+            lines.push(format!("and {}", counted((count - LISTED) as u64, "more file")));
         }
         lines
     }
@@ -134,7 +139,7 @@ impl File {
 
     fn describe(&self) -> String {
         let fs::Identity { bytes, modified, inode } = &self.source;
-        let mut text = format!("{bytes} bytes");
+        let mut text = counted(*bytes, "byte");
         if let Some(modified) = modified {
             let (seconds, rest) = (modified / 1_000_000_000, modified % 1_000_000_000);
             let _ = write!(text, ", written at {seconds}.{rest:09}");
@@ -151,18 +156,12 @@ impl File {
 /// attack: who can write the source can write what they like.
 fn hash(file: &PlannedFile) -> String {
     let mut hash = Xxh3::new();
-    match &file.content {
-        Content::Shard { header, tensors } => {
-            hash.update(header);
-            for tensor in tensors {
-                hash.update(tensor.source.name.as_bytes());
-                hash.update(tensor.source.dtype.name().as_bytes());
-                hash.update(&tensor.source.start.to_le_bytes());
-                hash.update(&tensor.source.bytes.to_le_bytes());
-            }
-        }
-        Content::Text(text) => hash.update(text.as_bytes()),
-        Content::Copy => {}
+    hash.update(file.content.prefix());
+    for tensor in file.tensors() {
+        hash.update(tensor.source.name.as_bytes());
+        hash.update(tensor.source.dtype.name().as_bytes());
+        hash.update(&tensor.source.start.to_le_bytes());
+        hash.update(&tensor.source.bytes.to_le_bytes());
     }
     format!("{:032x}", hash.digest128())
 }

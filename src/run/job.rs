@@ -12,16 +12,15 @@ use super::journal::Journal;
 use super::pieces::{Part, Piece, Work, pieces};
 use super::source::Source;
 use super::staging::Staging;
-use super::{FileAudits, Io, OnOverflow, Options, TensorAudit, held as lock};
+use super::{FileAudits, OnOverflow, Options, TensorAudit, held as lock};
 use crate::cast::{self, Audit, Level, Overflow};
 use crate::error::Error;
 use crate::fs;
-use crate::plan::{Content, Plan, PlannedFile};
+use crate::plan::{Action, Plan, PlannedFile};
 
 /// What all workers share.
 pub struct Job {
     pub plan: Arc<Plan>,
-    pub pieces: Vec<Piece>,
     /// The next file that no worker has come to.
     next_file: AtomicUsize,
     pub done: AtomicU64,
@@ -32,16 +31,14 @@ pub struct Job {
     pub files: Vec<FileState>,
     journal: Arc<Journal>,
     level: Level,
-    sync: bool,
-    io: Io,
-    on_overflow: OnOverflow,
+    options: Options,
 }
 
 pub struct FileState {
     pub staged: PathBuf,
-    /// The next of the file's pieces that no worker has taken, and the end of them.
+    pub pieces: Vec<Piece>,
+    /// The next piece that no worker has taken.
     next: AtomicUsize,
-    end: usize,
     remaining: AtomicUsize,
     open: Mutex<Option<Arc<OpenFile>>>,
     audits: Mutex<FileAudits>,
@@ -75,13 +72,11 @@ impl Job {
         level: Level,
         options: &Options,
     ) -> Result<Job, Error> {
-        let (pieces, folder) = (pieces(plan), staging.path());
+        let folder = staging.path();
         let mut files = Vec::with_capacity(plan.files.len());
-        let (mut end, mut done) = (0, 0);
+        let mut done = 0;
         for (index, (file, resumed)) in plan.files.iter().zip(&staging.resumed).enumerate() {
-            let start = end;
-            end += pieces[start..].iter().take_while(|piece| piece.file == index).count();
-            let staged = folder.join(&file.path);
+            let (pieces, staged) = (pieces(index, file, plan.to), folder.join(&file.path));
             if resumed.is_some() {
                 done += file.bytes;
             } else {
@@ -90,16 +85,15 @@ impl Job {
             let nothing = || vec![None; file.tensors().len()];
             files.push(FileState {
                 staged,
-                next: AtomicUsize::new(if resumed.is_some() { end } else { start }),
-                end,
-                remaining: AtomicUsize::new(end - start),
+                next: AtomicUsize::new(if resumed.is_some() { pieces.len() } else { 0 }),
+                remaining: AtomicUsize::new(pieces.len()),
+                pieces,
                 open: Mutex::new(None),
                 audits: Mutex::new(resumed.clone().unwrap_or_else(nothing)),
             });
         }
         Ok(Job {
             plan: Arc::clone(plan),
-            pieces,
             next_file: AtomicUsize::new(0),
             done: AtomicU64::new(done),
             stop: AtomicBool::new(false),
@@ -108,9 +102,7 @@ impl Job {
             files,
             journal: Arc::clone(staging.journal()),
             level,
-            sync: options.sync,
-            io: options.io,
-            on_overflow: options.on_overflow,
+            options: *options,
         })
     }
 
@@ -121,8 +113,8 @@ impl Job {
             if let Some(file) = *current {
                 let state = &self.files[file];
                 let piece = state.next.fetch_add(1, Ordering::Relaxed);
-                if piece < state.end {
-                    return Some(&self.pieces[piece]);
+                if let Some(piece) = state.pieces.get(piece) {
+                    return Some(piece);
                 }
             }
             let fresh = self.next_file.fetch_add(1, Ordering::Relaxed);
@@ -132,7 +124,9 @@ impl Job {
 
     /// The file with the most pieces that no worker has taken.
     fn busiest(&self) -> Option<usize> {
-        let left = |state: &FileState| state.end.saturating_sub(state.next.load(Ordering::Relaxed));
+        let left = |state: &FileState| {
+            state.pieces.len().saturating_sub(state.next.load(Ordering::Relaxed))
+        };
         let (file, state) = self.files.iter().enumerate().max_by_key(|(_, state)| left(state))?;
         (left(state) > 0).then_some(file)
     }
@@ -156,10 +150,14 @@ impl Job {
     ) -> Result<(), Error> {
         let (file, state) = (&self.plan.files[piece.file], &self.files[piece.file]);
         let open = self.open(file, state)?;
-        if !self.copied(piece, &open, file)? {
-            self.make(piece, &open, (file, state), buffers)?;
+        let copied = match piece.only_copy() {
+            Some(part) => open.source.copy_to(part.start, (&open.out, piece.start), part.bytes)?,
+            None => false,
+        };
+        if !copied {
+            self.make(piece, &open, state, buffers)?;
         }
-        if self.sync {
+        if self.options.sync {
             fs::start_writeback(&open.out, piece.start, piece.bytes as u64);
         }
         self.done.fetch_add(piece.bytes as u64, Ordering::Relaxed);
@@ -170,18 +168,12 @@ impl Job {
         Ok(())
     }
 
-    /// Whether the piece only had to be copied, and the kernel did it.
-    fn copied(&self, piece: &Piece, open: &OpenFile, file: &PlannedFile) -> Result<bool, Error> {
-        let Some(part) = piece.only_copy() else { return Ok(false) };
-        open.source.copy_to(&file.location, part.start, (&open.out, piece.start), part.bytes)
-    }
-
     /// Makes the piece in this worker's memory and writes it.
     fn make(
         &self,
         piece: &Piece,
         open: &OpenFile,
-        (file, state): (&PlannedFile, &FileState),
+        state: &FileState,
         buffers: &mut Buffers,
     ) -> Result<(), Error> {
         buffers.piece.resize(buffers.piece.len().max(piece.bytes), 0);
@@ -189,7 +181,7 @@ impl Job {
         for part in &piece.parts {
             let out = filled..filled + part.bytes;
             filled = out.end;
-            self.part(part, out, open, (file, state), buffers)?;
+            self.part(part, out, (open, state), buffers)?;
         }
         if let (Some(first), Some(last)) = (piece.parts.first(), piece.parts.last()) {
             let end = last.start + last.source_bytes as u64;
@@ -205,12 +197,11 @@ impl Job {
         &self,
         part: &Part,
         out: Range<usize>,
-        open: &OpenFile,
-        (file, state): (&PlannedFile, &FileState),
+        (open, state): (&OpenFile, &FileState),
         buffers: &mut Buffers,
     ) -> Result<(), Error> {
         let Buffers { piece, source, trial } = buffers;
-        let src = open.source.get(&file.location, part.start, part.source_bytes, source)?;
+        let src = open.source.get(part.start, part.source_bytes, source)?;
         let to = self.plan.to;
         let out = &mut piece[out];
         let mut audit = Audit::default();
@@ -220,12 +211,9 @@ impl Job {
                 return Ok(());
             }
             Work::Cast { from, tensor } => {
-                let overflow = match self.on_overflow {
-                    OnOverflow::Saturate => Overflow::Saturate,
-                    OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
-                };
-                cast::cast(self.level, (from, src), (to, out), overflow, &mut audit);
-                if audit.to_inf > 0 && self.on_overflow == OnOverflow::Error {
+                let policy = self.options.on_overflow;
+                cast::cast(self.level, (from, src), (to, out), policy.of_cast(), &mut audit);
+                if audit.to_inf > 0 && policy == OnOverflow::Error {
                     self.overflowed.store(true, Ordering::Relaxed);
                 }
                 tensor
@@ -249,14 +237,9 @@ impl Job {
         if let Some(open) = &*slot {
             return Ok(Arc::clone(open));
         }
-        let source = Source::open(file, self.io)?;
-        let out = fs::create_new(&state.staged)?;
-        let prefix = match &file.content {
-            Content::Shard { header, .. } => header.as_slice(),
-            Content::Text(text) => text.as_bytes(),
-            Content::Copy => &[],
-        };
-        fs::write_at(&out, &state.staged, prefix, 0)?;
+        let source = Source::open(file, self.options.mmap)?;
+        let prefix = file.content.prefix();
+        let out = fs::create_with(&state.staged, prefix)?;
         self.done.fetch_add(prefix.len() as u64, Ordering::Relaxed);
         let open = Arc::new(OpenFile { source, out });
         *slot = Some(Arc::clone(&open));
@@ -272,7 +255,7 @@ impl Job {
         if self.overflowed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if self.sync {
+        if self.options.sync {
             // They listen for as long as a worker can finish anything.
             let _ = finished.send((file, open.out));
         } else {
@@ -293,11 +276,9 @@ impl Job {
     pub fn audits(&self) -> Vec<TensorAudit> {
         let audits = self.files.iter().flat_map(|file| lock(&file.audits).clone());
         // A cast tensor without elements has no pieces; nothing happened to its values.
-        let needed = self.plan.tensors().map(|(_, tensor)| tensor.action.is_audited());
+        let audits = audits.zip(self.plan.tensors()).enumerate();
         audits
-            .zip(needed)
-            .enumerate()
-            .filter(|(_, (_, needed))| *needed)
+            .filter(|(_, (_, (_, planned)))| planned.action != Action::Copy)
             .map(|(tensor, (audit, _))| TensorAudit { tensor, audit: audit.unwrap_or_default() })
             .collect()
     }

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,15 +45,11 @@ impl Record {
     /// What the journal in a staging folder says; nothing when there is none, or none that could
     /// be written to its first line's end. A run that syncs does not rely on files that an earlier
     /// one did not.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn read(staging: &Path, sync: bool) -> Result<Option<Record>, Error> {
         let path = staging.join(NAME);
         let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("read", &path)(error)),
+            bytes => bytes.map_err(Error::io("read", &path))?,
         };
         // A line that does not parse was torn when its run died; what it said is done again.
         let mut lines = bytes.split(|byte| *byte == b'\n').map(serde_json::from_slice::<Line>);
@@ -88,35 +83,36 @@ impl Record {
 pub struct Journal {
     path: PathBuf,
     sync: bool,
-    /// With the place for the next line; nothing once the run is over.
-    file: Mutex<Option<(File, u64)>>,
-    staged: Mutex<HashSet<usize>>,
-    publishing: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Nothing once the run is over.
+    file: Option<File>,
+    /// The place for the next line.
+    end: u64,
+    staged: HashSet<usize>,
+    publishing: bool,
 }
 
 impl Journal {
     /// A new journal in a staging folder that has none.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn create(staging: &Path, identity: &Identity, sync: bool) -> Result<Journal, Error> {
         let path = staging.join(NAME);
         let first = line(&Line::Run { identity: identity.clone() });
-        let file = fs::create_new(&path)?;
-        fs::write_at(&file, &path, &first, 0)?;
-        let journal = Journal::new(path, sync, (file, first.len() as u64));
-        journal.sync()?;
+        let file = fs::create_with(&path, &first)?;
         if sync {
+            fs::sync_file(&file, &path, 0, &|| false)?;
             fs::sync_dir(staging)?;
         }
-        Ok(journal)
+        let (file, end) = (Some(file), first.len() as u64);
+        let state = State { file, end, staged: HashSet::new(), publishing: false };
+        Ok(Journal { path, sync, state: Mutex::new(state) })
     }
 
     /// The journal in a staging folder, which says `record`, to write more into it. `resumed` is
     /// what of it still holds.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn open(
         staging: &Path,
         sync: bool,
@@ -128,84 +124,72 @@ impl Journal {
         let bytes = file.metadata().map_err(Error::io("read", &path))?.len();
         // The last line may be torn; what follows starts a new one.
         fs::write_at(&file, &path, b"\n", bytes)?;
-        let journal = Journal::new(path, sync, (file, bytes + 1));
-        let files = (0..resumed.len()).filter(|file| resumed[*file].is_some());
-        *lock(&journal.staged) = files.collect();
-        journal.publishing.store(record.publishing.is_some(), Ordering::Relaxed);
-        Ok(journal)
-    }
-
-    fn new(path: PathBuf, sync: bool, file: (File, u64)) -> Journal {
-        let (staged, publishing) = (Mutex::default(), AtomicBool::new(false));
-        Journal { path, sync, file: Mutex::new(Some(file)), staged, publishing }
+        let (file, end) = (Some(file), bytes + 1);
+        let staged = (0..resumed.len()).filter(|index| resumed[*index].is_some()).collect();
+        let state = State { file, end, staged, publishing: record.publishing.is_some() };
+        Ok(Journal { path, sync, state: Mutex::new(state) })
     }
 
     /// Removes the journal of a staging folder.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn remove(staging: &Path) -> Result<(), Error> {
         fs::remove_file(&staging.join(NAME))
     }
 
     /// Whether it notes anything that the same run, done again, would not have to do.
     pub fn has_work(&self) -> bool {
-        self.is_publishing() || !lock(&self.staged).is_empty()
+        let state = lock(&self.state);
+        state.publishing || !state.staged.is_empty()
     }
 
     /// Whether it notes that a file is staged.
     pub fn has(&self, file: usize) -> bool {
-        lock(&self.staged).contains(&file)
+        lock(&self.state).staged.contains(&file)
     }
 
     /// Whether publication has begun.
     pub fn is_publishing(&self) -> bool {
-        self.publishing.load(Ordering::Relaxed)
+        lock(&self.state).publishing
     }
 
     /// Notes that a file is staged. Not synced: a line that a power cut takes costs work, no more.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn staged(&self, file: usize, audits: &FileAudits) -> Result<(), Error> {
         let boot = if self.sync { None } else { Some(boot()) };
-        self.append(&Line::Staged { file, boot, audits: audits.clone() })?;
-        lock(&self.staged).insert(file);
+        let text = line(&Line::Staged { file, boot, audits: audits.clone() });
+        let mut state = lock(&self.state);
+        if state.append(&self.path, &text)?.is_some() {
+            state.staged.insert(file);
+        }
         Ok(())
     }
 
     /// Notes that publication begins.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn publishing(&self, replaced: &[PathBuf]) -> Result<(), Error> {
-        // From here on, also when noting it fails: what the line says may be on the disk.
-        self.publishing.store(true, Ordering::Relaxed);
         let replaced = replaced.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-        self.append(&Line::Publishing { replaced })?;
-        self.sync()
+        let text = line(&Line::Publishing { replaced });
+        let mut state = lock(&self.state);
+        // From here on, also when noting it fails: what the line says may be on the disk.
+        state.publishing = true;
+        match state.append(&self.path, &text)? {
+            Some(file) if self.sync => fs::sync_file(file, &self.path, 0, &|| false),
+            _ => Ok(()),
+        }
     }
 
     /// Notes nothing more: threads of a run that was stopped may still come to their end, when the
     /// journal is another run's.
     pub fn close(&self) {
-        *lock(&self.file) = None;
+        lock(&self.state).file = None;
     }
+}
 
-    fn append(&self, entry: &Line) -> Result<(), Error> {
-        let text = line(entry);
-        let mut guard = lock(&self.file);
-        let Some((file, end)) = &mut *guard else { return Ok(()) };
-        fs::write_at(file, &self.path, &text, *end)?;
-        *end += text.len() as u64;
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), Error> {
-        match &*lock(&self.file) {
-            Some((file, _)) if self.sync => fs::sync_file(file, &self.path, 0, &|| false),
-            _ => Ok(()),
+impl State {
+    /// Adds a line and gives the file; nothing, and adds none, once the run is over.
+    fn append(&mut self, path: &Path, text: &[u8]) -> Result<Option<&File>, Error> {
+        if let Some(file) = &self.file {
+            fs::write_at(file, path, text, self.end)?;
+            self.end += text.len() as u64;
         }
+        Ok(self.file.as_ref())
     }
 }
 
@@ -213,4 +197,33 @@ fn line(entry: &Line) -> Vec<u8> {
     let mut text = serde_json::to_vec(entry).expect("strings, numbers and lists");
     text.push(b'\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Float;
+    use crate::plan::Plan;
+    use crate::run::OnOverflow;
+
+    #[test]
+    fn a_journal_that_is_closed_notes_nothing_more() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let plan = Plan {
+            source: "model".into(),
+            single_file: false,
+            to: Float::Bf16,
+            keep: vec![],
+            auto_keep: true,
+            files: vec![],
+            warnings: vec![],
+        };
+        let identity = Identity::new(&plan, OnOverflow::Error);
+        let journal = Journal::create(folder.path(), &identity, false).expect("created");
+        let before = std::fs::read(folder.path().join(NAME)).expect("read");
+        journal.close();
+        journal.staged(0, &vec![]).expect("ignored");
+        assert!(!journal.has(0) && !journal.has_work());
+        assert_eq!(std::fs::read(folder.path().join(NAME)).expect("read"), before);
+    }
 }

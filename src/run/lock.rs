@@ -66,35 +66,28 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of a staging folder, which is made where there is none. `wait` is called while another machine's run is
-    /// watched, and gives up by returning `false`.
+    /// Takes the lock of a staging folder, which is made where there is none. `wait` is called while
+    /// another machine's run is watched, and gives up by returning `false`.
     ///
     /// # Errors
     /// When another run holds it or the system refuses.
     pub fn acquire(staging: &Path, wait: &mut dyn FnMut() -> bool) -> Result<Lock, Error> {
         loop {
             fs::create_dirs(staging)?;
-            let before = match highest(staging)? {
-                None => None,
-                Some(number) => {
-                    let path = name(staging, number);
-                    let owner = read(&path);
-                    if let Some(alive) = alive(&path, wait)? {
-                        return Err(Error::Busy {
-                            path: staging.parent().unwrap_or(staging).to_owned(),
-                            pid: alive.pid,
-                            host: alive.host,
-                        });
-                    }
-                    if !path.exists() {
-                        continue;
-                    }
-                    Some((number, owner))
+            let highest = highest(staging)?;
+            let before = highest.map(|number| name(staging, number));
+            let found = before.as_deref().and_then(read);
+            if let Some(before) = &before {
+                if let Some(Owner { pid, host, .. }) = alive(before, wait)? {
+                    let path = staging.parent().unwrap_or(staging).to_owned();
+                    return Err(Error::Busy { path, pid, host });
                 }
-            };
-            let number = before.as_ref().map_or(1, |(number, _)| number + 1);
-            let path = name(staging, number);
-            let owner = Owner::this();
+                if !before.exists() {
+                    continue;
+                }
+            }
+            let number = highest.unwrap_or(0) + 1;
+            let (path, owner) = (name(staging, number), Owner::this());
             match fs::create_new(&path) {
                 Ok(file) => {
                     fs::write_at(&file, &path, &content(&owner, 0), 0)
@@ -108,30 +101,18 @@ impl Lock {
                 }
                 Err(error) => return Err(error),
             }
-            if let Some((number, before)) = before
-                && (read(&name(staging, number)) != before || !name(staging, number).exists())
-            {
+            if before.is_some_and(|before| read(&before) != found || !before.exists()) {
                 // Not the one that was found dead: the folder is another run's by now.
                 fs::remove_file(&path)?;
                 continue;
             }
             held(&HELD).push(owner.token);
-            let heart = beat(&path, &owner);
-            return Ok(Lock {
-                staging: staging.to_owned(),
-                number,
-                path,
-                owner,
-                heart,
-                gone: false,
-            });
+            let (staging, heart) = (staging.to_owned(), beat(&path, &owner));
+            return Ok(Lock { staging, number, path, owner, heart, gone: false });
         }
     }
 
     /// Fails when another run took this one, which did not move for long, for dead.
-    ///
-    /// # Errors
-    /// Then.
     pub fn check(&self) -> Result<(), Error> {
         let lost = highest(&self.staging)? != Some(self.number)
             || read(&self.path).is_none_or(|owner| owner.token != self.owner.token);
@@ -140,17 +121,12 @@ impl Lock {
         }
         Ok(())
     }
-}
 
-impl Lock {
     /// Removes the folder, with this lock and those before it, when nothing else is in it. The
     /// lock is then no more.
     pub fn remove_if_alone(&mut self) -> bool {
         self.stop();
-        let names = |folder: &Path| -> std::io::Result<Vec<_>> {
-            std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
-        };
-        let Ok(found) = names(&self.staging) else { return false };
+        let Ok(found) = list(&self.staging) else { return false };
         if !found.iter().all(|path| number(path).is_some()) {
             return false;
         }
@@ -185,10 +161,8 @@ impl Drop for Lock {
 impl Owner {
     fn this() -> Owner {
         static TOKENS: AtomicU64 = AtomicU64::new(0);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // Nanoseconds with a counter in the last digits.
-        let token =
-            (now.as_nanos() as u64 & !0xff) | (TOKENS.fetch_add(1, Ordering::Relaxed) & 0xff);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let count = TOKENS.fetch_add(1, Ordering::Relaxed);
         let pid = process::id();
         Owner {
             host: std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -196,7 +170,8 @@ impl Owner {
             world: world(),
             pid,
             started: started(pid).unwrap_or(0),
-            token,
+            // Nanoseconds with a counter in the last digits.
+            token: (now as u64 & !0xff) | (count & 0xff),
             released: false,
         }
     }
@@ -226,11 +201,10 @@ fn started(pid: u32) -> Option<u64> {
 /// Whether a process is another user's on a system that shows nobody the others' (`hidepid`).
 #[cfg(target_os = "linux")]
 fn is_hidden(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    let exists = |pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::PERM);
-    pid.is_some_and(|pid| {
-        started(pid.as_raw_nonzero().get().unsigned_abs()).is_none() && exists(pid)
-    })
+    use rustix::process::{Pid, test_kill_process};
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let exists = |process| test_kill_process(process) == Err(rustix::io::Errno::PERM);
+    started(pid).is_none() && process.is_some_and(exists)
 }
 
 /// Whether a process cannot be looked at: only where there is something to look at.
@@ -318,15 +292,17 @@ fn number(path: &Path) -> Option<u64> {
 }
 
 fn highest(staging: &Path) -> Result<Option<u64>, Error> {
-    let mut highest = None;
-    let entries = match std::fs::read_dir(staging) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        entries => entries.map_err(Error::io("list", staging))?,
-    };
-    for entry in entries {
-        highest = highest.max(number(&entry.map_err(Error::io("list", staging))?.path()));
+    match list(staging) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        found => {
+            let found = found.map_err(Error::io("list", staging))?;
+            Ok(found.iter().filter_map(|path| number(path)).max())
+        }
     }
-    Ok(highest)
+}
+
+fn list(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
 }
 
 #[cfg(test)]

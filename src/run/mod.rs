@@ -14,12 +14,13 @@ mod stage;
 mod staging;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 pub use destination::{Found, check as check_destination};
 pub use publish::Staged;
 pub use stage::stage;
 
-use crate::cast::Audit;
+use crate::cast::{Audit, Overflow};
 
 /// The folder in the destination that holds everything until it is published.
 pub const STAGING: &str = ".recast";
@@ -44,17 +45,14 @@ impl OnOverflow {
             OnOverflow::Saturate => "saturate",
         }
     }
-}
 
-/// How source files are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Io {
-    /// What is safe and fast everywhere: at present, positioned reads.
-    Auto,
-    /// Through a memory map. A file that another process truncates meanwhile kills this one.
-    Mmap,
-    /// By positioned reads.
-    Read,
+    /// What a cast does under it.
+    pub(crate) fn of_cast(self) -> Overflow {
+        match self {
+            OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
+            OnOverflow::Saturate => Overflow::Saturate,
+        }
+    }
 }
 
 /// How to run.
@@ -64,8 +62,9 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Whether the result is made durable before it is published.
     pub sync: bool,
-    /// How source files are read.
-    pub io: Io,
+    /// Whether source files are read through a memory map, instead of by positioned reads. A file
+    /// that another process truncates meanwhile then kills this one.
+    pub mmap: bool,
     /// What to do when finite values become infinite.
     pub on_overflow: OnOverflow,
     /// Whether a model in the destination may be replaced.
@@ -77,7 +76,7 @@ impl Default for Options {
         Options {
             threads: None,
             sync: true,
-            io: Io::Auto,
+            mmap: false,
             on_overflow: OnOverflow::Error,
             overwrite: false,
         }
@@ -104,6 +103,11 @@ pub struct TensorAudit {
 
 /// What the casts did to the tensors of one file, where they are cast or could have been.
 type FileAudits = Vec<Option<Audit>>;
+
+/// How many threads to run when so many are asked for; by default as many as the process may use.
+pub(crate) fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)).max(1)
+}
 
 /// A lock on data that every holder leaves whole, so a panic elsewhere does not matter.
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

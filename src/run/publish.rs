@@ -22,8 +22,6 @@ pub struct Staged {
     sync: bool,
     /// What the cast did to each tensor that is, or could have been, cast.
     pub audits: Vec<TensorAudit>,
-    /// How many threads staged it.
-    pub threads: usize,
     /// Files that an earlier run had staged.
     pub resumed_files: usize,
     /// Whether every file is in its place.
@@ -33,13 +31,17 @@ pub struct Staged {
 }
 
 impl Staged {
-    pub(super) fn new(plan: &Arc<Plan>, staging: Staging, sync: bool, threads: usize) -> Staged {
+    pub(super) fn new(
+        plan: &Arc<Plan>,
+        staging: Staging,
+        sync: bool,
+        audits: Vec<TensorAudit>,
+    ) -> Staged {
         Staged {
             plan: Arc::clone(plan),
             sync,
             published: false,
-            audits: Vec::new(),
-            threads,
+            audits,
             resumed_files: staging.resumed_files(),
             identity: serde_json::to_string(&staging.identity).expect("strings and numbers"),
             staging: Some(staging),
@@ -76,7 +78,7 @@ impl Staged {
             for file in &self.plan.files {
                 source::check(file)?;
             }
-            staging.begin_publishing()?;
+            staging.journal().publishing(&staging.replaced)?;
         }
         self.move_old_out()?;
         self.move_new_in()?;
@@ -87,15 +89,11 @@ impl Staged {
     fn move_old_out(&self) -> Result<(), Error> {
         let staging = self.staging();
         let (staged, old) = (staging.path(), staging.old());
-        let planned: HashSet<&Path> =
-            self.plan.files.iter().map(|file| file.path.as_path()).collect();
-        let mut leaving = Vec::new();
-        for path in &staging.replaced {
-            let is_new = planned.contains(path.as_path()) && !staged.join(path).exists();
-            if !is_new && staging.dest.join(path).symlink_metadata().is_ok() {
-                leaving.push(path.as_path());
-            }
-        }
+        let planned: HashSet<&PathBuf> = self.plan.files.iter().map(|file| &file.path).collect();
+        let is_new = |path| planned.contains(path) && !staged.join(path).exists();
+        let mut leaving: Vec<&PathBuf> =
+            staging.replaced.iter().filter(|path| !is_new(*path)).collect();
+        leaving.retain(|path| staging.dest.join(path).symlink_metadata().is_ok());
         // What makes it a model goes first, and each of those for good before anything else does.
         leaving.sort_by_key(|path| (!decides(path), path.components().count()));
         let mut directories = BTreeSet::new();
@@ -110,8 +108,7 @@ impl Staged {
                 self.sync_dirs(&directories)?;
             }
         }
-        self.sync_dirs(&directories)?;
-        Ok(())
+        self.sync_dirs(&directories)
     }
 
     fn move_new_in(&self) -> Result<(), Error> {
@@ -144,8 +141,7 @@ impl Staged {
         let staging = self.staging();
         let (dest, temporary) = (staging.dest.clone(), staging.folder.join(REPORT));
         fs::remove_file(&temporary)?;
-        let file = fs::create_new(&temporary)?;
-        fs::write_at(&file, &temporary, report.as_bytes(), 0)?;
+        let file = fs::create_with(&temporary, report.as_bytes())?;
         if self.sync {
             fs::sync_file(&file, &temporary, report.len() as u64, &|| false)?;
         }

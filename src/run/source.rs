@@ -2,10 +2,9 @@
 //! positioned reads into a worker's own buffer.
 
 use std::fs::{File, Metadata};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Io;
 use crate::checkpoint::file;
 use crate::checkpoint::shard::Map;
 use crate::error::Error;
@@ -20,47 +19,42 @@ const TELLING: usize = 256 << 10;
 
 /// An open source file.
 pub struct Source {
+    path: PathBuf,
     file: File,
     map: Option<Map>,
 }
 
 impl Source {
     /// Opens a file as it was when it was planned.
-    pub fn open(planned: &PlannedFile, io: Io) -> Result<Source, Error> {
-        let path = planned.location.as_path();
-        let (file, _) = file::open(path)?;
-        let mut source = Source { file, map: None };
-        source.check(planned)?;
-        fs::will_read_in_order(&source.file);
-        if io == Io::Mmap {
-            source.map = Some(Map::new(&source.file).map_err(Error::io("map", path))?);
-        }
-        Ok(source)
+    pub fn open(planned: &PlannedFile, mmap: bool) -> Result<Source, Error> {
+        let path = planned.location.clone();
+        let (file, found) = file::open(&path)?;
+        unchanged(planned, &found)?;
+        fs::will_read_in_order(&file);
+        let map = if mmap { Some(Map::new(&file).map_err(Error::io("map", &path))?) } else { None };
+        Ok(Source { path, file, map })
     }
 
     /// Fails when the file was written since it was planned.
     pub fn check(&self, planned: &PlannedFile) -> Result<(), Error> {
-        let path = planned.location.as_path();
-        let found = self.file.metadata().map_err(Error::io("read", path))?;
-        unchanged(planned, &found)
+        unchanged(planned, &self.file.metadata().map_err(Error::io("read", &self.path))?)
     }
 
     /// `bytes` bytes from `start`, read into `buffer` where there is no map.
     pub fn get<'a>(
         &'a self,
-        path: &Path,
         start: u64,
         bytes: usize,
         buffer: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], Error> {
         if let Some(map) = &self.map {
             let range = map.bytes().get(start as usize..start as usize + bytes);
-            return range.ok_or_else(|| Error::Changed { path: path.to_owned() });
+            return range.ok_or_else(|| Error::Changed { path: self.path.clone() });
         }
         buffer.resize(buffer.len().max(bytes), 0);
         let out = &mut buffer[..bytes];
         let started = Instant::now();
-        fs::read_at(&self.file, out, start).map_err(failed(path))?;
+        fs::read_at(&self.file, out, start).map_err(failed(&self.path))?;
         if bytes >= TELLING && started.elapsed() > Duration::from_nanos(bytes as u64) {
             // Slower than 1 GB/s is not memory but a disk, which may as well work on the next
             // pieces while this one is cast and written.
@@ -73,12 +67,11 @@ impl Source {
     /// where the system cannot.
     pub fn copy_to(
         &self,
-        path: &Path,
         start: u64,
         (out, offset): (&File, u64),
         bytes: usize,
     ) -> Result<bool, Error> {
-        fs::copy_range((&self.file, start), (out, offset), bytes).map_err(failed(path))
+        fs::copy_range((&self.file, start), (out, offset), bytes).map_err(failed(&self.path))
     }
 
     /// Says that a range will not be looked at again.

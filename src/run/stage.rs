@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::job::{Buffers, Finished, Job};
 use super::publish::Staged;
 use super::staging::Staging;
-use super::{Options, Progress, TensorAudit, held as lock, overflow};
+use super::{Options, Progress, TensorAudit, held as lock, overflow, threads};
 use crate::cast::Level;
 use crate::error::Error;
 use crate::fs;
@@ -45,19 +45,11 @@ pub fn stage(
     let total = plan.bytes_written();
     let mut wait = || progress(Progress { done: 0, total });
     let Some(staging) = Staging::enter(plan, dest, options, &mut wait)? else { return Ok(None) };
-    let threads = options
-        .threads
-        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
-        .max(1);
     let staged = staging.path();
     let result = Job::new(plan, &staging, level, options)
-        .and_then(|job| run(&Arc::new(job), &staged, threads, progress));
+        .and_then(|job| run(&Arc::new(job), &staged, threads(options.threads), progress));
     match result {
-        Ok(audits) => {
-            let mut staged = Staged::new(plan, staging, options.sync, threads);
-            staged.audits = audits;
-            Ok(Some(staged))
-        }
+        Ok(audits) => Ok(Some(Staged::new(plan, staging, options.sync, audits))),
         Err(error) if error.is_resumable() => Err(error),
         Err(error) => {
             staging.discard()?;
@@ -77,7 +69,8 @@ fn run(
     let (finished, finishing) = sync_channel(UNSYNCED);
     let finishing = Arc::new(Mutex::new(finishing));
     let mut workers = Vec::new();
-    for number in 0..SYNCERS + threads.min(job.pieces.len()).max(1) {
+    let pieces = job.files.iter().map(|file| file.pieces.len()).sum();
+    for number in 0..SYNCERS + threads.min(pieces).max(1) {
         let (job, left) = (Arc::clone(job), left.clone());
         let (finished, finishing) = (finished.clone(), Arc::clone(&finishing));
         let builder = thread::Builder::new();

@@ -12,7 +12,7 @@ use super::{FileAudits, Options, STAGING};
 use crate::checkpoint::REPORT;
 use crate::error::Error;
 use crate::fs;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedFile};
 
 /// A staging folder that this run holds. Dropped, it stays for the same run to go on; unless
 /// nothing is worth it.
@@ -49,14 +49,12 @@ impl Staging {
         let dest = std::path::absolute(dest).map_err(Error::io("resolve", dest))?;
         let folder = dest.join(STAGING);
         let done = matches!(destination::check(plan, &dest, options)?, Found::Done);
-        if done && !folder.exists() {
-            return Ok(None);
-        }
         if !folder.exists() {
+            if done {
+                return Ok(None);
+            }
             // Before anything is written: a full disk has no room for a lock either.
-            let needed =
-                |block: u64| plan.files.iter().map(|file| rounded(file.bytes, block)).sum();
-            check_space(&dest, needed)?;
+            check_space(&dest, plan.files.iter())?;
         }
         let created: Vec<PathBuf> =
             dest.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
@@ -70,15 +68,21 @@ impl Staging {
                 return Err(error);
             }
         };
-        let identity = Identity::new(plan, options.on_overflow);
-        let resumed = vec![None; plan.files.len()];
-        let (replaced, journal) = (Vec::new(), None);
-        let mut staging =
-            Staging { dest, folder, identity, created, replaced, resumed, lock, journal };
+        let mut staging = Staging {
+            dest,
+            folder,
+            identity: Identity::new(plan, options.on_overflow),
+            created,
+            replaced: Vec::new(),
+            resumed: vec![None; plan.files.len()],
+            lock,
+            journal: None,
+        };
         // Nobody else writes from here on, so what is there now is what counts.
         match destination::check(plan, &staging.dest, options)? {
             Found::Place { resume, replaced } => {
-                staging.prepare(plan, options, resume, replaced)?;
+                staging.replaced = replaced;
+                staging.prepare(plan, options.sync, resume)?;
                 Ok(Some(staging))
             }
             Found::Done => {
@@ -95,44 +99,35 @@ impl Staging {
     fn prepare(
         &mut self,
         plan: &Plan,
-        options: &Options,
+        sync: bool,
         resume: Option<Box<Record>>,
-        replaced: Vec<PathBuf>,
     ) -> Result<(), Error> {
-        self.replaced = replaced;
-        if let Some(record) = resume {
+        let journal = if let Some(record) = resume {
             self.replaced.extend(record.publishing.iter().flatten().cloned());
             self.replaced.sort();
             self.replaced.dedup();
             self.resume(plan, &record);
-            self.remove_partial(plan)?;
-            self.check_space(plan)?;
-            let journal = Journal::open(&self.folder, options.sync, &record, &self.resumed)?;
-            self.journal = Some(Arc::new(journal));
+            // What is staged but not whole is made again, and needs the room.
+            for file in self.missing(plan) {
+                fs::remove_file(&self.path().join(&file.path))?;
+            }
+            check_space(&self.dest, self.missing(plan))?;
+            Journal::open(&self.folder, sync, &record, &self.resumed)?
         } else {
             self.clear()?;
-            self.check_space(plan)?;
-            let journal = Journal::create(&self.folder, &self.identity, options.sync)?;
-            self.journal = Some(Arc::new(journal));
-        }
+            check_space(&self.dest, self.missing(plan))?;
+            Journal::create(&self.folder, &self.identity, sync)?
+        };
+        self.journal = Some(Arc::new(journal));
         fs::create_dirs(&self.path())
-    }
-
-    /// Removes what is staged but not whole: it is made again, and needs the room.
-    fn remove_partial(&self, plan: &Plan) -> Result<(), Error> {
-        for (file, _) in plan.files.iter().zip(&self.resumed).filter(|(_, done)| done.is_none()) {
-            fs::remove_file(&self.path().join(&file.path))?;
-        }
-        Ok(())
     }
 
     /// Takes over what an earlier run staged, as far as it is still there.
     fn resume(&mut self, plan: &Plan, record: &Record) {
         let has = |path: &Path, bytes| path.metadata().is_ok_and(|found| found.len() == bytes);
-        for ((file, audits), slot) in
-            plan.files.iter().zip(&record.staged).zip(self.resumed.iter_mut())
-        {
-            let staged = self.folder.join("staged").join(&file.path);
+        let staged = self.path();
+        for ((file, audits), slot) in plan.files.iter().zip(&record.staged).zip(&mut self.resumed) {
+            let staged = staged.join(&file.path);
             let published = || {
                 record.publishing.is_some()
                     && !staged.exists()
@@ -145,12 +140,10 @@ impl Staging {
         }
     }
 
-    /// Fails when what is still to be written does not fit.
-    fn check_space(&self, plan: &Plan) -> Result<(), Error> {
-        check_space(&self.dest, |block| {
-            let files = plan.files.iter().zip(&self.resumed).filter(|(_, done)| done.is_none());
-            files.map(|(file, _)| rounded(file.bytes, block)).sum()
-        })
+    /// The files that are still to be made.
+    fn missing<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = &'a PlannedFile> {
+        let files = plan.files.iter().zip(&self.resumed);
+        files.filter(|(_, resumed)| resumed.is_none()).map(|(file, _)| file)
     }
 
     /// The folder of the staged model.
@@ -180,36 +173,18 @@ impl Staging {
         self.journal.as_ref().is_some_and(|journal| journal.is_publishing())
     }
 
-    /// Notes that publication begins.
-    pub fn begin_publishing(&self) -> Result<(), Error> {
-        self.journal().publishing(&self.replaced)
-    }
-
     /// Removes the folder after publication.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn remove(mut self) -> Result<(), Error> {
         self.journal = None;
         self.clear()
     }
 
     /// Removes the folder and what was made for it, unless publication has begun.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn discard(mut self) -> Result<(), Error> {
-        if self.is_publishing() {
-            return Ok(());
-        }
-        self.journal = None;
-        self.clear()
+    pub fn discard(self) -> Result<(), Error> {
+        if self.is_publishing() { Ok(()) } else { self.remove() }
     }
 
     /// Moves the staged files where no run looks for any, and returns where that is.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn reject(mut self) -> Result<PathBuf, Error> {
         self.journal = None;
         // First of all: with it, the same run would go on with files that are wrong.
@@ -233,20 +208,15 @@ impl Staging {
     }
 }
 
-/// Fails when the file system that `dest` is on, or will be, has no room for what is `needed`, given
-/// the unit in which it gives room out.
-fn check_space(dest: &Path, needed: impl Fn(u64) -> u64) -> Result<(), Error> {
+/// Fails when the file system that `dest` is on, or will be, has no room for `files`.
+fn check_space<'a>(dest: &Path, files: impl Iterator<Item = &'a PlannedFile>) -> Result<(), Error> {
     let place = dest.ancestors().find(|path| path.exists()).unwrap_or(dest);
     let Some((free, block)) = fs::free_space(place) else { return Ok(()) };
-    let needed = needed(block);
+    let needed = files.map(|file| file.bytes.next_multiple_of(block.max(1))).sum();
     if needed > free {
         return Err(Error::NoSpace { path: dest.to_owned(), needed, free });
     }
     Ok(())
-}
-
-fn rounded(bytes: u64, block: u64) -> u64 {
-    bytes.next_multiple_of(block.max(1))
 }
 
 /// What another run may go on with stays, and only that.
@@ -256,10 +226,9 @@ impl Drop for Staging {
         let journal = self.journal.take().inspect(|journal| journal.close());
         match journal {
             Some(journal) if journal.has_work() => {
-                for (index, file) in self.identity.files.iter().enumerate() {
-                    if !journal.has(index) {
-                        let _ = fs::remove_file(&self.path().join(&file.path));
-                    }
+                let files = self.identity.files.iter().enumerate();
+                for (_, file) in files.filter(|(index, _)| !journal.has(*index)) {
+                    let _ = fs::remove_file(&self.path().join(&file.path));
                 }
             }
             Some(_) => drop(self.clear()),
