@@ -77,7 +77,14 @@ def test_a_signal_reaches_the_command_and_ends_the_script(
 ) -> None:
     body = "exit 74" if waiting else "trap 'exit 143' TERM; while :; do sleep 0.05; done"
     env = environment(RECAST=stand_in(tmp_path, body), RECAST_WAIT="30")
-    process = subprocess.Popen(["sh", SCRIPT, "a", "b"], env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["sh", SCRIPT, "a", "b"],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Who runs in the background ignores Ctrl-C, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (tmp_path / "calls").exists() and process.poll() is None:
         time.sleep(0.01)
     if waiting:
