@@ -100,6 +100,32 @@ def test_parts_are_told_from_names_of_any_family(
     assert (row["name"].endswith(part), row["tensors"]) == (True, len(names))
 
 
+def test_a_conversion_that_lost_nothing_is_said_to_have(model: Path, tmp_path: Path) -> None:
+    recast.convert(model, tmp_path / "out", to="bf16", sync=False)
+    (note,) = recast.inspect(tmp_path / "out").notes
+    assert note.startswith("converted without loss: all 1 cast tensors")
+    assert note.endswith("in bf16")
+
+
+@pytest.mark.parametrize(
+    ("report", "says"),
+    [
+        ("{", ["recast.json is not valid JSON"]),
+        ("[" * 200_000, ["recast.json is not valid JSON"]),
+        ("[]", []),
+        ('{"to": "bf16", "audit": {"tensors": [7]}}', []),
+        ('{"to": "bf16", "audit": {"tensors": [{"file": [], "name": {}, "exact": true}]}}', []),
+        ('{"to": "bf16", "audit": {"tensors": [{"file": "x", "name": "y", "exact": true}]}}', []),
+    ],
+)
+def test_a_report_that_is_damaged_or_about_something_else_claims_nothing(
+    report: str, says: list[str], model: Path
+) -> None:
+    (model / "recast.json").write_text(report)
+    notes = recast.inspect(model).notes
+    assert [said in note for said, note in zip(says, notes, strict=True)] == [True] * len(says)
+
+
 def test_a_module_and_a_stack_of_the_same_name_are_two_parts(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", ["x.weight", "x.0.weight", "x.1.weight"])
     found = {row["name"]: row["tensors"] for row in recast.inspect(path).groups}

@@ -168,16 +168,15 @@ def inspect(path: Path) -> Inspection:
             row["parameters"] += tensor.elements
             row["bytes"] += tensor.bytes
         parts = groups(tensors)
-        settings, allocator_notes = memory.settings()
         sizes = {"as_stored": [tensor.bytes for tensor in tensors]}
         sizes |= {to: plan.result().tensor_bytes for to, plan in plans.items()}
     gpu_memory: dict[str, dict[str, int]] = {}
     for name, wanted in sizes.items():
         # fp16 and bf16 nearly always take the same, and so does the dtype the model is stored in.
         same = next((other for other in gpu_memory if sizes[other] == wanted), None)
-        found = gpu_memory[same] if same else memory.predict(wanted, **settings._asdict())._asdict()
+        found = gpu_memory[same] if same else memory.predict_here(wanted)._asdict()
         gpu_memory[name] = dict(found)
-    notes = exactness(checkpoint) + allocator_notes
+    notes = exactness(checkpoint) + memory.settings()[1]
     if checkpoint.quantized is not None:
         notes.append(
             f"the checkpoint is quantised ({checkpoint.quantized}): recast does not convert it, "

@@ -4,7 +4,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from recast.report import SCHEMA_VERSION, json_text
+from recast.report import json_text
 from recast.rounding import FORMATS, Cast, Float, exponent_of, parse, short
 from recast.terminal import grid, plain, render, width
 
@@ -21,7 +21,6 @@ def bits_json(text: str, source: str, targets: list[str]) -> str:
     casts = [Cast.of(value, FORMATS[target]) for target in targets]
     return json_text(
         {
-            "schema_version": SCHEMA_VERSION,
             "input": text,
             "from": source,
             "exact": number is None or (value.finite and value.exact == number),

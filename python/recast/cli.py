@@ -157,7 +157,7 @@ def convert(
         planned = api.plan(source, to=to, keep=keep, auto_keep=not no_auto_keep)
         done = api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
         if as_json:
-            _print(report.json_text(report.plan_json(planned, dest, already_done=done)))
+            _print(report.plan_json(planned, dest, already_done=done))
         elif not quiet:
             _print(report.plan_text(planned, dest, already_done=done))
         return

@@ -106,6 +106,11 @@ def predict(
     return Memory(requested, allocated, reserved)
 
 
+def predict_here(sizes: Iterable[int], *, warm_up: int = 0) -> Memory:
+    """`predict` with the settings of the allocator in the environment."""
+    return predict(sizes, warm_up=warm_up, **settings()[0]._asdict())
+
+
 def _round_up(size: int, block: int, divisions: Sequence[int]) -> int:
     """`size` rounded up to a step between two powers of two; `block` where no steps are asked."""
     octave = size.bit_length() - 1
@@ -133,9 +138,8 @@ def settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[st
     """
     found = Settings()
     notes: list[str] = []
-    for variable in VARIABLES:
-        if variable not in environ:
-            continue
+    variable = next((name for name in VARIABLES if name in environ), None)
+    if variable is not None:
         text = environ[variable]
         try:
             found, unknown = _parse(text)
@@ -147,7 +151,6 @@ def settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[st
             if found != Settings():
                 notes.append(f"GPU memory is for {variable}={text}")
             notes += [f"{variable}: {option} is not modelled" for option in unknown]
-        break
     if UNCACHED in environ:
         notes.append(f"{UNCACHED} is set, which GPU memory here does not model")
     return found, notes

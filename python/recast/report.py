@@ -2,27 +2,29 @@
 
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recast import memory
 from recast._core import Plan, Staged
-from recast.terminal import counted, grid, plain, render, size
+from recast.terminal import counted, first_of, grid, plain, render, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "recast.json"
+COUNTS = ("to_inf", "to_zero", "nan", "inf")
 
 
 def summary(plan: Plan, dest: str) -> dict[str, Any]:
     """What is known of a conversion before it runs: the part plan and report have in common."""
-    counts = {"cast": 0, "copied": 0, "kept": 0}
-    kept: dict[str, list[str]] = {}
     tensors = plan.tensors
+    actions = Counter(tensor.action for tensor in tensors)
+    kept: dict[str, list[str]] = {}
     for tensor in tensors:
-        counts[{"cast": "cast", "copy": "copied", "keep": "kept"}[tensor.action]] += 1
         if tensor.action == "keep":
             kept.setdefault(tensor.reason, []).append(tensor.name)
     return {
@@ -30,29 +32,25 @@ def summary(plan: Plan, dest: str) -> dict[str, Any]:
         "dest": dest,
         "to": plan.to,
         "files": len(plan.files),
-        "tensors": counts,
+        "tensors": {
+            "cast": actions["cast"],
+            "copied": actions["copy"],
+            "kept": actions["keep"],
+        },
         "parameters": plan.parameters,
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "kept": [{"reason": reason, "tensors": names} for reason, names in kept.items()],
-        "gpu_memory": memory.predict(tensor.bytes for tensor in tensors)._asdict(),
+        "gpu_memory": memory.predict(plan.tensor_bytes)._asdict(),
         "warnings": list(plan.warnings),
     }
 
 
-def plan_json(plan: Plan, dest: str, *, already_done: bool) -> dict[str, Any]:
-    """The object `convert --dry-run --json` prints: the summary, and every file's exact size."""
-    files = [
-        {
-            "path": file.path,
-            "action": file.action,
-            "source_bytes": file.source_bytes,
-            "bytes": file.bytes,
-        }
-        for file in plan.files
-    ]
-    head = {"schema_version": SCHEMA_VERSION, "dry_run": True, "already_done": already_done}
-    return {**head, **summary(plan, dest), "planned_files": files}
+def plan_json(plan: Plan, dest: str, *, already_done: bool) -> str:
+    """What `convert --dry-run --json` prints: the summary, and every file's exact size."""
+    files = [picked(file, "path", "action", "source_bytes", "bytes") for file in plan.files]
+    head = {"dry_run": True, "already_done": already_done}
+    return json_text({**head, **summary(plan, dest), "planned_files": files})
 
 
 @dataclass(frozen=True)
@@ -109,31 +107,19 @@ class Report:
         """The report on `plan`, carried out as `staged` in `seconds`."""
         tensors = plan.tensors
         facts = summary(plan, dest)
-        needless = {
-            tensors[audit.tensor].name
-            for audit in staged.audits
-            if tensors[audit.tensor].action == "keep" and audit.exact
-        }
+        audits: list[dict[str, Any]] = []
+        needless = set()
+        for audit in staged.audits:
+            tensor = tensors[audit.tensor]
+            # The core examines kept tensors too; what would have become of them is no result.
+            if tensor.action == "cast":
+                found = picked(audit, *COUNTS, "max_abs", "exact")
+                audits.append({"name": tensor.name, "file": tensor.file, **found})
+            elif audit.exact:
+                needless.add(tensor.name)
         for group in facts["kept"]:
             group["exact_anyway"] = [name for name in group["tensors"] if name in needless]
-        audits: list[dict[str, Any]] = [
-            {
-                "name": tensors[audit.tensor].name,
-                "file": tensors[audit.tensor].file,
-                "to_inf": audit.to_inf,
-                "to_zero": audit.to_zero,
-                "nan": audit.nan,
-                "inf": audit.inf,
-                "max_abs": audit.max_abs,
-                "exact": audit.exact,
-            }
-            for audit in staged.audits
-            # The core examines kept tensors too; what would have become of them is no result.
-            if tensors[audit.tensor].action == "cast"
-        ]
-        totals = {
-            key: sum(audit[key] for audit in audits) for key in ("to_inf", "to_zero", "nan", "inf")
-        }
+        totals = {key: sum(audit[key] for audit in audits) for key in COUNTS}
         totals["inexact_tensors"] = sum(audit["exact"] is False for audit in audits)
         return cls(
             **facts,
@@ -155,14 +141,20 @@ class Report:
 
     def to_json(self) -> str:
         """The report as one JSON object, ASCII only."""
-        fields = dict(vars(self))
-        fields["audit"] = {**self.audit, "tensors": fields.pop("tensor_audits")}
-        return json_text({"schema_version": fields.pop("schema_version"), **fields})
+        fields = {**vars(self), "audit": {**self.audit, "tensors": self.tensor_audits}}
+        del fields["tensor_audits"]
+        return json_text(fields)
 
 
-def json_text(value: dict[str, Any]) -> str:
-    """`value` as indented JSON without NaN or infinity, which JSON does not have."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+def picked(thing: object, *names: str) -> dict[str, Any]:
+    """Some attributes of an object of the core."""
+    return {name: getattr(thing, name) for name in names}
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """`value` as indented JSON, the version first; NaN and infinity, which it lacks, are errors."""
+    whole = {"schema_version": SCHEMA_VERSION, **value}
+    return json.dumps(whole, indent=2, allow_nan=False) + "\n"
 
 
 def plan_text(plan: Plan, dest: str, *, already_done: bool) -> str:
@@ -181,10 +173,7 @@ def report_text(report: Report) -> str:
     """What `convert` prints when it is done."""
     facts = vars(report)
     seconds = max(report.seconds, 1e-9)
-    rows = [
-        *_plan_rows(facts),
-        ("audit", _audit(report)),
-    ]
+    rows = [*_plan_rows(facts), ("audit", _audit(report))]
     if (found := report.verification) is not None:
         values = f"{found['values_checked']:,} values"
         tensors = counted(found["tensors_checked"], "tensor")
@@ -210,10 +199,9 @@ def _plan_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("tensors", f"{counts['cast']:,} cast, {counts['copied']:,} copied{kept}")]
     for group in facts["kept"]:
         names = group["tensors"]
-        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
         exact = len(group.get("exact_anyway", []))
         needless = f" ({exact:,} of {len(names):,} exact in {facts['to']} anyway)" if exact else ""
-        rows.append(("kept", plain(f"{names[0]}{more}: {group['reason']}{needless}")))
+        rows.append(("kept", plain(f"{first_of(names)}: {group['reason']}{needless}")))
     rows.append(("size", f"{size(facts['bytes_read'])} -> {size(facts['bytes_written'])}"))
     on_gpu = f"{size(gpu['allocated'])} allocated, {size(gpu['reserved'])} reserved"
     rows.append(("on a GPU", f"{on_gpu} by PyTorch"))

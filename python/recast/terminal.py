@@ -3,15 +3,15 @@
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import ProgressColumn
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], Any]
 
 # What a pipe gets where a terminal would be asked for its width.
 PIPE_WIDTH = 100
@@ -36,6 +36,19 @@ def size(count: int) -> str:
 def counted(number: int, what: str) -> str:
     """A number of things, in the singular or the plural: `1,024 tensors`."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def first_of(names: list[str]) -> str:
+    """The first of `names`, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+
+
+def columns(rows: Sequence[tuple[str, ...]], right: Container[int] = ()) -> list[str]:
+    """`rows` as lines, each column as wide as it has to be; those in `right` are flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [f"{{:{'>' if at in right else '<'}{width}}}" for at, width in enumerate(widths)]
+    line = "  ".join([*padded[:-1], "{}"])
+    return [line.format(*row) for row in rows]
 
 
 def width() -> int:
