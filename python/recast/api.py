@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from recast import memory
-from recast._core import Checkpoint, Plan
+from recast._core import STAGING, Checkpoint, Plan
 from recast.array import check_policy, float_name
 from recast.errors import InputError, OutputError, UsageError
 from recast.inspection import Inspection, exactness, groups
 from recast.report import Report
 
 Path = str | os.PathLike[str]
-STAGED = os.path.join(".recast", "staged")
 
 
 def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
@@ -35,8 +34,9 @@ def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool 
 
 def check_destination(
     planned: Plan, dest: Path, *, on_overflow: str = "error", overwrite: bool = False
-) -> bool:
-    """Whether `dest` holds the result of `planned` already; raises unless it can be made there.
+) -> str:
+    """What `dest` holds of `planned`: its result ("done"), what an interrupted run left ("begun"),
+    or nothing yet ("new").
 
     Raises `UsageError` for a name that is a file's, and `OutputError` where the destination is
     the source or holds something else.
@@ -133,11 +133,12 @@ def convert(
         raise
     except BaseException as error:
         # An interrupt counts too, and must say truthfully what it leaves behind.
+        left = os.path.join(dest, STAGING, "staged")
         if staged is not None:
             staged.leave()
         if staged is not None and staged.published:
             error.add_note(f"{os.fspath(dest)} was published; the same command leaves its report")
-        elif os.path.exists(os.path.join(dest, STAGED)) and not isinstance(error, OutputError):
+        elif os.path.exists(left) and not isinstance(error, OutputError):
             error.add_note("the model is not published; the same command continues")
         elif not isinstance(error, Exception):
             error.add_note("nothing was published")

@@ -155,11 +155,11 @@ def convert(
 
     if dry_run:
         planned = api.plan(source, to=to, keep=keep, auto_keep=not no_auto_keep)
-        done = api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
+        found = api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
         if as_json:
-            _print(report.plan_json(planned, dest, already_done=done))
+            _print(report.plan_json(planned, dest, found))
         elif not quiet:
-            _print(report.plan_text(planned, dest, already_done=done))
+            _print(report.plan_text(planned, dest, found))
         return
     with terminal.progress(sys.stderr.isatty() and not (quiet or as_json)) as progress:
         finished = api.convert(

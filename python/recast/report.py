@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "recast.json"
+PLAN_FOUND = {
+    "done": "already done; nothing would be written",
+    "begun": "begun before; the same command without --dry-run continues",
+}
 COUNTS = ("to_inf", "to_zero", "nan", "inf")
 
 
@@ -46,10 +50,13 @@ def summary(plan: Plan, dest: str) -> dict[str, Any]:
     }
 
 
-def plan_json(plan: Plan, dest: str, *, already_done: bool) -> str:
-    """What `convert --dry-run --json` prints: the summary, and every file's exact size."""
+def plan_json(plan: Plan, dest: str, found: str) -> str:
+    """What `convert --dry-run --json` prints: the summary, and every file's exact size.
+
+    `found` is what `check_destination` says is there.
+    """
     files = [picked(file, "path", "action", "source_bytes", "bytes") for file in plan.files]
-    head = {"dry_run": True, "already_done": already_done}
+    head = {"dry_run": True, "already_done": found == "done", "resumes": found == "begun"}
     return json_text({**head, **summary(plan, dest), "planned_files": files})
 
 
@@ -157,7 +164,7 @@ def json_text(value: Mapping[str, Any]) -> str:
     return json.dumps(whole, indent=2, allow_nan=False) + "\n"
 
 
-def plan_text(plan: Plan, dest: str, *, already_done: bool) -> str:
+def plan_text(plan: Plan, dest: str, found: str) -> str:
     """What `convert --dry-run` prints: the plan, and each file's size before and after."""
     facts = summary(plan, dest)
     files = [
@@ -165,8 +172,8 @@ def plan_text(plan: Plan, dest: str, *, already_done: bool) -> str:
         for file in plan.files
     ]
     rows = [*_plan_rows(facts), ("files", f"{len(files)}, in the order they are written"), *files]
-    done = ["already done; nothing would be written"] * already_done
-    return render(*done, *_warnings(facts["warnings"]), _title(facts, "plan: "), grid(rows))
+    there = [PLAN_FOUND[found]] if found in PLAN_FOUND else []
+    return render(*there, *_warnings(facts["warnings"]), _title(facts, "plan: "), grid(rows))
 
 
 def report_text(report: Report) -> str:

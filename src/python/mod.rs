@@ -221,10 +221,14 @@ impl Plan {
         dest: PathBuf,
         on_overflow: &str,
         overwrite: bool,
-    ) -> PyResult<bool> {
+    ) -> PyResult<&'static str> {
         let on_overflow = self::on_overflow(on_overflow)?;
         let options = run::Options { on_overflow, overwrite, ..run::Options::default() };
-        Ok(matches!(run::check_destination(&self.0, &dest, &options)?, run::Found::Done))
+        Ok(match run::check_destination(&self.0, &dest, &options)? {
+            run::Found::Done => "done",
+            run::Found::Place { resume: Some(_), .. } => "begun",
+            run::Found::Place { resume: None, .. } => "new",
+        })
     }
 
     #[pyo3(signature = (
@@ -359,6 +363,7 @@ fn simd_level() -> PyResult<&'static str> {
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("STAGING", run::STAGING)?;
     module.add_class::<Tensor>()?;
     module.add_class::<Checkpoint>()?;
     module.add_class::<PlannedTensor>()?;
