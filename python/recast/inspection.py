@@ -55,7 +55,7 @@ class Inspection:
     the allocator's settings in the environment respected. A quantised checkpoint has only
     `as_stored`."""
     device: dict[str, Any] | None
-    """`{name, free, total}` of the first GPU, when there is one."""
+    """`{name, free, total}` of the GPU that programs see first, when there is one."""
     notes: list[str]
     stored: list[Tensor] = field(repr=False, compare=False)
     """Every tensor, as its header describes it."""
