@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from recast.report import json_text
-from recast.rounding import FORMATS, Cast, Float, exponent_of, parse, short
+from recast.rounding import FORMATS, Cast, Float, parse, short
 from recast.terminal import grid, plain, render, width
 
 if TYPE_CHECKING:
@@ -141,13 +141,11 @@ def _exponent_step(cast: Cast) -> str | None:
 
 
 def _error(cast: Cast) -> str:
-    error, ulp = cast.absolute_error, cast.ulp
-    if error is None or ulp is None:
+    absolute, relative, ulps = cast.errors()
+    if absolute is None:
         return "infinite"
-    if error == 0:
+    if absolute == 0:
         return "none"
-    relative = float(error / abs(cast.source.exact))
     return (
-        f"{float(error):.6g} absolute, {relative:.6g} relative, "
-        f"{float(error / ulp):.6g} ulp (1 ulp is 2^{exponent_of(ulp)})"
+        f"{absolute:.6g} absolute, {relative:.6g} relative, {ulps:.6g} ulp (1 ulp is 2^{cast.ulp})"
     )

@@ -141,10 +141,9 @@ def parse(text: str, format: Format) -> tuple[Float, Fraction | None]:
         )
     magnitude = _magnitude(match[2], match[3] or "0")
     bits = _nearest(magnitude, format)
-    negative = match[1] == "-"
-    return Float(
-        format, bits | sign_bit if negative else bits
-    ), -magnitude if negative else magnitude
+    if match[1] == "-":
+        return Float(format, bits | sign_bit), -magnitude
+    return Float(format, bits), magnitude
 
 
 def _wrong_width(text: str, format: Format) -> tuple[str, str]:
@@ -239,25 +238,26 @@ class Cast:
         return cls(source, result, mantissa, dropped, rounding, reason)
 
     @property
-    def absolute_error(self) -> Fraction | None:
-        """|result - source|; `None` where one is not finite."""
-        if not (self.source.finite and self.result.finite):
-            return None
-        return abs(self.result.exact - self.source.exact)
-
-    @property
-    def ulp(self) -> Fraction | None:
-        """The distance of neighbours in the target where the source is."""
-        if not self.source.finite:
-            return None
+    def ulp(self) -> int:
+        """The distance of neighbours in the target where the source is, as a power of two."""
         target, magnitude = self.result.format, abs(self.source.exact)
         exponent = exponent_of(magnitude) if magnitude else target.smallest
-        return Fraction(2) ** (max(exponent, target.smallest) - target.mantissa_bits)
+        return max(exponent, target.smallest) - target.mantissa_bits
+
+    def errors(self) -> tuple[float | None, float | None, float | None]:
+        """|result - source|: as it is, of the source, and in units of `ulp`.
+
+        `None` where one of them is not finite, and for a share of zero.
+        """
+        if not (self.source.finite and self.result.finite):
+            return None, None, None
+        whole = abs(self.source.exact)
+        error = abs(self.result.exact - self.source.exact)
+        return float(error), float(error / whole) if whole else None, float(error / 2**self.ulp)
 
     def to_json(self) -> dict[str, Any]:
         """The cast as JSON holds it."""
-        error, ulp = self.absolute_error, self.ulp
-        relative = None if error is None or not self.source.exact else abs(self.source.exact)
+        absolute, relative, ulps = self.errors()
         return {
             "from": self.source.format.name,
             "to": self.result.format.name,
@@ -267,9 +267,9 @@ class Cast:
             "tie": _is_tie(self.dropped),
             "reason": self.reason,
             "result": self.result.hex,
-            "absolute_error": None if error is None else float(error),
-            "relative_error": None if error is None or not relative else float(error / relative),
-            "ulp_error": None if error is None or not ulp else float(error / ulp),
+            "absolute_error": absolute,
+            "relative_error": relative,
+            "ulp_error": ulps,
         }
 
 
@@ -284,13 +284,13 @@ def _rule(mantissa: str, dropped: str) -> tuple[str, str]:
     half = f"half of the last kept bit ({short('1' + '0' * (len(dropped) - 1))})"
     if dropped[0] == "0":
         return "down", f"the dropped bits are less than {half}: they go"
-    even = _is_tie(dropped) and mantissa[-1] == "0"
-    if even:
-        return "down", f"a tie: exactly {half}; the last kept bit is 0, even, and stays"
-    why = "a tie: exactly" if _is_tie(dropped) else "the dropped bits are more than"
-    odd = "; the last kept bit is 1, odd" if _is_tie(dropped) else ""
     carry = ", which carries into the exponent" if "0" not in mantissa else ""
-    return "up", f"{why} {half}{odd}: the kept bits go up by 1{carry}"
+    up = f"the kept bits go up by 1{carry}"
+    if not _is_tie(dropped):
+        return "up", f"the dropped bits are more than {half}: {up}"
+    if mantissa[-1] == "0":
+        return "down", f"a tie: exactly {half}; the last kept bit is 0, even, and stays"
+    return "up", f"a tie: exactly {half}; the last kept bit is 1, odd: {up}"
 
 
 def short(bits: str) -> str:
