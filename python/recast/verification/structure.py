@@ -175,7 +175,8 @@ def check(promise: Promise, dest: Path, headers: Headers) -> list[str]:
             problems.append(f"{file} has {path.stat().st_size} bytes, planned were {facts.bytes}")
     for file in sorted(set(shards(dest)) - planned.keys()):
         problems.append(f"{file} is stale or extra: the source has no such shard")
-    problems += _check_tensors(promise, headers)
+    known = {file: entries for file, entries in headers.items() if file in planned}
+    problems += _check_tensors(promise, known)
     for file in _walk(dest):
         if _is_index(file):
             problems += _check_index(promise, dest, file, headers)
@@ -185,12 +186,13 @@ def check(promise: Promise, dest: Path, headers: Headers) -> list[str]:
 
 
 def _check_tensors(promise: Promise, headers: Headers) -> list[str]:
+    """In what the tensors of the promised files differ."""
     problems = []
-    expected: dict[str, set[str]] = {file: set() for file in headers}
+    extra = {(file, name) for file, entries in headers.items() for name in entries}
     for tensor in promise.plan.tensors:
         if tensor.file not in headers:
             continue
-        expected[tensor.file].add(tensor.name)
+        extra.discard((tensor.file, tensor.name))
         entry = headers[tensor.file].get(tensor.name)
         where = f"'{tensor.name}' in {tensor.file}"
         if entry is None:
@@ -203,11 +205,7 @@ def _check_tensors(promise: Promise, headers: Headers) -> list[str]:
         kept = not promise.exact and entry.dtype == tensor.source_dtype
         if entry.dtype != tensor.dtype and not kept:
             problems.append(f"tensor {where} is {entry.dtype}, promised was {tensor.dtype}")
-    planned = {file.path for file in promise.plan.files}
-    for file, entries in headers.items():
-        if file in planned:
-            extra = sorted(entries.keys() - expected[file])
-            problems += [f"tensor '{name}' in {file} is not in the source" for name in extra]
+    problems += [f"tensor '{name}' in {file} is not in the source" for file, name in sorted(extra)]
     return problems
 
 
