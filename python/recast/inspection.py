@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from recast._core import Checkpoint, Tensor
 from recast.report import REPORT_NAME, SCHEMA_VERSION, json_text, picked
-from recast.terminal import bar, columns, counted, grid, plain, render, size, width
+from recast.terminal import bar, columns, counted, grid, heading, plain, render, size, width
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -178,22 +178,16 @@ def inspection_text(inspection: Inspection) -> str:
         parts.append((more, sum(row["bytes"] for row in rest)))
     notes = [f"note: {plain(note)}" for note in inspection.notes]
     return render(
-        _heading(plain(inspection.path)),
+        heading(inspection.path),
         grid(total),
-        _heading("by dtype"),
+        heading("by dtype"),
         _picture(dtypes, inspection.bytes),
-        _heading("by part of the model"),
+        heading("by part of the model"),
         _picture(parts, inspection.bytes),
         _gpu_heading(inspection.device),
         _gpu_table(inspection),
         *notes,
     )
-
-
-def _heading(text: str) -> "Text":
-    from rich.text import Text
-
-    return Text(text, style="bold")
 
 
 def _picture(parts: list[tuple[str, int]], total: int) -> "Text":
@@ -221,9 +215,9 @@ def _picture(parts: list[tuple[str, int]], total: int) -> "Text":
 
 def _gpu_heading(gpu: dict[str, Any] | None) -> "Text":
     if gpu is None:
-        return _heading("GPU memory once loaded by PyTorch (no GPU found here to compare with)")
-    return _heading(
-        f"GPU memory once loaded by PyTorch, on {plain(gpu['name'])} with {size(gpu['free'])} "
+        return heading("GPU memory once loaded by PyTorch (no GPU found here to compare with)")
+    return heading(
+        f"GPU memory once loaded by PyTorch, on {gpu['name']} with {size(gpu['free'])} "
         f"of {size(gpu['total'])} free"
     )
 

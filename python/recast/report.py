@@ -5,14 +5,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recast import memory
 from recast._core import Plan, Staged
-from recast.terminal import counted, first_of, grid, plain, render, size
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from recast.terminal import counted, first_of, grid, heading, marked, plain, render, size
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "recast.json"
@@ -173,7 +170,8 @@ def plan_text(plan: Plan, dest: str, found: str) -> str:
     ]
     rows = [*_plan_rows(facts), ("files", f"{len(files)}, in the order they are written"), *files]
     there = [PLAN_FOUND[found]] if found in PLAN_FOUND else []
-    return render(*there, *_warnings(facts["warnings"]), _title(facts, "plan: "), grid(rows))
+    warnings = marked("warning", "bold yellow", facts["warnings"])
+    return render(*there, *warnings, heading(f"plan: {_title(facts)}"), grid(rows))
 
 
 def report_text(report: Report) -> str:
@@ -187,7 +185,7 @@ def report_text(report: Report) -> str:
         text = f"{values} in {tensors} on {found['device']}, in {found['seconds']:.2f} s"
         rows.append(("verified", text))
     if report.already_done:
-        return render("already done; nothing was written", _title(facts), grid(rows))
+        return render("already done; nothing was written", heading(_title(facts)), grid(rows))
     if report.resumed_files:
         rows.append(("resumed", f"{counted(report.resumed_files, 'file')} staged before"))
     rows.append(
@@ -197,7 +195,8 @@ def report_text(report: Report) -> str:
             f"{report.bytes_written / seconds / 1e9:.2f} GB/s written",
         )
     )
-    return render(*_warnings(report.warnings), _title(facts), grid(rows))
+    warnings = marked("warning", "bold yellow", report.warnings)
+    return render(*warnings, heading(_title(facts)), grid(rows))
 
 
 def _plan_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -232,15 +231,5 @@ def _audit(report: Report) -> str:
     return "; ".join(parts)
 
 
-def _warnings(warnings: list[str]) -> list["RenderableType"]:
-    from rich.text import Text
-
-    return [Text.assemble(("warning: ", "bold yellow"), plain(text)) for text in warnings]
-
-
-def _title(facts: dict[str, Any], prefix: str = "") -> "RenderableType":
-    from rich.text import Text
-
-    return Text(
-        plain(f"{prefix}{facts['source']} -> {facts['dest']} in {facts['to']}"), style="bold"
-    )
+def _title(facts: dict[str, Any]) -> str:
+    return f"{facts['source']} -> {facts['dest']} in {facts['to']}"

@@ -102,6 +102,12 @@ class Float:
         return significand, exponent - self.format.mantissa_bits
 
     @property
+    def exponent(self) -> int:
+        """The exponent of the leading 1 of a finite value; below all others for zero."""
+        significand, scale = self.scaled
+        return significand.bit_length() - 1 + scale
+
+    @property
     def exact(self) -> Fraction:
         """The value, a finite one, without its sign's trace on zero."""
         significand, exponent = self.scaled
@@ -170,18 +176,15 @@ def _nearest(magnitude: Fraction, format: Format) -> int:
     """The bits nearest to `magnitude`, ties to even, rounded once: no double comes in between."""
     if magnitude == 0:
         return 0
-    exponent = max(exponent_of(magnitude), format.smallest)
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    if Fraction(2) ** exponent > magnitude:
+        exponent -= 1
+    exponent = max(exponent, format.smallest)
     # `round` of a fraction goes to the nearest integer, and from the middle to the even one.
     significand = round(magnitude / Fraction(2) ** (exponent - format.mantissa_bits))
     # The leading 1 of a normal number, and a carry out of the mantissa, add to the exponent.
     bits = significand + ((exponent + format.bias - 1) << format.mantissa_bits)
     return min(bits, format.infinity)
-
-
-def exponent_of(magnitude: Fraction) -> int:
-    """The largest integer whose power of two is not above `magnitude`."""
-    guess = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    return guess if Fraction(2) ** guess <= magnitude else guess - 1
 
 
 def cast(value: Float, format: Format) -> Float:
@@ -222,7 +225,7 @@ class Cast:
             reason = f"{'zero' if source.kind == 'zero' else 'infinity'} keeps its sign"
             return cls(source, result, "", "", "exact", reason)
         significand, scale = source.scaled
-        exponent = significand.bit_length() - 1 + scale
+        exponent = source.exponent
         shift = max(exponent, format.smallest) - format.mantissa_bits - scale
         kept = significand >> shift if shift > 0 else significand << -shift
         dropped = f"{significand & ((1 << shift) - 1):0{shift}b}" if shift > 0 else ""
@@ -240,9 +243,8 @@ class Cast:
     @property
     def ulp(self) -> int:
         """The distance of neighbours in the target where the source is, as a power of two."""
-        target, magnitude = self.result.format, abs(self.source.exact)
-        exponent = exponent_of(magnitude) if magnitude else target.smallest
-        return max(exponent, target.smallest) - target.mantissa_bits
+        target = self.result.format
+        return max(self.source.exponent, target.smallest) - target.mantissa_bits
 
     def errors(self) -> tuple[float | None, float | None, float | None]:
         """|result - source|: as it is, of the source, and in units of `ulp`.

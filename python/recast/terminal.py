@@ -3,13 +3,14 @@
 import io
 import os
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import ProgressColumn
+    from rich.text import Text
 
 Progress = Callable[[int, int], Any]
 
@@ -74,6 +75,20 @@ def bar(share: float, columns: int) -> str:
         return "#" * round(share * columns)
     eighths = max(round(share * columns * 8), 1 if share > 0 else 0)
     return EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def heading(text: str) -> "Text":
+    """`text` as the heading of what stands below it."""
+    from rich.text import Text
+
+    return Text(plain(text), style="bold")
+
+
+def marked(word: str, style: str, texts: Iterable[str]) -> "list[Text]":
+    """`texts` with a coloured word in front of each, such as `warning`."""
+    from rich.text import Text
+
+    return [Text.assemble((f"{word}: ", style), plain(text)) for text in texts]
 
 
 def grid(lines: list[tuple[str, str]]) -> "RenderableType":
