@@ -28,8 +28,8 @@ from common import (
     machine,
     need_space,
     peak_anon,
+    publish,
     remove,
-    replace_between,
     run,
     take_turns,
 )
@@ -218,11 +218,7 @@ def main() -> None:
         lines += small.measure(options.data, work / "output", options.rounds, options.tensors)
     finally:
         remove(work)
-    text = "\n".join(lines)
-    print(text)
-    if options.write:
-        replace_between(options.write, "bench", text)
-        options.write.with_name("bench.svg").write_text(chart, encoding="utf-8")
+    publish(lines, options.write, "bench", chart)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import recast
 import torch
-from common import build, machine, replace_between
+from common import build, machine, publish
 
 NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PAIRS = [(a, b) for a in NAMES for b in NAMES if a != b]
@@ -130,10 +130,7 @@ def main():
             python_rates(options.elements, threads, note)
             print(f"{threads} threads: round {done + 1} of {options.rounds}", file=sys.stderr)
         lines += table(threads, rates)
-    text = "\n".join(lines)
-    print(text)
-    if options.write:
-        replace_between(options.write, "bench-cast", text)
+    publish(lines, options.write, "bench-cast")
 
 
 if __name__ == "__main__":

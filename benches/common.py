@@ -191,9 +191,16 @@ def need_space(folder: Path, nbytes: float) -> bool:
     return True
 
 
-def replace_between(page: Path, name: str, text: str) -> None:
-    """Replace what stands between a page's markers `NAME begin` and `NAME end`."""
+def publish(lines: list[str], page: Path | None, name: str, chart: str = "") -> None:
+    """Print the tables. Where there is a page they replace what stands between its markers
+    `NAME begin` and `NAME end`, and the chart goes beside it."""
+    text = "\n".join(lines)
+    print(text)
+    if page is None:
+        return
     begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
     old = page.read_text(encoding="utf-8")
     head, tail = old.split(begin)[0], old.split(end)[1]
     page.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
+    if chart:
+        page.with_name(f"{name}.svg").write_text(chart, encoding="utf-8")

@@ -25,8 +25,8 @@ from common import (
     memory,
     need_space,
     order,
+    publish,
     remove,
-    replace_between,
     run,
 )
 from inputs import llama_config, llama_shapes, sparse, split, write_folder, write_sparse
@@ -228,13 +228,8 @@ def main() -> None:
             lines += larger_than_memory(work, idle, options.layers)
     finally:
         remove(work)
-    text = "\n".join(lines)
-    print(text)
-    if options.write:
-        replace_between(options.write, "scale", text)
-        title = "recast convert, fp32 to bf16: seconds, and peak anonymous memory"
-        chart = bars(title, groups)
-        options.write.with_name("scale.svg").write_text(chart, encoding="utf-8")
+    title = "recast convert, fp32 to bf16: seconds, and peak anonymous memory"
+    publish(lines, options.write, "scale", bars(title, groups))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ RUN = {"bash", "console", "python"}
 VARYING = re.compile(r"\d+\.\d+(?= (?:s|GB/s)\b)|(?<=\(seed )\d+")
 # What a page shows for the directory its commands run in.
 HOME = "/models/"
+# The one GPU that may be seen: no real one, but the one that a page may show.
+GPU = "GPU-0"
 # Stands around the status of each command, in what a console block prints.
 MARK = "\x1e"
 
@@ -73,7 +75,7 @@ def run(block: Block, folder: Path, tools: Path) -> None:
         (folder / block.title).write_text(block.text, encoding="utf-8")
         return
     path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = environment(PATH=path, CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+    env = environment(PATH=path, CUDA_VISIBLE_DEVICES=GPU, HF_HUB_OFFLINE="1")
     session = commands(block) if block.language == "console" else []
     program = "".join(
         f"{command}\n__status=$?; printf '{MARK}%s{MARK}' $__status; (exit $__status)\n"

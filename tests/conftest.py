@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,43 +14,22 @@ torch.set_num_threads(2)
 Save = Callable[[str, str], Path]
 
 
-def build(kind: str) -> torch.nn.Module:
-    """A small model of random weights, the same ones every time."""
+def build(kind: str, **changes: Any) -> torch.nn.Module:
+    """A small model of random weights, the same ones every time; `changes` are to its config."""
     import transformers
 
     torch.manual_seed(0)
-    if kind == "llama":
-        config = transformers.LlamaConfig(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-        )
-        return transformers.LlamaForCausalLM(config).eval()
+    if kind == "t5":
+        sizes = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2}
+        sizes |= {"num_heads": 4, "decoder_start_token_id": 0, "tie_word_embeddings": True}
+        config = transformers.T5Config(**{**sizes, **changes})
+        return transformers.T5ForConditionalGeneration(config).eval()
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 64}
     if kind == "bert":
-        config = transformers.BertConfig(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-        )
-        return transformers.BertModel(config).eval()
-    config = transformers.T5Config(
-        vocab_size=96,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=0,
-        tie_word_embeddings=True,
-    )
-    return transformers.T5ForConditionalGeneration(config).eval()
+        return transformers.BertModel(transformers.BertConfig(**{**sizes, **changes})).eval()
+    sizes |= {"num_key_value_heads": 2, "tie_word_embeddings": kind == "tied"}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **changes})).eval()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from support import environment, fp32_bytes, raw_bytes
+from support import environment, fp32_bytes, heed_interrupts, raw_bytes
 
 KIB, MIB = 1 << 10, 1 << 20
 HANG = 60
@@ -67,8 +67,7 @@ def start(source: Path, dest: Path, *options: object) -> "subprocess.Popen[str]"
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        # As from a terminal, whatever the parent of the tests ignores.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
 
 

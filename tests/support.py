@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -100,6 +101,11 @@ def recast_process(*arguments: object, **options: Any) -> "subprocess.CompletedP
         check=False,
         **options,
     )
+
+
+def heed_interrupts() -> None:
+    """Makes a new process one as from a terminal, whatever the parent of the tests ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`recast bits`: the value, its bits and its rounding, judged by torch, numpy and decimal."""
 
+import bisect
 import functools
 import json
 import re
@@ -106,16 +107,13 @@ def all_values(name: str) -> tuple[list[Fraction], list[int]]:
 def nearest_of_all(number: Fraction, name: str) -> int:
     """The bits of the value nearest to `number`, found by looking at all of them."""
     values, codes = all_values(name)
-    low, high = 0, len(values)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if values[middle] <= number else (low, middle)
+    high = bisect.bisect_right(values, number)
     # Behind the largest value the next would be as far away as the one before it.
     above = values[high] if high < len(values) else 2 * values[-1] - values[-2]
-    below = number - values[low]
-    if below < above - number or (below == above - number and codes[low] % 2 == 0):
-        return codes[low]
-    return codes[low] + 1
+    below, code = number - values[high - 1], codes[high - 1]
+    if below < above - number or (below == above - number and code % 2 == 0):
+        return code
+    return code + 1
 
 
 decimals = st.one_of(

@@ -127,6 +127,7 @@ def test_a_dry_run_foretells_the_run(model: Path, tmp_path: Path) -> None:
     foretold = json.loads(recast_process(*command, "--dry-run").stdout)
     done = json.loads(recast_process(*command).stdout)
     assert foretold.pop("dry_run") is True
+    assert foretold.pop("resumes") is False
     planned = {row["path"]: row["bytes"] for row in foretold.pop("planned_files")}
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
     del sizes["recast.json"]

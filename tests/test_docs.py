@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import recast
-from blocks import FENCE, ROOT, RUN, Block, blocks, pages, run
+from blocks import FENCE, GPU, ROOT, RUN, Block, blocks, pages, run
 from messages import Message, of_the_core, of_the_package, of_verification, of_warnings
 from support import recast_process
 
@@ -29,7 +29,7 @@ def prepare(name: str, folder: Path) -> Path:
     """
     tools = folder.parent / "tools"
     tools.mkdir()
-    gpu = "echo 'Some GPU, 22630, 24576'" if name == "docs/cli.md" else "exit 9"
+    gpu = f"echo '{GPU}, Some GPU, 22630, 24576'" if name == "docs/cli.md" else "exit 9"
     (tools / "nvidia-smi").write_text(f"#!/bin/sh\n{gpu}\n")
     (tools / "nvidia-smi").chmod(0o755)
     if name == "docs/cli.md":

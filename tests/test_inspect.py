@@ -25,14 +25,16 @@ def write(path: Path, names: list[str], elements: int = 1) -> Path:
 
 @pytest.fixture
 def gpu(tmp_path: Path) -> Any:
-    """`gpu(mebibytes)`: an environment whose `nvidia-smi` has that much free memory."""
+    """`gpu(mebibytes)`: an environment whose `nvidia-smi` has that much free memory, and a
+    second GPU with next to none."""
 
     def fake(free: int) -> dict[str, str]:
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
-        (folder / "nvidia-smi").write_text(f"#!/bin/sh\necho 'Some GPU, {free}, 1024'\n")
+        gpus = [f"GPU-a1, Some GPU, {free}, 1024", "GPU-a2, Another, with commas, 7, 8"]
+        (folder / "nvidia-smi").write_text("#!/bin/sh\n" + "".join(f"echo '{g}'\n" for g in gpus))
         (folder / "nvidia-smi").chmod(0o755)
-        return {"PATH": f"{folder}:/usr/bin:/bin"}
+        return {"PATH": f"{folder}:/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "0"}
 
     return fake
 
@@ -98,6 +100,25 @@ def test_parts_are_told_from_names_of_any_family(
 ) -> None:
     (row,) = recast.inspect(write(tmp_path / "model.safetensors", names)).groups
     assert (row["name"].endswith(part), row["tensors"]) == (True, len(names))
+
+
+@pytest.mark.parametrize(
+    ("report", "says"),
+    [
+        ("{", ["recast.json is not valid JSON"]),
+        ("[" * 200_000, ["recast.json is not valid JSON"]),
+        ("[]", []),
+        ('{"to": "bf16", "audit": {"tensors": [7]}}', []),
+        ('{"to": "bf16", "audit": {"tensors": [{"file": [], "name": {}, "exact": true}]}}', []),
+        ('{"to": "bf16", "audit": {"tensors": [{"file": "x", "name": "y", "exact": true}]}}', []),
+    ],
+)
+def test_a_report_that_is_damaged_or_about_something_else_claims_nothing(
+    report: str, says: list[str], model: Path
+) -> None:
+    (model / "recast.json").write_text(report)
+    notes = recast.inspect(model).notes
+    assert [said in note for said, note in zip(says, notes, strict=True)] == [True] * len(says)
 
 
 def test_a_module_and_a_stack_of_the_same_name_are_two_parts(tmp_path: Path) -> None:
@@ -227,3 +248,32 @@ def test_inspect_without_a_gpu_says_so(model: Path) -> None:
     result = recast_process("inspect", model, env=env)
     assert result.returncode == 0
     assert "no GPU found here" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [
+        (None, "Some GPU"),
+        ("0,1", "Some GPU"),
+        ("1,0", "Another, with commas"),
+        (" 1 ", "Another, with commas"),
+        ("GPU-a2", "Another, with commas"),
+        ("GPU-a1,GPU-a2", "Some GPU"),
+        ("GPU-a", None),  # The start of two: CUDA takes it for neither.
+        ("GPU-b", None),
+        ("2", None),
+        ("-1", None),
+        ("-1,0", None),
+        ("", None),
+    ],
+)
+def test_the_gpu_is_the_one_that_programs_see(
+    visible: str | None, name: str | None, gpu: Any, model: Path
+) -> None:
+    env = {**environment(), **gpu(20), "CUDA_VISIBLE_DEVICES": visible or ""}
+    if visible is None:
+        del env["CUDA_VISIBLE_DEVICES"]
+    device = json.loads(recast_process("inspect", model, "--json", env=env).stdout)["device"]
+    assert (device and device["name"]) == name
+    text = recast_process("inspect", model, env=env).stdout
+    assert ("no GPU found" in text) == (name is None)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import recast
 import yaml
-from support import environment, raw_bytes, tree
+from support import environment, heed_interrupts, raw_bytes, tree
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = ROOT / "examples" / "pipeline"
@@ -77,14 +77,8 @@ def test_a_signal_reaches_the_command_and_ends_the_script(
 ) -> None:
     body = "exit 74" if waiting else "trap 'exit 143' TERM; while :; do sleep 0.05; done"
     env = environment(RECAST=stand_in(tmp_path, body), RECAST_WAIT="30")
-    process = subprocess.Popen(
-        ["sh", SCRIPT, "a", "b"],
-        env=env,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Who runs in the background ignores Ctrl-C, and would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    options = {"env": env, "text": True, "preexec_fn": heed_interrupts}
+    process = subprocess.Popen(["sh", SCRIPT, "a", "b"], stderr=subprocess.PIPE, **options)
     while not (tmp_path / "calls").exists() and process.poll() is None:
         time.sleep(0.01)
     if waiting:

@@ -212,13 +212,18 @@ def test_the_same_command_after_it_is_done_says_so_and_touches_nothing(
 def test_a_dry_run_writes_nothing_where_a_run_would_begin_or_continue(tmp_path: Path) -> None:
     source, dest = slow(tmp_path / "in"), tmp_path / "out"
     before = stats(tmp_path)
-    assert convert(source, dest, "--dry-run").returncode == 0
+    assert "continues" not in convert(source, dest, "--dry-run").stdout
+    assert not reported(source, dest, "--dry-run")["resumes"]
     assert stats(tmp_path) == before
     names = killed_midway(source, dest)
     before = stats(tmp_path)
-    for options in ((), ("--overwrite",), ("--json",)):
-        assert convert(source, dest, "--dry-run", *options).returncode == 0
+    for options in ((), ("--overwrite",)):
+        said = convert(source, dest, "--dry-run", *options).stdout
+        assert said.startswith("begun before; the same command without --dry-run continues\n")
+        assert reported(source, dest, "--dry-run", *options)["resumes"]
         assert stats(tmp_path) == before
+    # What another conversion began is no help to this one.
+    assert not reported(source, dest, "--dry-run", "--overwrite", "--to", "fp16")["resumes"]
     assert reported(source, dest)["resumed_files"] == len(names)
 
 

@@ -37,6 +37,8 @@ def test_the_stub_names_what_the_module_has_and_nothing_else() -> None:
     stub = ast.parse((ROOT / "python" / "recast" / "_core.pyi").read_text())
     classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
     names = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    values = [node.target for node in stub.body if isinstance(node, ast.AnnAssign)]
+    names |= {target.id for target in values if isinstance(target, ast.Name)} - {"__version__"}
     assert names == {name for name in dir(_core) if not name.startswith("_")}
     for name, node in classes.items():
         members = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}

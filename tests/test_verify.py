@@ -10,7 +10,8 @@ import recast
 import torch
 from conftest import Save
 from recast.verification import values
-from support import files, raw_bytes, stored
+from recast.verification.loaders import Safetensors
+from support import files, floats, raw_bytes, raw_header, stored
 
 Plant = Callable[[Path], object]
 SHARD = "model.safetensors"
@@ -344,6 +345,52 @@ def test_tensors_torch_cannot_hold_are_compared_as_files(tmp_path: Path) -> None
         tensor(name, 2, spoiled)(tmp_path / "out")
         assert not check(tmp_path / SHARD, tmp_path / "out").passed
         (tmp_path / "out" / SHARD).write_bytes(before)
+
+
+def damaged(header: dict[str, object], data: bytes) -> bytes:
+    return raw_header({"__metadata__": {"format": "pt"}, "special": header}) + data
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        damaged({"dtype": "BF16", "shape": [8], "data_offsets": [0, 8]}, bytes(8)),
+        damaged({"dtype": "BF16", "shape": [8], "data_offsets": [0, 18]}, bytes(18)),
+        damaged({"dtype": ["BF16"], "shape": [8], "data_offsets": [0, 16]}, bytes(16)),
+        damaged({"dtype": "BF16", "shape": [8], "data_offsets": [0.0, 16.0]}, bytes(16)),
+        (400_000).to_bytes(8, "little") + b"[" * 200_000 + b"]" * 200_000,
+    ],
+    ids=["too short", "too long", "dtype", "offsets", "nested"],
+)
+def test_a_damaged_header_is_a_finding_and_not_a_crash(
+    shard: bytes, source: Path, result: Path
+) -> None:
+    (result / SHARD).write_bytes(shard)
+    problems = check(source, result).problems
+    assert any(f"{SHARD} is damaged: " in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["config.json", f"{SHARD}.index.json", "recast.json"])
+def test_json_that_is_nested_without_end_is_a_finding_and_not_a_crash(
+    name: str, source: Path, result: Path
+) -> None:
+    (result / name).write_text("[" * 200_000)
+    found = check(source, result)
+    assert any(name in text for text in [*found.problems, *found.notes])
+
+
+def test_what_is_not_loaded_is_read_from_its_file_however_much_wider_it_became(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "CHUNK", 4096)
+    monkeypatch.setattr(Safetensors, "find", lambda self, key: None)
+    half = floats(5000).half()
+    row = ("w", "F16", [5000], half.numpy().tobytes())
+    (tmp_path / SHARD).write_bytes(raw_bytes([row], {"format": "pt"}, pad_to=8))
+    recast.convert(tmp_path / SHARD, tmp_path / "out", to="fp32", sync=False)
+    found = check(tmp_path / SHARD, tmp_path / "out")
+    assert found.passed, found.failures()
+    assert found.values_checked == 5000
 
 
 def test_verifying_changes_nothing(source: Path, result: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 __version__: str
+STAGING: str
 
 class Tensor:
     """A tensor of a checkpoint, as its header describes it."""
@@ -98,7 +99,7 @@ class Plan:
     def bytes_written(self) -> int: ...
     def check_destination(
         self, dest: str, *, on_overflow: str = "error", overwrite: bool = False
-    ) -> bool: ...
+    ) -> str: ...
     def stage(
         self,
         dest: str,

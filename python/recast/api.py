@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from recast import memory
-from recast._core import Checkpoint, Plan
+from recast._core import STAGING, Checkpoint, Plan
 from recast.array import check_policy, float_name
 from recast.errors import InputError, OutputError, UsageError
 from recast.inspection import Inspection, exactness, groups
 from recast.report import Report
 
 Path = str | os.PathLike[str]
-STAGED = os.path.join(".recast", "staged")
 
 
 def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
@@ -35,8 +34,9 @@ def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool 
 
 def check_destination(
     planned: Plan, dest: Path, *, on_overflow: str = "error", overwrite: bool = False
-) -> bool:
-    """Whether `dest` holds the result of `planned` already; raises unless it can be made there.
+) -> str:
+    """What `dest` holds of `planned`: its result ("done"), what an interrupted run left ("begun"),
+    or nothing yet ("new").
 
     Raises `UsageError` for a name that is a file's, and `OutputError` where the destination is
     the source or holds something else.
@@ -133,11 +133,12 @@ def convert(
         raise
     except BaseException as error:
         # An interrupt counts too, and must say truthfully what it leaves behind.
+        left = os.path.join(dest, STAGING, "staged")
         if staged is not None:
             staged.leave()
         if staged is not None and staged.published:
             error.add_note(f"{os.fspath(dest)} was published; the same command leaves its report")
-        elif os.path.exists(os.path.join(dest, STAGED)) and not isinstance(error, OutputError):
+        elif os.path.exists(left) and not isinstance(error, OutputError):
             error.add_note("the model is not published; the same command continues")
         elif not isinstance(error, Exception):
             error.add_note("nothing was published")
@@ -168,16 +169,15 @@ def inspect(path: Path) -> Inspection:
             row["parameters"] += tensor.elements
             row["bytes"] += tensor.bytes
         parts = groups(tensors)
-        settings, allocator_notes = memory.settings()
         sizes = {"as_stored": [tensor.bytes for tensor in tensors]}
         sizes |= {to: plan.result().tensor_bytes for to, plan in plans.items()}
     gpu_memory: dict[str, dict[str, int]] = {}
     for name, wanted in sizes.items():
         # fp16 and bf16 nearly always take the same, and so does the dtype the model is stored in.
         same = next((other for other in gpu_memory if sizes[other] == wanted), None)
-        found = gpu_memory[same] if same else memory.predict(wanted, **settings._asdict())._asdict()
+        found = gpu_memory[same] if same else memory.predict_here(wanted)._asdict()
         gpu_memory[name] = dict(found)
-    notes = exactness(checkpoint) + allocator_notes
+    notes = exactness(checkpoint) + memory.settings()[1]
     if checkpoint.quantized is not None:
         notes.append(
             f"the checkpoint is quantised ({checkpoint.quantized}): recast does not convert it, "

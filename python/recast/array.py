@@ -129,7 +129,6 @@ def _cast_bits(
             "op_flags": [["readonly", "contig"]],
         }
         pieces = np.nditer(source, order="C", buffersize=PIECE, **options)
-    policy = "saturate" if on_overflow == "saturate" else "inf"
     done = overflows = 0
     largest = 0.0
     for piece in pieces:
@@ -140,7 +139,7 @@ def _cast_bits(
             out_bytes[done:end],
             name,
             threads=threads,
-            on_overflow=policy,
+            on_overflow=on_overflow,
         )
         done = end
         overflows += audit.to_inf

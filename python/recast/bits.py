@@ -2,13 +2,14 @@
 
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from recast.report import SCHEMA_VERSION, json_text
-from recast.rounding import FORMATS, Cast, Float, exponent_of, parse, short
-from recast.terminal import grid, plain, render, width
+from recast.report import json_text
+from recast.rounding import FORMATS, Cast, Float, parse, short
+from recast.terminal import grid, heading, render, width
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.text import Text
 
 
@@ -21,7 +22,6 @@ def bits_json(text: str, source: str, targets: list[str]) -> str:
     casts = [Cast.of(value, FORMATS[target]) for target in targets]
     return json_text(
         {
-            "schema_version": SCHEMA_VERSION,
             "input": text,
             "from": source,
             "exact": number is None or (value.finite and value.exact == number),
@@ -41,15 +41,12 @@ def bits_json(text: str, source: str, targets: list[str]) -> str:
 
 def bits_text(text: str, source: str, targets: list[str]) -> str:
     """What `bits` prints; the arguments and errors are those of `bits_json`."""
-    from rich.text import Text
-
     value, number = parse(text, FORMATS[source])
     casts = [Cast.of(value, FORMATS[target]) for target in targets]
-    parts: list[Any] = [Text(_title(plain(text.strip()), value, number), style="bold")]
-    parts.append(_table([value, *(cast.result for cast in casts)]))
+    table = _table([value, *(cast.result for cast in casts)])
+    parts: list[RenderableType] = [heading(_title(text.strip(), value, number)), table]
     for cast in casts:
-        parts.append(Text(f"{source} -> {cast.result.format.name}", style="bold"))
-        parts.append(grid(_walk(cast)))
+        parts += [heading(f"{source} -> {cast.result.format.name}"), grid(_walk(cast))]
     return render(*parts)
 
 
@@ -117,8 +114,7 @@ def _walk(cast: Cast) -> list[tuple[str, str]]:
 def _exponent_step(cast: Cast) -> str | None:
     """How the exponent moves to the target's bias; `None` where it does not fit there."""
     source, target = cast.source.format, cast.result.format
-    significand, scale = cast.source.scaled
-    exponent = significand.bit_length() - 1 + scale
+    exponent = cast.source.exponent
     if exponent > target.bias:
         return None
     if exponent < target.smallest:
@@ -142,13 +138,11 @@ def _exponent_step(cast: Cast) -> str | None:
 
 
 def _error(cast: Cast) -> str:
-    error, ulp = cast.absolute_error, cast.ulp
-    if error is None or ulp is None:
+    absolute, relative, ulps = cast.errors()
+    if absolute is None:
         return "infinite"
-    if error == 0:
+    if absolute == 0:
         return "none"
-    relative = float(error / abs(cast.source.exact))
     return (
-        f"{float(error):.6g} absolute, {relative:.6g} relative, "
-        f"{float(error / ulp):.6g} ulp (1 ulp is 2^{exponent_of(ulp)})"
+        f"{absolute:.6g} absolute, {relative:.6g} relative, {ulps:.6g} ulp (1 ulp is 2^{cast.ulp})"
     )

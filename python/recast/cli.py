@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -62,6 +62,9 @@ def cli(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(UsageError.exit_code)
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def _target(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -122,7 +125,7 @@ def _target(context: click.Context, parameter: click.Parameter, value: str | Non
     help="Replace the model in DEST once the new one is ready.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@as_json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def convert(
     source: str,
@@ -154,11 +157,11 @@ def convert(
 
     if dry_run:
         planned = api.plan(source, to=to, keep=keep, auto_keep=not no_auto_keep)
-        done = api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
+        found = api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
         if as_json:
-            _print(report.json_text(report.plan_json(planned, dest, already_done=done)))
+            _print(report.plan_json(planned, dest, found))
         elif not quiet:
-            _print(report.plan_text(planned, dest, already_done=done))
+            _print(report.plan_text(planned, dest, found))
         return
     with terminal.progress(sys.stderr.isatty() and not (quiet or as_json)) as progress:
         finished = api.convert(
@@ -183,7 +186,7 @@ def convert(
 
 @cli.command()
 @click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@as_json_option
 @click.option("--tensors", is_flag=True, help="List every tensor: name, dtype, shape, bytes, file.")
 def inspect(path: str, as_json: bool, tensors: bool) -> None:
     """Show what PATH is made of, and the memory it takes on a GPU in each dtype.
@@ -226,7 +229,7 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
     metavar="fp32|fp16|bf16",
     help="The dtype to cast it to; default: both others.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@as_json_option
 def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
     """Show the bits of VALUE, and how a cast rounds it.
 
@@ -271,17 +274,8 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
 @click.option(
     "--seed", type=click.IntRange(0), metavar="N", help="Draw the same random blocks again."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(
-    source: str,
-    dest: str,
-    device: str,
-    samples: int | None,
-    full: bool,
-    loader: str,
-    seed: int | None,
-    as_json: bool,
-) -> int:
+@as_json_option
+def verify(source: str, dest: str, as_json: bool, **options: Any) -> int:
     """Check that DEST is SOURCE in another dtype: structure, values, and memory on a GPU.
 
     \b
@@ -292,16 +286,7 @@ def verify(
     from recast.verification.result import verification_text
 
     with terminal.progress(sys.stderr.isatty() and not as_json) as progress:
-        found = recast.verify(
-            source,
-            dest,
-            device=device,
-            samples=samples,
-            full=full,
-            loader=loader,
-            seed=seed,
-            progress=progress,
-        )
+        found = recast.verify(source, dest, progress=progress, **options)
     _print(found.to_json() if as_json else verification_text(found))
     return 0 if found.passed else VerificationError.exit_code
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recast._core import Checkpoint, Tensor
-from recast.report import REPORT_NAME, SCHEMA_VERSION, json_text
-from recast.terminal import bar, counted, grid, plain, render, size, width
+from recast.report import REPORT_NAME, SCHEMA_VERSION, json_text, picked
+from recast.terminal import bar, columns, counted, grid, heading, plain, render, size, width
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +55,7 @@ class Inspection:
     the allocator's settings in the environment respected. A quantised checkpoint has only
     `as_stored`."""
     device: dict[str, Any] | None
-    """`{name, free, total}` of the first GPU, when there is one."""
+    """`{name, free, total}` of the GPU that programs see first, when there is one."""
     notes: list[str]
     stored: list[Tensor] = field(repr=False, compare=False)
     """Every tensor, as its header describes it."""
@@ -64,16 +64,7 @@ class Inspection:
     @property
     def tensor_list(self) -> list[dict[str, Any]]:
         """`{name, dtype, shape, bytes, file}` of every tensor."""
-        return [
-            {
-                "name": tensor.name,
-                "dtype": tensor.dtype,
-                "shape": tensor.shape,
-                "bytes": tensor.bytes,
-                "file": tensor.file,
-            }
-            for tensor in self.stored
-        ]
+        return [picked(tensor, "name", "dtype", "shape", "bytes", "file") for tensor in self.stored]
 
     def to_json(self, *, tensor_list: bool = False) -> str:
         """The inspection as one JSON object, ASCII only, with `tensor_list` when asked for."""
@@ -81,7 +72,7 @@ class Inspection:
         del fields["stored"]
         if tensor_list:
             fields["tensor_list"] = self.tensor_list
-        return json_text({"schema_version": fields.pop("schema_version"), **fields})
+        return json_text(fields)
 
 
 def groups(tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
@@ -151,25 +142,21 @@ def exactness(checkpoint: Checkpoint) -> list[str]:
 
     Empty where there is no `recast.json`, or where it is not about the tensors that are there.
     """
-    path = os.path.join(checkpoint.path, REPORT_NAME)
-    if not os.path.isfile(path):
-        return []
-    with open(path, encoding="utf-8") as file:
-        try:
+    try:
+        with open(os.path.join(checkpoint.path, REPORT_NAME), encoding="utf-8") as file:
             report = json.load(file)
-        except ValueError as error:
-            return [f"{REPORT_NAME} is not valid JSON: {error}"]
-    audit = report.get("audit") if isinstance(report, dict) else None
-    audits = audit.get("tensors") if isinstance(audit, dict) else None
-    if not isinstance(audits, list) or not all(isinstance(row, dict) for row in audits):
+        audits, to = report["audit"]["tensors"], report["to"]
+        audited = {(row["file"], row["name"]) for row in audits}
+        exact = all(row["exact"] is True for row in audits)
+    except (ValueError, RecursionError) as error:
+        return [f"{REPORT_NAME} is not valid JSON: {error}"]
+    except (OSError, KeyError, TypeError):
         return []
     stored = {(tensor.file, tensor.name) for tensor in checkpoint.tensors}
-    audited = {(str(row.get("file")), str(row.get("name"))) for row in audits}
-    if not audits or not audited <= stored or not all(row.get("exact") is True for row in audits):
+    if not audits or not audited <= stored or not exact:
         return []
     return [
-        f"converted without loss: all {len(audits)} cast tensors are exactly representable "
-        f"in {report.get('to')}"
+        f"converted without loss: all {len(audits)} cast tensors are exactly representable in {to}"
     ]
 
 
@@ -191,22 +178,16 @@ def inspection_text(inspection: Inspection) -> str:
         parts.append((more, sum(row["bytes"] for row in rest)))
     notes = [f"note: {plain(note)}" for note in inspection.notes]
     return render(
-        _heading(plain(inspection.path)),
+        heading(inspection.path),
         grid(total),
-        _heading("by dtype"),
+        heading("by dtype"),
         _picture(dtypes, inspection.bytes),
-        _heading("by part of the model"),
+        heading("by part of the model"),
         _picture(parts, inspection.bytes),
         _gpu_heading(inspection.device),
         _gpu_table(inspection),
         *notes,
     )
-
-
-def _heading(text: str) -> "Text":
-    from rich.text import Text
-
-    return Text(text, style="bold")
 
 
 def _picture(parts: list[tuple[str, int]], total: int) -> "Text":
@@ -234,9 +215,9 @@ def _picture(parts: list[tuple[str, int]], total: int) -> "Text":
 
 def _gpu_heading(gpu: dict[str, Any] | None) -> "Text":
     if gpu is None:
-        return _heading("GPU memory once loaded by PyTorch (no GPU found here to compare with)")
-    return _heading(
-        f"GPU memory once loaded by PyTorch, on {plain(gpu['name'])} with {size(gpu['free'])} "
+        return heading("GPU memory once loaded by PyTorch (no GPU found here to compare with)")
+    return heading(
+        f"GPU memory once loaded by PyTorch, on {gpu['name']} with {size(gpu['free'])} "
         f"of {size(gpu['total'])} free"
     )
 
@@ -244,23 +225,19 @@ def _gpu_heading(gpu: dict[str, Any] | None) -> "Text":
 def _gpu_table(inspection: Inspection) -> "RenderableType":
     """What each dtype takes; where there is a GPU, also whether that fits."""
     counters = ("requested", "allocated", "reserved")
-    lines = []
+    rows: list[tuple[str, ...]] = []
     for name, need in inspection.gpu_memory.items():
         fit = _fit(need["reserved"], inspection.device["free"]) if inspection.device else ""
-        lines.append([name.replace("_", " "), *(size(need[key]) for key in counters), fit])
-    lines.insert(0, ["", *counters, ""])
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    if sum(widths) + 2 * len(widths) <= width():
-        return "\n".join(
-            "  ".join(["", line[0].ljust(widths[0]), *map(str.rjust, line[1:4], widths[1:4])])
-            + f"  {line[4]}"
-            for line in lines
-        )
-    narrow = [
-        (label, "\n".join([*map("{} {}".format, amounts, counters), *filter(None, [fit])]))
-        for label, *amounts, fit in lines[1:]
-    ]
-    return grid(narrow)
+        rows.append((name.replace("_", " "), *(size(need[key]) for key in counters), fit))
+    wide = [f"  {line}" for line in columns([("", *counters, ""), *rows], right=(1, 2, 3))]
+    if max(map(len, wide)) <= width():
+        return "\n".join(wide)
+    return grid(
+        [
+            (label, "\n".join([*map("{} {}".format, amounts, counters), *filter(None, [fit])]))
+            for label, *amounts, fit in rows
+        ]
+    )
 
 
 def _fit(need: int, free: int) -> str:
@@ -274,19 +251,14 @@ def _fit(need: int, free: int) -> str:
 
 def tensors_text(inspection: Inspection) -> str:
     """What `inspect --tensors` prints: a tensor a line, never folded, so that grep finds it."""
-    lines = [
+    rows = [
         (
-            plain(tensor["name"]),
-            plain(tensor["dtype"]),
-            "[" + ",".join(str(extent) for extent in tensor["shape"]) + "]",
-            str(tensor["bytes"]),
-            plain(tensor["file"]),
+            plain(tensor.name),
+            plain(tensor.dtype),
+            "[" + ",".join(map(str, tensor.shape)) + "]",
+            str(tensor.bytes),
+            plain(tensor.file),
         )
-        for tensor in inspection.tensor_list
+        for tensor in inspection.stored
     ]
-    widths = [max((len(line[column]) for line in lines), default=0) for column in range(4)]
-    return "".join(
-        "  ".join(part.ljust(width) for part, width in zip(line[:4], widths, strict=True))
-        + f"  {line[4]}\n"
-        for line in lines
-    )
+    return "".join(f"{line}\n" for line in columns(rows))

@@ -106,6 +106,11 @@ def predict(
     return Memory(requested, allocated, reserved)
 
 
+def predict_here(sizes: Iterable[int], *, warm_up: int = 0) -> Memory:
+    """`predict` with the settings of the allocator in the environment."""
+    return predict(sizes, warm_up=warm_up, **settings()[0]._asdict())
+
+
 def _round_up(size: int, block: int, divisions: Sequence[int]) -> int:
     """`size` rounded up to a step between two powers of two; `block` where no steps are asked."""
     octave = size.bit_length() - 1
@@ -133,9 +138,8 @@ def settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[st
     """
     found = Settings()
     notes: list[str] = []
-    for variable in VARIABLES:
-        if variable not in environ:
-            continue
+    variable = next((name for name in VARIABLES if name in environ), None)
+    if variable is not None:
         text = environ[variable]
         try:
             found, unknown = _parse(text)
@@ -147,7 +151,6 @@ def settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[st
             if found != Settings():
                 notes.append(f"GPU memory is for {variable}={text}")
             notes += [f"{variable}: {option} is not modelled" for option in unknown]
-        break
     if UNCACHED in environ:
         notes.append(f"{UNCACHED} is set, which GPU memory here does not model")
     return found, notes
@@ -212,9 +215,10 @@ def _number(text: str) -> int:
 
 
 def device() -> dict[str, Any] | None:
-    """The first GPU as `{name, free, total}`, sizes in bytes.
+    """The GPU that programs see first, as `{name, free, total}`, sizes in bytes.
 
-    `None` where there is no `nvidia-smi`, or where it has no GPU with its own memory to report.
+    `None` where there is no `nvidia-smi`, or where it has no GPU with its own memory to report, and
+    where `CUDA_VISIBLE_DEVICES` hides them all.
     """
     import shutil
     import subprocess
@@ -222,7 +226,7 @@ def device() -> dict[str, Any] | None:
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
-    query = ["--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
+    query = ["--query-gpu=uuid,name,memory.free,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(
             [command, *query], capture_output=True, text=True, timeout=20, check=False
@@ -230,10 +234,21 @@ def device() -> dict[str, Any] | None:
     except subprocess.TimeoutExpired:
         # A driver that hangs must not keep anyone from reading a checkpoint's header.
         return None
-    lines = answer.stdout.splitlines()
-    if answer.returncode != 0 or not lines:
+    line = _visible(answer.stdout.splitlines()) if answer.returncode == 0 else None
+    if line is None:
         return None
-    name, free, total = (part.strip() for part in lines[0].rsplit(",", 2))
+    name, free, total = (part.strip() for part in line.partition(",")[2].rsplit(",", 2))
     if not (free.isdigit() and total.isdigit()):
         return None
     return {"name": name, "free": int(free) * MIB, "total": int(total) * MIB}
+
+
+def _visible(gpus: list[str]) -> str | None:
+    """The GPU that `CUDA_VISIBLE_DEVICES` puts first, by its number or the start of its UUID."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first.isdecimal():
+        chosen = gpus[int(first) :][:1]
+    else:
+        # Also what is meant to hide them all, empty or -1: no UUID begins with it.
+        chosen = [line for line in gpus if first and line.startswith(first)]
+    return chosen[0] if len(chosen) == 1 else None

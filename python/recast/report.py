@@ -2,27 +2,30 @@
 
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recast import memory
 from recast._core import Plan, Staged
-from recast.terminal import counted, grid, plain, render, size
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from recast.terminal import counted, first_of, grid, heading, marked, plain, render, size
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "recast.json"
+PLAN_FOUND = {
+    "done": "already done; nothing would be written",
+    "begun": "begun before; the same command without --dry-run continues",
+}
+COUNTS = ("to_inf", "to_zero", "nan", "inf")
 
 
 def summary(plan: Plan, dest: str) -> dict[str, Any]:
     """What is known of a conversion before it runs: the part plan and report have in common."""
-    counts = {"cast": 0, "copied": 0, "kept": 0}
-    kept: dict[str, list[str]] = {}
     tensors = plan.tensors
+    actions = Counter(tensor.action for tensor in tensors)
+    kept: dict[str, list[str]] = {}
     for tensor in tensors:
-        counts[{"cast": "cast", "copy": "copied", "keep": "kept"}[tensor.action]] += 1
         if tensor.action == "keep":
             kept.setdefault(tensor.reason, []).append(tensor.name)
     return {
@@ -30,29 +33,28 @@ def summary(plan: Plan, dest: str) -> dict[str, Any]:
         "dest": dest,
         "to": plan.to,
         "files": len(plan.files),
-        "tensors": counts,
+        "tensors": {
+            "cast": actions["cast"],
+            "copied": actions["copy"],
+            "kept": actions["keep"],
+        },
         "parameters": plan.parameters,
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "kept": [{"reason": reason, "tensors": names} for reason, names in kept.items()],
-        "gpu_memory": memory.predict(tensor.bytes for tensor in tensors)._asdict(),
+        "gpu_memory": memory.predict(plan.tensor_bytes)._asdict(),
         "warnings": list(plan.warnings),
     }
 
 
-def plan_json(plan: Plan, dest: str, *, already_done: bool) -> dict[str, Any]:
-    """The object `convert --dry-run --json` prints: the summary, and every file's exact size."""
-    files = [
-        {
-            "path": file.path,
-            "action": file.action,
-            "source_bytes": file.source_bytes,
-            "bytes": file.bytes,
-        }
-        for file in plan.files
-    ]
-    head = {"schema_version": SCHEMA_VERSION, "dry_run": True, "already_done": already_done}
-    return {**head, **summary(plan, dest), "planned_files": files}
+def plan_json(plan: Plan, dest: str, found: str) -> str:
+    """What `convert --dry-run --json` prints: the summary, and every file's exact size.
+
+    `found` is what `check_destination` says is there.
+    """
+    files = [picked(file, "path", "action", "source_bytes", "bytes") for file in plan.files]
+    head = {"dry_run": True, "already_done": found == "done", "resumes": found == "begun"}
+    return json_text({**head, **summary(plan, dest), "planned_files": files})
 
 
 @dataclass(frozen=True)
@@ -109,31 +111,19 @@ class Report:
         """The report on `plan`, carried out as `staged` in `seconds`."""
         tensors = plan.tensors
         facts = summary(plan, dest)
-        needless = {
-            tensors[audit.tensor].name
-            for audit in staged.audits
-            if tensors[audit.tensor].action == "keep" and audit.exact
-        }
+        audits: list[dict[str, Any]] = []
+        needless = set()
+        for audit in staged.audits:
+            tensor = tensors[audit.tensor]
+            # The core examines kept tensors too; what would have become of them is no result.
+            if tensor.action == "cast":
+                found = picked(audit, *COUNTS, "max_abs", "exact")
+                audits.append({"name": tensor.name, "file": tensor.file, **found})
+            elif audit.exact:
+                needless.add(tensor.name)
         for group in facts["kept"]:
             group["exact_anyway"] = [name for name in group["tensors"] if name in needless]
-        audits: list[dict[str, Any]] = [
-            {
-                "name": tensors[audit.tensor].name,
-                "file": tensors[audit.tensor].file,
-                "to_inf": audit.to_inf,
-                "to_zero": audit.to_zero,
-                "nan": audit.nan,
-                "inf": audit.inf,
-                "max_abs": audit.max_abs,
-                "exact": audit.exact,
-            }
-            for audit in staged.audits
-            # The core examines kept tensors too; what would have become of them is no result.
-            if tensors[audit.tensor].action == "cast"
-        ]
-        totals = {
-            key: sum(audit[key] for audit in audits) for key in ("to_inf", "to_zero", "nan", "inf")
-        }
+        totals = {key: sum(audit[key] for audit in audits) for key in COUNTS}
         totals["inexact_tensors"] = sum(audit["exact"] is False for audit in audits)
         return cls(
             **facts,
@@ -155,17 +145,23 @@ class Report:
 
     def to_json(self) -> str:
         """The report as one JSON object, ASCII only."""
-        fields = dict(vars(self))
-        fields["audit"] = {**self.audit, "tensors": fields.pop("tensor_audits")}
-        return json_text({"schema_version": fields.pop("schema_version"), **fields})
+        fields = {**vars(self), "audit": {**self.audit, "tensors": self.tensor_audits}}
+        del fields["tensor_audits"]
+        return json_text(fields)
 
 
-def json_text(value: dict[str, Any]) -> str:
-    """`value` as indented JSON without NaN or infinity, which JSON does not have."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+def picked(thing: object, *names: str) -> dict[str, Any]:
+    """Some attributes of an object of the core."""
+    return {name: getattr(thing, name) for name in names}
 
 
-def plan_text(plan: Plan, dest: str, *, already_done: bool) -> str:
+def json_text(value: Mapping[str, Any]) -> str:
+    """`value` as indented JSON, the version first; NaN and infinity, which it lacks, are errors."""
+    whole = {"schema_version": SCHEMA_VERSION, **value}
+    return json.dumps(whole, indent=2, allow_nan=False) + "\n"
+
+
+def plan_text(plan: Plan, dest: str, found: str) -> str:
     """What `convert --dry-run` prints: the plan, and each file's size before and after."""
     facts = summary(plan, dest)
     files = [
@@ -173,25 +169,23 @@ def plan_text(plan: Plan, dest: str, *, already_done: bool) -> str:
         for file in plan.files
     ]
     rows = [*_plan_rows(facts), ("files", f"{len(files)}, in the order they are written"), *files]
-    done = ["already done; nothing would be written"] * already_done
-    return render(*done, *_warnings(facts["warnings"]), _title(facts, "plan: "), grid(rows))
+    there = [PLAN_FOUND[found]] if found in PLAN_FOUND else []
+    warnings = marked("warning", "bold yellow", facts["warnings"])
+    return render(*there, *warnings, heading(f"plan: {_title(facts)}"), grid(rows))
 
 
 def report_text(report: Report) -> str:
     """What `convert` prints when it is done."""
     facts = vars(report)
     seconds = max(report.seconds, 1e-9)
-    rows = [
-        *_plan_rows(facts),
-        ("audit", _audit(report)),
-    ]
+    rows = [*_plan_rows(facts), ("audit", _audit(report))]
     if (found := report.verification) is not None:
         values = f"{found['values_checked']:,} values"
         tensors = counted(found["tensors_checked"], "tensor")
         text = f"{values} in {tensors} on {found['device']}, in {found['seconds']:.2f} s"
         rows.append(("verified", text))
     if report.already_done:
-        return render("already done; nothing was written", _title(facts), grid(rows))
+        return render("already done; nothing was written", heading(_title(facts)), grid(rows))
     if report.resumed_files:
         rows.append(("resumed", f"{counted(report.resumed_files, 'file')} staged before"))
     rows.append(
@@ -201,7 +195,8 @@ def report_text(report: Report) -> str:
             f"{report.bytes_written / seconds / 1e9:.2f} GB/s written",
         )
     )
-    return render(*_warnings(report.warnings), _title(facts), grid(rows))
+    warnings = marked("warning", "bold yellow", report.warnings)
+    return render(*warnings, heading(_title(facts)), grid(rows))
 
 
 def _plan_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -210,10 +205,9 @@ def _plan_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("tensors", f"{counts['cast']:,} cast, {counts['copied']:,} copied{kept}")]
     for group in facts["kept"]:
         names = group["tensors"]
-        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
         exact = len(group.get("exact_anyway", []))
         needless = f" ({exact:,} of {len(names):,} exact in {facts['to']} anyway)" if exact else ""
-        rows.append(("kept", plain(f"{names[0]}{more}: {group['reason']}{needless}")))
+        rows.append(("kept", plain(f"{first_of(names)}: {group['reason']}{needless}")))
     rows.append(("size", f"{size(facts['bytes_read'])} -> {size(facts['bytes_written'])}"))
     on_gpu = f"{size(gpu['allocated'])} allocated, {size(gpu['reserved'])} reserved"
     rows.append(("on a GPU", f"{on_gpu} by PyTorch"))
@@ -237,15 +231,5 @@ def _audit(report: Report) -> str:
     return "; ".join(parts)
 
 
-def _warnings(warnings: list[str]) -> list["RenderableType"]:
-    from rich.text import Text
-
-    return [Text.assemble(("warning: ", "bold yellow"), plain(text)) for text in warnings]
-
-
-def _title(facts: dict[str, Any], prefix: str = "") -> "RenderableType":
-    from rich.text import Text
-
-    return Text(
-        plain(f"{prefix}{facts['source']} -> {facts['dest']} in {facts['to']}"), style="bold"
-    )
+def _title(facts: dict[str, Any]) -> str:
+    return f"{facts['source']} -> {facts['dest']} in {facts['to']}"

@@ -102,6 +102,12 @@ class Float:
         return significand, exponent - self.format.mantissa_bits
 
     @property
+    def exponent(self) -> int:
+        """The exponent of the leading 1 of a finite value; below all others for zero."""
+        significand, scale = self.scaled
+        return significand.bit_length() - 1 + scale
+
+    @property
     def exact(self) -> Fraction:
         """The value, a finite one, without its sign's trace on zero."""
         significand, exponent = self.scaled
@@ -141,10 +147,9 @@ def parse(text: str, format: Format) -> tuple[Float, Fraction | None]:
         )
     magnitude = _magnitude(match[2], match[3] or "0")
     bits = _nearest(magnitude, format)
-    negative = match[1] == "-"
-    return Float(
-        format, bits | sign_bit if negative else bits
-    ), -magnitude if negative else magnitude
+    if match[1] == "-":
+        return Float(format, bits | sign_bit), -magnitude
+    return Float(format, bits), magnitude
 
 
 def _wrong_width(text: str, format: Format) -> tuple[str, str]:
@@ -171,18 +176,15 @@ def _nearest(magnitude: Fraction, format: Format) -> int:
     """The bits nearest to `magnitude`, ties to even, rounded once: no double comes in between."""
     if magnitude == 0:
         return 0
-    exponent = max(exponent_of(magnitude), format.smallest)
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    if Fraction(2) ** exponent > magnitude:
+        exponent -= 1
+    exponent = max(exponent, format.smallest)
     # `round` of a fraction goes to the nearest integer, and from the middle to the even one.
     significand = round(magnitude / Fraction(2) ** (exponent - format.mantissa_bits))
     # The leading 1 of a normal number, and a carry out of the mantissa, add to the exponent.
     bits = significand + ((exponent + format.bias - 1) << format.mantissa_bits)
     return min(bits, format.infinity)
-
-
-def exponent_of(magnitude: Fraction) -> int:
-    """The largest integer whose power of two is not above `magnitude`."""
-    guess = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    return guess if Fraction(2) ** guess <= magnitude else guess - 1
 
 
 def cast(value: Float, format: Format) -> Float:
@@ -223,7 +225,7 @@ class Cast:
             reason = f"{'zero' if source.kind == 'zero' else 'infinity'} keeps its sign"
             return cls(source, result, "", "", "exact", reason)
         significand, scale = source.scaled
-        exponent = significand.bit_length() - 1 + scale
+        exponent = source.exponent
         shift = max(exponent, format.smallest) - format.mantissa_bits - scale
         kept = significand >> shift if shift > 0 else significand << -shift
         dropped = f"{significand & ((1 << shift) - 1):0{shift}b}" if shift > 0 else ""
@@ -239,25 +241,25 @@ class Cast:
         return cls(source, result, mantissa, dropped, rounding, reason)
 
     @property
-    def absolute_error(self) -> Fraction | None:
-        """|result - source|; `None` where one is not finite."""
-        if not (self.source.finite and self.result.finite):
-            return None
-        return abs(self.result.exact - self.source.exact)
+    def ulp(self) -> int:
+        """The distance of neighbours in the target where the source is, as a power of two."""
+        target = self.result.format
+        return max(self.source.exponent, target.smallest) - target.mantissa_bits
 
-    @property
-    def ulp(self) -> Fraction | None:
-        """The distance of neighbours in the target where the source is."""
-        if not self.source.finite:
-            return None
-        target, magnitude = self.result.format, abs(self.source.exact)
-        exponent = exponent_of(magnitude) if magnitude else target.smallest
-        return Fraction(2) ** (max(exponent, target.smallest) - target.mantissa_bits)
+    def errors(self) -> tuple[float | None, float | None, float | None]:
+        """|result - source|: as it is, of the source, and in units of `ulp`.
+
+        `None` where one of them is not finite, and for a share of zero.
+        """
+        if not (self.source.finite and self.result.finite):
+            return None, None, None
+        whole = abs(self.source.exact)
+        error = abs(self.result.exact - self.source.exact)
+        return float(error), float(error / whole) if whole else None, float(error / 2**self.ulp)
 
     def to_json(self) -> dict[str, Any]:
         """The cast as JSON holds it."""
-        error, ulp = self.absolute_error, self.ulp
-        relative = None if error is None or not self.source.exact else abs(self.source.exact)
+        absolute, relative, ulps = self.errors()
         return {
             "from": self.source.format.name,
             "to": self.result.format.name,
@@ -267,9 +269,9 @@ class Cast:
             "tie": _is_tie(self.dropped),
             "reason": self.reason,
             "result": self.result.hex,
-            "absolute_error": None if error is None else float(error),
-            "relative_error": None if error is None or not relative else float(error / relative),
-            "ulp_error": None if error is None or not ulp else float(error / ulp),
+            "absolute_error": absolute,
+            "relative_error": relative,
+            "ulp_error": ulps,
         }
 
 
@@ -284,13 +286,13 @@ def _rule(mantissa: str, dropped: str) -> tuple[str, str]:
     half = f"half of the last kept bit ({short('1' + '0' * (len(dropped) - 1))})"
     if dropped[0] == "0":
         return "down", f"the dropped bits are less than {half}: they go"
-    even = _is_tie(dropped) and mantissa[-1] == "0"
-    if even:
-        return "down", f"a tie: exactly {half}; the last kept bit is 0, even, and stays"
-    why = "a tie: exactly" if _is_tie(dropped) else "the dropped bits are more than"
-    odd = "; the last kept bit is 1, odd" if _is_tie(dropped) else ""
     carry = ", which carries into the exponent" if "0" not in mantissa else ""
-    return "up", f"{why} {half}{odd}: the kept bits go up by 1{carry}"
+    up = f"the kept bits go up by 1{carry}"
+    if not _is_tie(dropped):
+        return "up", f"the dropped bits are more than {half}: {up}"
+    if mantissa[-1] == "0":
+        return "down", f"a tie: exactly {half}; the last kept bit is 0, even, and stays"
+    return "up", f"a tie: exactly {half}; the last kept bit is 1, odd: {up}"
 
 
 def short(bits: str) -> str:

@@ -3,15 +3,16 @@
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import ProgressColumn
+    from rich.text import Text
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], Any]
 
 # What a pipe gets where a terminal would be asked for its width.
 PIPE_WIDTH = 100
@@ -38,6 +39,19 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
+def first_of(names: list[str]) -> str:
+    """The first of `names`, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+
+
+def columns(rows: Sequence[tuple[str, ...]], right: Container[int] = ()) -> list[str]:
+    """`rows` as lines, each column as wide as it has to be; those in `right` are flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [f"{{:{'>' if at in right else '<'}{width}}}" for at, width in enumerate(widths)]
+    line = "  ".join([*padded[:-1], "{}"])
+    return [line.format(*row) for row in rows]
+
+
 def width() -> int:
     """Columns of the terminal, or a usual number of them where stdout is none."""
     return _console(io.StringIO()).width if sys.stdout.isatty() else PIPE_WIDTH
@@ -61,6 +75,20 @@ def bar(share: float, columns: int) -> str:
         return "#" * round(share * columns)
     eighths = max(round(share * columns * 8), 1 if share > 0 else 0)
     return EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def heading(text: str) -> "Text":
+    """`text` as the heading of what stands below it."""
+    from rich.text import Text
+
+    return Text(plain(text), style="bold")
+
+
+def marked(word: str, style: str, texts: Iterable[str]) -> "list[Text]":
+    """`texts` with a coloured word in front of each, such as `warning`."""
+    from rich.text import Text
+
+    return [Text.assemble((f"{word}: ", style), plain(text)) for text in texts]
 
 
 def grid(lines: list[tuple[str, str]]) -> "RenderableType":

@@ -221,10 +221,14 @@ impl Plan {
         dest: PathBuf,
         on_overflow: &str,
         overwrite: bool,
-    ) -> PyResult<bool> {
+    ) -> PyResult<&'static str> {
         let on_overflow = self::on_overflow(on_overflow)?;
         let options = run::Options { on_overflow, overwrite, ..run::Options::default() };
-        Ok(matches!(run::check_destination(&self.0, &dest, &options)?, run::Found::Done))
+        Ok(match run::check_destination(&self.0, &dest, &options)? {
+            run::Found::Done => "done",
+            run::Found::Place { resume: Some(_), .. } => "begun",
+            run::Found::Place { resume: None, .. } => "new",
+        })
     }
 
     #[pyo3(signature = (
@@ -363,4 +367,6 @@ mod _core {
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives it")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
+    #[pymodule_export]
+    const STAGING: &str = super::run::STAGING;
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import recast
 import torch
-import transformers
+from conftest import build
 from recast.verification import run
 from support import DTYPES, raw_bytes, raw_header, recast_process
 
@@ -24,6 +24,10 @@ pytestmark = [
 
 PARAMETERS = 6_738_415_616
 DISK = 45 << 30
+T5 = {"vocab_size": 5003, "d_model": 768, "d_kv": 64, "d_ff": 2048}
+T5 |= {"num_layers": 3, "num_heads": 12}
+LLAMA = {"vocab_size": 5003, "hidden_size": 1024, "intermediate_size": 2752}
+LLAMA |= {"num_hidden_layers": 3, "num_attention_heads": 16, "num_key_value_heads": 4}
 CHUNK = 1 << 25
 INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -144,30 +148,7 @@ def test_all_inputs_of_16_bits_are_cast_as_on_the_gpu(source: str, to: str) -> N
 
 def model_of(kind: str) -> torch.nn.Module:
     """A model with tensors in both of the allocator's pools."""
-    torch.manual_seed(0)
-    if kind == "t5":
-        return transformers.T5ForConditionalGeneration(
-            transformers.T5Config(
-                vocab_size=5003,
-                d_model=768,
-                d_ff=2048,
-                num_layers=3,
-                num_heads=12,
-                decoder_start_token_id=0,
-                tie_word_embeddings=True,
-            )
-        )
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=5003,
-            hidden_size=1024,
-            intermediate_size=2752,
-            num_hidden_layers=3,
-            num_attention_heads=16,
-            num_key_value_heads=4,
-            tie_word_embeddings=kind == "tied",
-        )
-    )
+    return build(kind, **(T5 if kind == "t5" else LLAMA))
 
 
 @pytest.mark.parametrize("loader", ["transformers", "safetensors"])

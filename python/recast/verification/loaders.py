@@ -7,45 +7,24 @@ import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from recast import memory
 from recast.errors import InputError, UsageError
+from recast.terminal import first_of
 from recast.verification.memory import Allocation
 from recast.verification.structure import FLOATS, Entry, Headers, Key
+from recast.verification.values import floats
 
 if TYPE_CHECKING:
     import torch
 
 # torch has no dtype for them, so safetensors cannot hand them out.
 UNLOADABLE = {"F6_E2M3", "F6_E3M2"}
-STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class LoadError(Exception):
     """The result cannot be loaded."""
-
-
-class Loader(Protocol):
-    """A way to load the result below `root`."""
-
-    def predict(self) -> tuple[list[Allocation], memory.Memory]:
-        """What loading will leave on a GPU: each tensor once, in order, and the total.
-
-        Raises `LoadError` where that can be seen beforehand.
-        """
-
-    def load(self) -> Any:
-        """Loads the model onto the device; the result keeps it alive. Raises `LoadError`."""
-
-    def allocations(self) -> list[Allocation]:
-        """What was loaded, each tensor once."""
-
-    def find(self, key: Key) -> "torch.Tensor | None":
-        """A tensor of a shard as it was loaded; `None` where it cannot be found as it is."""
-
-    def notes(self) -> list[str]:
-        """What should be known about the way it was loaded."""
 
 
 class Safetensors:
@@ -56,18 +35,20 @@ class Safetensors:
         self.tensors: dict[Key, torch.Tensor] = {}
 
     def predict(self) -> tuple[list[Allocation], memory.Memory]:
-        """See `Loader`."""
+        """What loading will leave on a GPU: each tensor once, in order, and the total."""
         entries = [
             Allocation(f"'{name}' in {file}", entry.bytes)
             for file, entries in self.headers.items()
             for name, entry in entries.items()
             if entry.dtype not in UNLOADABLE
         ]
-        sizes = (entry.bytes for entry in entries)
-        return entries, memory.predict(sizes, **memory.settings()[0]._asdict())
+        return entries, memory.predict_here(entry.bytes for entry in entries)
 
     def load(self) -> "dict[Key, torch.Tensor]":
-        """See `Loader`. On a CPU the tensors are the mapped file."""
+        """Loads the model onto the device; on a CPU the tensors are the mapped file.
+
+        Raises `LoadError`.
+        """
         from safetensors import SafetensorError, safe_open
 
         for file, entries in self.headers.items():
@@ -80,18 +61,18 @@ class Safetensors:
         return self.tensors
 
     def allocations(self) -> list[Allocation]:
-        """See `Loader`."""
+        """What was loaded, each tensor once."""
         return [
             Allocation(f"'{name}' in {file}", tensor.nbytes, tensor.data_ptr())
             for (file, name), tensor in self.tensors.items()
         ]
 
     def find(self, key: Key) -> "torch.Tensor | None":
-        """See `Loader`."""
+        """A tensor of a shard as it was loaded; `None` where it cannot be found as it is."""
         return self.tensors.get(key)
 
     def notes(self) -> list[str]:
-        """See `Loader`."""
+        """What should be known about the way it was loaded."""
         count = sum(e.dtype in UNLOADABLE for file in self.headers.values() for e in file.values())
         if not count:
             return []
@@ -113,7 +94,10 @@ class Transformers:
         self.info: dict[str, Any] = {}
 
     def predict(self) -> tuple[list[Allocation], memory.Memory]:
-        """See `Loader`. Derived from the model built without memory, on the meta device."""
+        """The same, derived from the model built without memory, on the meta device.
+
+        Raises `LoadError` where transformers cannot build it.
+        """
         import torch
 
         dtype = self.config.dtype or self._first_float()
@@ -126,22 +110,17 @@ class Transformers:
 
     def _first_float(self) -> "torch.dtype":
         """What transformers takes for the model's dtype where the config does not state one."""
-        import torch
-
         names = (entry.dtype for entries in self.headers.values() for entry in entries.values())
-        dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-        return next((dtypes[name] for name in names if name in dtypes), torch.float32)
+        return floats()[next((name for name in names if name in FLOATS), "F32")]
 
     def load(self) -> Any:
-        """See `Loader`."""
+        """The same, one tensor after the other."""
         import torch
-
-        options: dict[str, Any] = {"dtype": "auto", "local_files_only": True}
-        options["output_loading_info"] = True
-        if self.device != "cpu":
-            options["device_map"] = {"": self.device}
         from transformers.utils import logging
 
+        options: dict[str, Any] = {"dtype": "auto", "local_files_only": True}
+        if self.device != "cpu":
+            options["device_map"] = {"": self.device}
         bars: Any = logging
         drawn = bars.is_progress_bar_enabled()
         bars.disable_progress_bar()
@@ -149,7 +128,9 @@ class Transformers:
         before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         try:
-            self.model, self.info = self.model_class.from_pretrained(self.root, **options)
+            self.model, self.info = self.model_class.from_pretrained(
+                self.root, output_loading_info=True, **options
+            )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -165,12 +146,12 @@ class Transformers:
         return self.model
 
     def allocations(self) -> list[Allocation]:
-        """See `Loader`."""
+        """The same."""
         named = _once([*self.model.named_parameters(), *self.model.named_buffers()])
         return [Allocation(name, tensor.nbytes, tensor.data_ptr()) for name, tensor in named]
 
     def find(self, key: Key) -> "torch.Tensor | None":
-        """See `Loader`."""
+        """The same."""
         file, name = key
         if file not in self.headers or name in _names(self.info.get("mismatched_keys", ())):
             return None
@@ -182,11 +163,12 @@ class Transformers:
 
     def _is_narrowed(self, found: "torch.Tensor", entry: Entry) -> bool:
         """Whether a float was loaded in another dtype than it is stored in, and not in fp32."""
-        name = STORED.get(str(found.dtype).removeprefix("torch."))
-        return entry.dtype in FLOATS and name not in (entry.dtype, "F32")
+        dtypes = floats()
+        as_stored = dtypes.get(entry.dtype, found.dtype)
+        return found.dtype not in (as_stored, dtypes["F32"])
 
     def notes(self) -> list[str]:
-        """See `Loader`."""
+        """The same."""
         texts = [f"loaded as {self.model_class.__name__}"]
         for key, what in (
             ("missing_keys", "not in the checkpoint, so newly initialised"),
@@ -228,8 +210,7 @@ def foretell(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], memory
     entries += [Allocation(name, tensor.nbytes) for name, tensor in named if name in transient]
     # transformers asks for halves of two bytes, and for the tensors as they are before a widening.
     warm_up = sum(tensor.nbytes for _, tensor in stored) // 2 * 2
-    sizes = (entry.bytes for entry in entries)
-    return entries, memory.predict(sizes, warm_up=warm_up, **memory.settings()[0]._asdict())
+    return entries, memory.predict_here((entry.bytes for entry in entries), warm_up=warm_up)
 
 
 def _once(named: "Sequence[tuple[str, torch.Tensor]]") -> "list[tuple[str, torch.Tensor]]":
@@ -241,8 +222,7 @@ def _once(named: "Sequence[tuple[str, torch.Tensor]]") -> "list[tuple[str, torch
 
 
 def _note(what: str, names: list[str]) -> list[str]:
-    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return [f"{what}: {names[0]}{more}"] if names else []
+    return [f"{what}: {first_of(names)}"] if names else []
 
 
 def _names(keys: Any) -> list[str]:

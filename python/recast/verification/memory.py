@@ -103,20 +103,20 @@ def explain(
     problems = []
     if measured.requested != expected.requested:
         problems.append(
-            f"memory: requested is {measured.requested:,} bytes, {_apart(0, expected, measured)} "
+            f"memory: requested is {_apart(measured.requested, expected.requested)} "
             f"predicted: {_requested(predicted, loaded)}"
         )
     if measured.allocated != expected.allocated:
         problems.append(
-            f"memory: allocated is {measured.allocated:,} bytes, {_apart(1, expected, measured)} "
+            f"memory: allocated is {_apart(measured.allocated, expected.allocated)} "
             f"predicted: {_allocated(cuda, expected, measured, loaded)}"
         )
     return problems
 
 
-def _apart(field: int, expected: Memory, measured: Memory) -> str:
-    difference = measured[field] - expected[field]
-    return f"{abs(difference):,} {'more' if difference > 0 else 'less'} than"
+def _apart(measured: int, expected: int) -> str:
+    difference = f"{abs(measured - expected):,} {'more' if measured > expected else 'less'} than"
+    return f"{measured:,} bytes, {difference}"
 
 
 def _listed(texts: list[str]) -> str:

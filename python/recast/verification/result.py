@@ -1,13 +1,10 @@
 """What a verification found: as data, and in a few words, what is wrong first."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recast.report import SCHEMA_VERSION, json_text
-from recast.terminal import counted, grid, plain, render, size
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from recast.terminal import counted, grid, marked, plain, render, size
 
 # More lines than this help nobody on a terminal; `to_json()` has all of them.
 SHOWN = 20
@@ -103,8 +100,6 @@ def verification_text(found: Verification) -> str:
             text = f"{size(expected)} predicted, {size(measured)} measured{same}"
         rows.append((name, text))
     rows.append(("time", f"{found.seconds:.2f} s"))
-    lines: list[RenderableType] = [
-        Text.assemble(("error: ", "bold red"), plain(text)) for text in shown(found.failures())
-    ]
-    lines += [Text.assemble(("note: ", "bold yellow"), plain(text)) for text in found.notes]
+    lines = marked("error", "bold red", shown(found.failures()))
+    lines += marked("note", "bold yellow", found.notes)
     return render(*lines, Text.assemble((verdict, style), title), grid(rows))

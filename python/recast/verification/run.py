@@ -6,31 +6,28 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recast._core import Checkpoint, Plan, Staged
 from recast.errors import InputError, UsageError, VerificationError
-from recast.memory import predict, settings
+from recast.memory import predict_here, settings
 from recast.report import REPORT_NAME
+from recast.terminal import Progress, first_of
 from recast.verification import memory, structure, values
-from recast.verification.loaders import Loader, LoadError, Safetensors, Transformers
+from recast.verification.loaders import LoadError, Safetensors, Transformers
 from recast.verification.result import Verification, shown
-from recast.verification.structure import FLOATS, Headers, Key, Promise
+from recast.verification.structure import FLOATS, Headers, Promise
 
 if TYPE_CHECKING:
     import torch
 
 SAMPLES = 64
 """Random blocks compared in each tensor unless asked otherwise."""
-LOADERS: dict[str, Callable[[Path, Headers, str], Loader]] = {
-    "safetensors": Safetensors,
-    "transformers": Transformers,
-}
-
-Progress = Callable[[int, int], Any]
+Loader = Safetensors | Transformers
+LOADERS: dict[str, type[Loader]] = {"safetensors": Safetensors, "transformers": Transformers}
 
 
 def verify(
@@ -73,13 +70,10 @@ def verify(
             f"{root} is not a directory that holds a .safetensors file",
             "give the directory that `recast convert` wrote",
         )
-    problems: list[str] = []
-    headers = structure.read_headers(root, problems)
-    promise, notes = _find_promise(os.fspath(source), root, headers)
-    run = _Run(promise, root, headers, device, problems, notes)
     blocks = None if full else SAMPLES if samples is None else samples
     seed = secrets.randbits(32) if seed is None else seed
-    return run.finish(started, LOADERS[loader], loader, blocks, seed, progress)
+    run = _Run(root, device, loader, blocks, seed, progress, started=started)
+    return run.finish(run.find_promise(os.fspath(source)))
 
 
 def verify_staged(
@@ -116,11 +110,7 @@ def verify_published(
 
 
 def _verify_all(planned: Plan, root: Path, on_overflow: str, device: str) -> Verification:
-    started, problems = time.perf_counter(), list[str]()
-    headers = structure.read_headers(root, problems)
-    promise = Promise(planned, planned.to, on_overflow, exact=True)
-    run = _Run(promise, root, headers, device, problems, [])
-    return run.finish(started, Safetensors, "safetensors", None, 0, None)
+    return _Run(root, device).finish(Promise(planned, planned.to, on_overflow, exact=True))
 
 
 def _failures(found: Verification) -> str:
@@ -163,200 +153,183 @@ def check_fit(device: str, sizes: list[int]) -> None:
         return
     import torch
 
-    memory.check_fit(torch.cuda, device, predict(sizes, **settings()[0]._asdict()))
+    memory.check_fit(torch.cuda, device, predict_here(sizes))
 
 
-def _find_promise(source: str, root: Path, headers: Headers) -> tuple[Promise, list[str]]:
-    """What converting `source` promised, by the report in the result or else by its dtypes."""
-    checkpoint = Checkpoint.open(source)
-    try:
-        report = json.loads((root / REPORT_NAME).read_text(encoding="utf-8"))
-        options = report["identity"]["options"]
-        keep, auto_keep = list(options["keep"]), bool(options["auto_keep"])
-        plan = checkpoint.plan(options["to"], keep, auto_keep)
-        return Promise(plan, plan.to, str(options["on_overflow"]), exact=True), []
-    except FileNotFoundError:
-        why = f"there is no {REPORT_NAME}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{REPORT_NAME} does not tell what was asked for ({error!r})"
-    before = {(tensor.file, tensor.name): tensor.dtype for tensor in checkpoint.tensors}
-    to = structure.infer_target(before, headers)
-    kept = [
-        name
-        for (file, name), dtype in before.items()
-        if dtype in FLOATS and FLOATS[dtype] != to and _dtype(headers, (file, name)) == dtype
-    ]
-    notes = [f"{why}, so the target is taken to be what most tensors are: {to}"]
-    if kept:
-        more = f" and {len(kept) - 1:,} more" if len(kept) > 1 else ""
-        notes.append(f"not cast, which is taken to be intended: {kept[0]}{more}")
-    plan = checkpoint.plan(to or "fp32", [], False)
-    return Promise(plan, to, "inf", exact=False), notes
-
-
-def _dtype(headers: Headers, key: Key) -> str | None:
-    entry = headers.get(key[0], {}).get(key[1])
-    return None if entry is None else entry.dtype
-
-
+@dataclass
 class _Run:
     """One verification, of the result below `root`."""
 
-    def __init__(
-        self,
-        promise: Promise,
-        root: Path,
-        headers: Headers,
-        device: str,
-        problems: list[str],
-        notes: list[str],
-    ) -> None:
-        self.promise, self.root, self.headers, self.device = promise, root, headers, device
-        self.problems, self.notes = problems, notes
+    root: Path
+    device: str
+    loader: str = "safetensors"
+    samples: int | None = None
+    seed: int = 0
+    progress: Progress | None = None
+    started: float = field(default_factory=time.perf_counter)
 
-    def finish(
-        self,
-        started: float,
-        loader_class: Callable[[Path, Headers, str], Loader],
-        loader_name: str,
-        samples: int | None,
-        seed: int,
-        progress: Progress | None,
-    ) -> Verification:
-        """Does all of it."""
+    def __post_init__(self) -> None:
+        self.notes: list[str] = []
+        self.problems: list[str] = []
+        self.headers = structure.read_headers(self.root, self.problems)
+
+    def find_promise(self, source: str) -> Promise:
+        """What converting `source` promised, by the report in the result or else by its dtypes."""
+        checkpoint = Checkpoint.open(source)
+        try:
+            report = json.loads((self.root / REPORT_NAME).read_text(encoding="utf-8"))
+            options = report["identity"]["options"]
+            keep, auto_keep = list(options["keep"]), bool(options["auto_keep"])
+            plan = checkpoint.plan(options["to"], keep, auto_keep)
+            return Promise(plan, plan.to, str(options["on_overflow"]), exact=True)
+        except FileNotFoundError:
+            why = f"there is no {REPORT_NAME}"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = f"{REPORT_NAME} does not tell what was asked for ({error!r})"
+        before = {(tensor.file, tensor.name): tensor.dtype for tensor in checkpoint.tensors}
+        after = {
+            (file, name): entry.dtype
+            for file, entries in self.headers.items()
+            for name, entry in entries.items()
+        }
+        to = structure.infer_target(before, after)
+        kept = [
+            name
+            for (file, name), dtype in before.items()
+            if dtype in FLOATS and FLOATS[dtype] != to and after.get((file, name)) == dtype
+        ]
+        self.notes.append(f"{why}, so the target is taken to be what most tensors are: {to}")
+        if kept:
+            self.notes.append(f"not cast, which is taken to be intended: {first_of(kept)}")
+        return Promise(checkpoint.plan(to or "fp32", [], False), to, "inf", exact=False)
+
+    def finish(self, promise: Promise) -> Verification:
+        """Checks that the result is what was promised."""
         import torch
 
-        self.problems += structure.check(self.promise, self.root, self.headers)
+        self.problems += structure.check(promise, self.root, self.headers)
         try:
-            loader = self._loader(loader_class)
-            found_memory = loader and self._load(loader)
-            tensors, checked, mismatches = self._compare(loader, samples, seed, progress)
+            loader, found_memory = self._load()
+            tensors, checked, mismatches = self._compare(promise, loader)
         except torch.OutOfMemoryError as error:
             raise VerificationError(
                 f"{self.device} ran out of memory while the model was verified: {error}",
                 "free memory there, choose another GPU with cuda:N, or verify on cpu",
             ) from error
         return Verification(
-            source=self.promise.plan.source,
+            source=promise.plan.source,
             dest=str(self.root),
-            to=self.promise.to,
+            to=promise.to,
             device=self.device,
-            loader=loader_name,
-            samples=samples,
-            seed=None if samples is None else seed,
+            loader=self.loader,
+            samples=self.samples,
+            seed=None if self.samples is None else self.seed,
             tensors_checked=tensors,
             values_checked=checked,
             mismatches=mismatches,
             problems=self.problems,
-            notes=self.notes + settings()[1] + (loader.notes() if loader and found_memory else []),
-            memory=found_memory or None,
-            seconds=time.perf_counter() - started,
+            notes=self.notes + settings()[1] + (loader.notes() if loader else []),
+            memory=found_memory,
+            seconds=time.perf_counter() - self.started,
         )
 
-    def _loader(self, loader_class: Callable[[Path, Headers, str], Loader]) -> Loader | None:
-        """The loader; `None` where what is wrong with the result stands in its way."""
+    def _load(self) -> tuple[Loader | None, dict[str, dict[str, int | None]] | None]:
+        """The loader with the model it loaded, and the memory that takes against the prediction;
+        nothing where what is wrong with the result stands in the way."""
         try:
-            return loader_class(self.root, self.headers, self.device)
+            loader = LOADERS[self.loader](self.root, self.headers, self.device)
+            return loader, self._measure(loader)
         except LoadError as error:
             self.problems.append(str(error))
         except InputError as error:
             if not self.problems:
                 raise
             self.problems.append(error.message)
-        return None
+        return None, None
 
-    def _load(self, loader: Loader) -> dict[str, dict[str, int | None]] | None:
-        """Loads the model and holds its memory against the prediction; `None` where it cannot."""
+    def _measure(self, loader: Loader) -> dict[str, dict[str, int | None]]:
+        """Loads the model and holds its memory against the prediction."""
         import torch
 
+        predicted, expected = loader.predict()
         measured = None
-        try:
-            predicted, expected = loader.predict()
-            if self.device == "cpu":
-                loader.load()
-            else:
-                memory.check_fit(torch.cuda, self.device, expected)
-                options: dict[str, Any] = {"dtype": torch.uint8, "device": self.device}
-                _, measured = memory.measure(
-                    torch.cuda, self.device, partial(torch.empty, **options), loader.load
-                )
-        except LoadError as error:
-            self.problems.append(str(error))
-            return None
-        if measured is not None:
+        if self.device == "cpu":
+            loader.load()
+        else:
+            memory.check_fit(torch.cuda, self.device, expected)
+            options: dict[str, Any] = {"dtype": torch.uint8, "device": self.device}
+            _, measured = memory.measure(
+                torch.cuda, self.device, partial(torch.empty, **options), loader.load
+            )
             self.problems += memory.explain(
                 torch.cuda, expected, measured, predicted, loader.allocations()
             )
         return {
             name: {"expected": getattr(expected, name), "measured": getattr(measured, name, None)}
-            for name in ("requested", "allocated", "reserved")
+            for name in expected._fields
         }
 
     def _compare(
-        self, loader: Loader | None, samples: int | None, seed: int, progress: Progress | None
+        self, promise: Promise, loader: Loader | None
     ) -> tuple[int, int, list[dict[str, Any]]]:
         """Compares the values; how many tensors and values, and the mismatches."""
         reader, files = values.Reader(self.device), values.Reader(self.device)
         work = []
-        for file, entries in self._sources().items():
+        for file, entries in _sources(promise).items():
             for name, entry in entries.items():
                 there = self.headers.get(file, {}).get(name)
                 # What the structure has already said is wrong has no values to compare.
-                if there and there.shape == entry.shape and self._may_be(there.dtype, entry.dtype):
-                    chance = random.Random(f"{seed}/{file}/{name}")
-                    work.append((file, name, entry, values.ranges(entry.elements, samples, chance)))
-        total = sum(_bytes(entry, wanted) for _, _, entry, wanted in work)
+                if there and there.shape == entry.shape and _may_be(there.dtype, entry.dtype):
+                    chance = random.Random(f"{self.seed}/{file}/{name}")
+                    wanted = values.ranges(entry.elements, self.samples, chance)
+                    work.append((file, name, entry, there, wanted))
+        total = sum(_bytes(entry, wanted) for *_, entry, _, wanted in work)
         done = checked = 0
         mismatches = []
-        for file, name, entry, wanted in work:
-            there = self.headers[file][name]
+        for file, name, entry, there, wanted in work:
+            loaded = loader.find((file, name)) if loader else None
+            if loaded is None:
+                found = self._stored(files, file, there)
+            else:
+                found = partial(values.chosen, loaded.detach().reshape(-1))
             count, mismatch = values.compare(
                 reader,
-                self.promise.source_file(file),
+                promise.source_file(file),
                 entry,
-                self._found(loader.find((file, name)) if loader else None, files, (file, name)),
+                there,
+                found,
                 wanted,
-                stored=there.dtype,
-                on_overflow=self.promise.on_overflow,
+                promise.on_overflow,
             )
             checked += count
             done += _bytes(entry, wanted)
             if mismatch is not None:
                 mismatches.append({"tensor": name, "file": file, **mismatch})
-            if progress is not None:
-                progress(done, total)
+            if self.progress is not None:
+                self.progress(done, total)
         return len(work), checked, mismatches
 
-    def _sources(self) -> Headers:
-        """The source's headers, of the shards that were promised."""
-        files = [file.path for file in self.promise.plan.files if file.action == "cast"]
-        try:
-            return {f: structure.read_header(self.promise.source_file(f)) for f in files}
-        except ValueError as error:
-            raise InputError(f"{self.promise.source} changed meanwhile: {error}") from error
-
-    def _may_be(self, stored: str, source: str) -> bool:
-        return stored == source or (stored in FLOATS and source in FLOATS)
-
-    def _found(
-        self, loaded: "torch.Tensor | None", files: values.Reader, key: Key
-    ) -> Callable[[int, int], "torch.Tensor"]:
-        """The elements of a tensor: from the device, or from the file where it is not loaded."""
+    def _stored(
+        self, files: values.Reader, file: str, entry: structure.Entry
+    ) -> Callable[[list[values.Range]], "torch.Tensor"]:
+        """The elements of a tensor that is not loaded, from its file."""
         import torch
 
-        if loaded is not None:
-            flat = loaded.detach().reshape(-1)
-            return lambda start, end: flat[start:end]
-        entry, path = self.headers[key[0]][key[1]], self.root / key[0]
-        width, rest = divmod(entry.bytes, max(1, entry.elements))
-        dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-        dtype = dtypes.get(entry.dtype, torch.uint8)
+        dtype = values.floats().get(entry.dtype, torch.uint8)
+        return lambda batch: files.read(self.root / file, entry, batch).view(dtype)
 
-        def read(start: int, end: int) -> "torch.Tensor":
-            # The buffer is used again for the next range.
-            return files.read(path, entry, [(start, end)], 1 if rest else width).clone().view(dtype)
 
-        return read
+def _sources(promise: Promise) -> Headers:
+    """The source's headers, of the shards that were promised."""
+    files = [file.path for file in promise.plan.files if file.action == "cast"]
+    try:
+        return {file: structure.read_header(promise.source_file(file)) for file in files}
+    except ValueError as error:
+        raise InputError(f"{promise.source} changed meanwhile: {error}") from error
+
+
+def _may_be(stored: str, source: str) -> bool:
+    return stored == source or (stored in FLOATS and source in FLOATS)
 
 
 def _bytes(entry: structure.Entry, wanted: list[values.Range]) -> int:

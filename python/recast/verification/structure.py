@@ -5,6 +5,7 @@ safetensors library, because a check that used the core's reader would share its
 """
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -42,10 +43,13 @@ class Entry:
     @property
     def elements(self) -> int:
         """How many values it has; 1 for shape `[]`."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
+        return math.prod(self.shape)
+
+    @property
+    def width(self) -> int:
+        """The bytes of one value; 0 for values of less than a byte, and where there are none."""
+        width, rest = divmod(self.bytes, max(1, self.elements))
+        return 0 if rest else width
 
 
 Headers = dict[str, dict[str, Entry]]
@@ -106,9 +110,10 @@ def read_headers(root: Path, problems: list[str]) -> Headers:
     headers: Headers = {}
     for file in shards(root):
         try:
-            headers[file] = read_header(root / file)
-            _check_with_safetensors(root / file, headers[file])
-        except ValueError as error:
+            entries = read_header(root / file)
+            _check_with_safetensors(root / file, entries)
+            headers[file] = entries
+        except (ValueError, RecursionError) as error:
             problems.append(f"{file} is damaged: {error}")
     return headers
 
@@ -142,25 +147,19 @@ def shards(root: Path) -> list[str]:
     return [file for file in _walk(root) if file.endswith(".safetensors")]
 
 
-def is_index(file: str) -> bool:
+def _is_index(file: str) -> bool:
     """Whether a file name is that of an index of safetensors shards."""
     return file.endswith(".json") and ".safetensors.index." in os.path.basename(file)
 
 
-def infer_target(before: Mapping[Key, str], dest: Headers) -> str | None:
-    """The dtype that the source's tensors were cast to in `dest`, by majority.
+def infer_target(before: Mapping[Key, str], after: Mapping[Key, str]) -> str | None:
+    """The dtype that tensors were cast to, by majority, of the dtypes of source and result.
 
-    `before` has the source's dtypes. Where no tensor was cast it is the dtype most floats have;
-    `None` where there is no float.
+    Where no tensor was cast it is the dtype most floats have; `None` where there is no float.
     """
-    cast: Counter[str] = Counter()
-    stored: Counter[str] = Counter()
-    for file, entries in dest.items():
-        for name, entry in entries.items():
-            if entry.dtype in FLOATS:
-                stored[entry.dtype] += 1
-                cast[entry.dtype] += before.get((file, name)) in FLOATS.keys() - {entry.dtype}
-    ranked = (+cast or stored).most_common(1)
+    floats = {key: dtype for key, dtype in after.items() if dtype in FLOATS}
+    cast = [dtype for key, dtype in floats.items() if before.get(key) in FLOATS.keys() - {dtype}]
+    ranked = Counter(cast or floats.values()).most_common(1)
     return FLOATS[ranked[0][0]] if ranked else None
 
 
@@ -176,9 +175,10 @@ def check(promise: Promise, dest: Path, headers: Headers) -> list[str]:
             problems.append(f"{file} has {path.stat().st_size} bytes, planned were {facts.bytes}")
     for file in sorted(set(shards(dest)) - planned.keys()):
         problems.append(f"{file} is stale or extra: the source has no such shard")
-    problems += _check_tensors(promise, headers)
+    known = {file: entries for file, entries in headers.items() if file in planned}
+    problems += _check_tensors(promise, known)
     for file in _walk(dest):
-        if is_index(file):
+        if _is_index(file):
             problems += _check_index(promise, dest, file, headers)
         elif os.path.basename(file) == "config.json" and file in planned:
             problems += _check_config(promise, dest, file)
@@ -186,12 +186,13 @@ def check(promise: Promise, dest: Path, headers: Headers) -> list[str]:
 
 
 def _check_tensors(promise: Promise, headers: Headers) -> list[str]:
+    """In what the tensors of the promised files differ."""
     problems = []
-    expected: dict[str, set[str]] = {file: set() for file in headers}
+    extra = {(file, name) for file, entries in headers.items() for name in entries}
     for tensor in promise.plan.tensors:
         if tensor.file not in headers:
             continue
-        expected[tensor.file].add(tensor.name)
+        extra.discard((tensor.file, tensor.name))
         entry = headers[tensor.file].get(tensor.name)
         where = f"'{tensor.name}' in {tensor.file}"
         if entry is None:
@@ -204,11 +205,7 @@ def _check_tensors(promise: Promise, headers: Headers) -> list[str]:
         kept = not promise.exact and entry.dtype == tensor.source_dtype
         if entry.dtype != tensor.dtype and not kept:
             problems.append(f"tensor {where} is {entry.dtype}, promised was {tensor.dtype}")
-    planned = {file.path for file in promise.plan.files}
-    for file, entries in headers.items():
-        if file in planned:
-            extra = sorted(entries.keys() - expected[file])
-            problems += [f"tensor '{name}' in {file} is not in the source" for name in extra]
+    problems += [f"tensor '{name}' in {file} is not in the source" for file, name in sorted(extra)]
     return problems
 
 
@@ -239,7 +236,7 @@ def _stated(value: Any, at: str = "") -> dict[str, str]:
 def _check_config(promise: Promise, dest: Path, file: str) -> list[str]:
     try:
         stated = _stated(_json(dest / file))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return [f"{file} is not JSON: {error}"]
     before = _stated(_json(promise.source_file(file)))
     return [
@@ -257,7 +254,7 @@ def _check_index(promise: Promise, dest: Path, file: str, headers: Headers) -> l
     try:
         index = _json(dest / file)
         weight_map, metadata = dict(index["weight_map"]), dict(index.get("metadata") or {})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{file} is not an index: {error!r}"]
     problems, total = [], 0
     folder = os.path.dirname(file)

@@ -59,6 +59,13 @@ def batches(wanted: list[Range], limit: int) -> Iterator[list[Range]]:
         yield batch
 
 
+def floats() -> "dict[str, torch.dtype]":
+    """The dtypes that are cast, by their names in a header."""
+    import torch
+
+    return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
 class Reader:
     """Reads ranges of tensors onto a device through one buffer of a fixed size."""
 
@@ -69,9 +76,9 @@ class Reader:
         # From pinned memory a copy to a GPU runs at the speed of the bus.
         self.buffer = torch.empty(CHUNK, dtype=torch.uint8, pin_memory=device != "cpu")
 
-    def read(self, path: Path, entry: Entry, wanted: list[Range], width: int) -> "torch.Tensor":
-        """The bytes of `wanted`, in elements of `width` bytes; valid until the next call."""
-        view, at = self.buffer.numpy().data, 0
+    def read(self, path: Path, entry: Entry, wanted: list[Range]) -> "torch.Tensor":
+        """The bytes of `wanted`, values or else bytes; valid until the next call."""
+        view, at, width = self.buffer.numpy().data, 0, entry.width or 1
         with path.open("rb", buffering=0) as file:
             for start, end in wanted:
                 position, left = entry.start + start * width, (end - start) * width
@@ -110,40 +117,37 @@ def compare(
     reader: Reader,
     path: Path,
     entry: Entry,
-    found: Callable[[int, int], "torch.Tensor"],
+    stored: Entry,
+    found: Callable[[list[Range]], "torch.Tensor"],
     wanted: list[Range],
-    *,
-    stored: str,
     on_overflow: str,
 ) -> tuple[int, dict[str, Any] | None]:
     """Compares ranges of a tensor; how many values, and the first that is wrong, if one is.
 
-    `entry` is the tensor in the source file `path`; `found(start, end)` gives its elements as they
-    were loaded, flat, of the dtype they were loaded in; `stored` is the result's dtype. What is
-    not a float, and what was loaded as it was stored, is compared byte by byte.
+    `entry` is the tensor in the source file `path`, `stored` the one in the result; `found(ranges)`
+    gives its elements as they were loaded, flat, of the dtype they were loaded in. What is not a
+    float, and what was loaded as it was stored, is compared byte by byte.
     """
     import torch
 
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if not entry.elements:
         return 0, None
-    # Values of less than a byte, which formats of 4 and 6 bits have, are compared as bytes.
-    width = entry.bytes // entry.elements if entry.bytes % entry.elements == 0 else 0
-    is_float = entry.dtype in FLOATS
+    is_float, width = entry.dtype in FLOATS, entry.width or 1
     checked, wrong, first = 0, 0, None
-    if not width:
+    if not entry.width:
+        # Values of less than a byte, which formats of 4 and 6 bits have, are compared as bytes.
         wanted = [(0, entry.bytes)]
-    for batch in batches(wanted, CHUNK // (width or 1)):
-        raw = reader.read(path, entry, batch, width or 1)
-        loaded = _joined([found(start, end) for start, end in batch])
-        values = raw.view(dtypes[entry.dtype]) if is_float else raw
-        if is_float and (entry.dtype != stored or loaded.dtype != values.dtype):
+    # The result is also read in batches, and may be the wider one.
+    for batch in batches(wanted, CHUNK // max(width, stored.width)):
+        raw, loaded = reader.read(path, entry, batch), found(batch)
+        values = raw.view(floats()[entry.dtype]) if is_float else raw
+        if is_float and (entry.dtype != stored.dtype or loaded.dtype != values.dtype):
             # A loader may widen what is stored, or narrow what was kept: that is its own cast.
-            expected = cast(values, dtypes[stored], on_overflow).to(loaded.dtype)
+            expected = cast(values, floats()[stored.dtype], on_overflow).to(loaded.dtype)
             different = differences(expected, loaded)
         else:
             expected, loaded = raw, loaded.view(torch.uint8)
-            different = (expected != loaded).view(-1, width or 1).any(1)
+            different = (expected != loaded).view(-1, width).any(1)
         checked += different.numel()
         count = int(different.sum())
         wrong += count
@@ -152,21 +156,22 @@ def compare(
             first = {
                 "index": _element(batch, at),
                 "source": str(values[at].item()) if is_float else "bytes",
-                "source_bits": _bits(raw, at, width),
-                "expected_bits": _bits(expected, at, width),
-                "found_bits": _bits(loaded, at, width),
+                "source_bits": _bits(raw, at, different.numel()),
+                "expected_bits": _bits(expected, at, different.numel()),
+                "found_bits": _bits(loaded, at, different.numel()),
             }
-    checked = checked if width else entry.elements
+    checked = checked if entry.width else entry.elements
     return checked, None if first is None else {**first, "count": wrong}
 
 
-def _joined(parts: "list[torch.Tensor]") -> "torch.Tensor":
-    """Flat tensors one behind the other, whatever torch can do with their dtype."""
+def chosen(flat: "torch.Tensor", batch: list[Range]) -> "torch.Tensor":
+    """Ranges of a flat tensor one behind the other, whatever torch can do with their dtype."""
     import torch
 
+    parts = [flat[start:end] for start, end in batch]
     if len(parts) == 1:
         return parts[0]
-    return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(flat.dtype)
 
 
 def _element(batch: list[Range], at: int) -> int:
@@ -178,10 +183,10 @@ def _element(batch: list[Range], at: int) -> int:
     raise IndexError(at)
 
 
-def _bits(values: "torch.Tensor", at: int, width: int) -> str:
-    """The bits of one element, most significant first; `width` is in bytes, for raw bytes."""
+def _bits(held: "torch.Tensor", at: int, count: int) -> str:
+    """The bits of one of `count` values, most significant first."""
     import torch
 
-    size = (width or 1) if values.dtype == torch.uint8 else 1
-    raw = values[at * size : (at + 1) * size].cpu().contiguous().view(torch.uint8)
-    return "0x" + bytes(raw.tolist())[::-1].hex().upper()
+    width = held.nbytes // count
+    value = held.view(torch.uint8)[at * width : (at + 1) * width]
+    return "0x" + bytes(value.tolist())[::-1].hex().upper()
