@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = {"bash", "console", "python"}
 # What a run prints anew each time: a time, a rate, a drawn seed.
-VARYING = re.compile(r"\d+\.\d+(?= (?:s|GB/s)\b)|(?<=\(seed )\d+")
+VARYING = re.compile(r"\d+\.\d+(?= s\b)|\d+(?:\.\d+)? [GM]B/s|(?<=\(seed )\d+")
 # What a page shows for the directory its commands run in.
 HOME = "/models/"
 # The one GPU that may be seen: no real one, but the one that a page may show.

@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
+from support import raw_bytes
 
 NUMPY = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 EDGES = [65504, 65519, 65519.996, 65520, 65536, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0000001, 2.0**-14]
@@ -192,3 +193,14 @@ def test_inspect_says_when_a_conversion_lost_nothing(tmp_path):
     recast.convert(tmp_path / "m.safetensors", tmp_path / "o", to="bf16")
     notes = recast.inspect(tmp_path / "o").notes
     assert any("all 2 cast tensors are exactly representable in bf16" in note for note in notes)
+
+
+def test_a_report_on_many_tensors_is_a_line_for_each_and_short_in_an_interpreter(tmp_path):
+    tensors = [(f"w{number:03}", "F32", [1], bytes(4)) for number in range(1000)]
+    (tmp_path / "model.safetensors").write_bytes(raw_bytes(tensors))
+    report = recast.convert(tmp_path / "model.safetensors", tmp_path / "out", to="bf16")
+    lines = (tmp_path / "out" / "recast.json").read_text().splitlines()
+    rows = [json.loads(line.rstrip(",")) for line in lines if "max_abs" in line]
+    assert [row["name"] for row in rows] == [name for name, *_ in tensors]
+    assert rows == report.tensor_audits
+    assert len(repr(report)) < 1000

@@ -239,6 +239,21 @@ def test_convert_verify_publishes_what_passes_and_reports_it(model: Path, tmp_pa
     assert "verified  6 values in 1 tensor on cpu" in text.stdout
 
 
+def test_progress_goes_on_while_the_result_is_compared(saved: Save, tmp_path: Path) -> None:
+    source = saved("llama", "fp32")
+    weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    seen: list[tuple[int, int]] = []
+    report = recast.convert(
+        source, tmp_path / "out", to="bf16", verify="cpu", progress=lambda *now: seen.append(now)
+    )
+    # One total all the time: what is written, and then the source's tensors that are compared.
+    (total,) = {total for _, total in seen}
+    assert report.bytes_written < total < report.bytes_written + weights
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
+    assert any(report.bytes_written < done < total for done, _ in seen)
+
+
 def between_stage_and_verify(
     monkeypatch: pytest.MonkeyPatch, happen: Callable[[Path], object]
 ) -> None:
@@ -328,7 +343,7 @@ def test_a_verification_that_runs_out_of_memory_says_that_the_command_continues(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*arguments: object, **options: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(run.values, "compare", exhausted)
     with pytest.raises(recast.VerificationError, match="out of memory") as caught:

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from recast import memory
 from recast._core import STAGING, Checkpoint, Plan
@@ -12,6 +11,7 @@ from recast.array import check_policy, float_name
 from recast.errors import InputError, OutputError, UsageError
 from recast.inspection import Inspection, exactness, groups
 from recast.report import Report
+from recast.terminal import Progress
 
 Path = str | os.PathLike[str]
 
@@ -62,7 +62,7 @@ def convert(
     sync: bool = True,
     overwrite: bool = False,
     verify: str | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
 
@@ -72,7 +72,8 @@ def convert(
     `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync, so that
     a power cut can lose the result. `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`, `"cuda:N"`)
     on which every value of the result is checked before it is published; that takes torch.
-    `progress(done, total)` is called with bytes, from this thread; what it raises stops the run.
+    `progress(done, total)` is called with bytes, written and then compared, from this thread; what
+    it raises stops the run.
 
     Nothing is visible in `dest` before every file is complete. The same call again continues a
     conversion that was interrupted, and returns the report of one that is done, with
@@ -91,12 +92,13 @@ def convert(
         from recast.verification import run as verification
 
         device = verification.choose_device(verify)
-    staged, found = None, None
+    staged, found, compared = None, None, 0
     try:
         planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
         check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
         if device is not None:
             verification.check_fit(device, planned.tensor_bytes)
+            compared = sum(tensor.source_bytes for tensor in planned.tensors)
         staged = planned.stage(
             os.fspath(dest),
             threads=threads,
@@ -104,20 +106,23 @@ def convert(
             sync=sync,
             on_overflow=on_overflow,
             overwrite=overwrite,
-            progress=progress,
+            progress=_part(progress, 0, compared),
         )
         if staged is None:
             report = Report.read(os.fspath(dest))
             if device is not None:
-                found = verification.verify_published(planned, dest, on_overflow, device)
+                found = verification.verify_published(planned, dest, on_overflow, device, progress)
                 report = replace(report, verification=found.to_dict())
             return report
         if device is not None and not staged.publishing:
-            found = verification.verify_staged(planned, staged, dest, on_overflow, device)
+            comparing = _part(progress, planned.bytes_written, 0)
+            found = verification.verify_staged(
+                planned, staged, dest, on_overflow, device, comparing
+            )
         staged.publish()
         if device is not None and found is None:
             # An earlier run was stopped while it published, so the files were in two places.
-            found = verification.verify_published(planned, dest, on_overflow, device)
+            found = verification.verify_published(planned, dest, on_overflow, device, progress)
         report = Report.of(
             planned,
             staged,
@@ -146,6 +151,13 @@ def convert(
     return report
 
 
+def _part(progress: Progress | None, before: int, after: int) -> Progress | None:
+    """`progress` for a part of the work, with so many bytes to be done before it and after it."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(before + done, before + total + after)
+
+
 def inspect(path: Path) -> Inspection:
     """What `path`, a `.safetensors` file or a directory that holds some, is made of.
 
@@ -161,7 +173,7 @@ def inspect(path: Path) -> Inspection:
     # The core plans without the interpreter's lock, so planning costs no time of its own.
     with ThreadPoolExecutor(1) as core:
         targets = ("fp32", "fp16", "bf16") if checkpoint.quantized is None else ()
-        plans = {to: core.submit(checkpoint.plan, to) for to in targets}
+        planned = {to: core.submit(_planned_sizes, checkpoint, to) for to in targets}
         dtypes: dict[str, dict[str, int]] = {}
         for tensor in tensors:
             row = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
@@ -170,7 +182,7 @@ def inspect(path: Path) -> Inspection:
             row["bytes"] += tensor.bytes
         parts = groups(tensors)
         sizes = {"as_stored": [tensor.bytes for tensor in tensors]}
-        sizes |= {to: plan.result().tensor_bytes for to, plan in plans.items()}
+        sizes |= {to: found.result() for to, found in planned.items()}
     gpu_memory: dict[str, dict[str, int]] = {}
     for name, wanted in sizes.items():
         # fp16 and bf16 nearly always take the same, and so does the dtype the model is stored in.
@@ -196,3 +208,8 @@ def inspect(path: Path) -> Inspection:
         notes=notes,
         stored=tensors,
     )
+
+
+def _planned_sizes(checkpoint: Checkpoint, to: str) -> list[int]:
+    """The bytes of each tensor converted to `to`; the plan, which is large, is not kept."""
+    return checkpoint.plan(to).tensor_bytes

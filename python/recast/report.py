@@ -4,11 +4,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from recast import memory
-from recast._core import Plan, Staged
+from recast._core import Plan, PlannedTensor, Staged
 from recast.terminal import counted, first_of, grid, heading, marked, plain, render, size
 
 SCHEMA_VERSION = 1
@@ -20,9 +20,11 @@ PLAN_FOUND = {
 COUNTS = ("to_inf", "to_zero", "nan", "inf")
 
 
-def summary(plan: Plan, dest: str) -> dict[str, Any]:
-    """What is known of a conversion before it runs: the part plan and report have in common."""
-    tensors = plan.tensors
+def summary(plan: Plan, tensors: list[PlannedTensor], dest: str) -> dict[str, Any]:
+    """What is known of a conversion before it runs: the part plan and report have in common.
+
+    `tensors` are the plan's, which makes them anew whenever it is asked.
+    """
     actions = Counter(tensor.action for tensor in tensors)
     kept: dict[str, list[str]] = {}
     for tensor in tensors:
@@ -54,7 +56,7 @@ def plan_json(plan: Plan, dest: str, found: str) -> str:
     """
     files = [picked(file, "path", "action", "source_bytes", "bytes") for file in plan.files]
     head = {"dry_run": True, "already_done": found == "done", "resumes": found == "begun"}
-    return json_text({**head, **summary(plan, dest), "planned_files": files})
+    return json_text({**head, **summary(plan, plan.tensors, dest), "planned_files": files})
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,15 @@ class Report:
     audit: dict[str, int]
     """Values that became infinite or zero (`to_inf`, `to_zero`), `nan` and `inf` that the source
     had, and `inexact_tensors`: how many lost bits to rounding."""
-    tensor_audits: list[dict[str, Any]]
+    tensor_audits: list[dict[str, Any]] = field(repr=False)
     """The same for each tensor that was cast, with `max_abs`, its largest finite magnitude."""
-    kept: list[dict[str, Any]]
+    kept: list[dict[str, Any]] = field(repr=False)
     """`{reason, tensors, exact_anyway}`: the names of the tensors that kept their dtype, by reason,
     and those among them whose values the target holds exactly, so that a cast loses nothing."""
     gpu_memory: dict[str, int]
     """`requested`, `allocated` and `reserved` by PyTorch once the result is loaded."""
     warnings: list[str]
-    identity: dict[str, Any]
+    identity: dict[str, Any] = field(repr=False)
     """What the run is: the source's files as they were and the options that decide about the
     result. The same run again is recognised by it."""
     resumed_files: int = 0
@@ -110,7 +112,7 @@ class Report:
     ) -> "Report":
         """The report on `plan`, carried out as `staged` in `seconds`."""
         tensors = plan.tensors
-        facts = summary(plan, dest)
+        facts = summary(plan, tensors, dest)
         audits: list[dict[str, Any]] = []
         needless = set()
         for audit in staged.audits:
@@ -157,13 +159,26 @@ def picked(thing: object, *names: str) -> dict[str, Any]:
 
 def json_text(value: Mapping[str, Any]) -> str:
     """`value` as indented JSON, the version first; NaN and infinity, which it lacks, are errors."""
-    whole = {"schema_version": SCHEMA_VERSION, **value}
-    return json.dumps(whole, indent=2, allow_nan=False) + "\n"
+    return _indented({"schema_version": SCHEMA_VERSION, **value}, "\n") + "\n"
+
+
+def _indented(value: Any, newline: str) -> str:
+    """A list's items stand on a line each: of tensors there may be very many."""
+    inner = newline + "  "
+    if isinstance(value, Mapping) and value:
+        members = (f"{inner}{_encode(key)}: {_indented(value[key], inner)}" for key in value)
+        return f"{{{','.join(members)}{newline}}}"
+    if isinstance(value, list) and value:
+        return f"[{','.join(inner + _encode(item) for item in value)}{newline}]"
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(allow_nan=False).encode
 
 
 def plan_text(plan: Plan, dest: str, found: str) -> str:
     """What `convert --dry-run` prints: the plan, and each file's size before and after."""
-    facts = summary(plan, dest)
+    facts = summary(plan, plan.tensors, dest)
     files = [
         ("", f"{plain(file.path)}: {file.action}, {size(file.source_bytes)} -> {size(file.bytes)}")
         for file in plan.files
@@ -177,24 +192,21 @@ def plan_text(plan: Plan, dest: str, found: str) -> str:
 def report_text(report: Report) -> str:
     """What `convert` prints when it is done."""
     facts = vars(report)
-    seconds = max(report.seconds, 1e-9)
     rows = [*_plan_rows(facts), ("audit", _audit(report))]
+    # Verifying takes most of the time where it is done, so the rate would not be the conversion's.
+    rates = f", {_rate(report)}"
     if (found := report.verification) is not None:
         values = f"{found['values_checked']:,} values"
         tensors = counted(found["tensors_checked"], "tensor")
         text = f"{values} in {tensors} on {found['device']}, in {found['seconds']:.2f} s"
         rows.append(("verified", text))
+        rates = ""
     if report.already_done:
         return render("already done; nothing was written", heading(_title(facts)), grid(rows))
     if report.resumed_files:
         rows.append(("resumed", f"{counted(report.resumed_files, 'file')} staged before"))
-    rows.append(
-        (
-            "time",
-            f"{report.seconds:.2f} s, {report.bytes_read / seconds / 1e9:.2f} GB/s read, "
-            f"{report.bytes_written / seconds / 1e9:.2f} GB/s written",
-        )
-    )
+    seconds = f"{report.seconds:.2f}" if report.seconds >= 0.1 else f"{report.seconds:.3f}"
+    rows.append(("time", f"{seconds} s{rates}"))
     warnings = marked("warning", "bold yellow", report.warnings)
     return render(*warnings, heading(_title(facts)), grid(rows))
 
@@ -212,6 +224,15 @@ def _plan_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     on_gpu = f"{size(gpu['allocated'])} allocated, {size(gpu['reserved'])} reserved"
     rows.append(("on a GPU", f"{on_gpu} by PyTorch"))
     return rows
+
+
+def _rate(report: Report) -> str:
+    parts = []
+    for count, what in ((report.bytes_read, "read"), (report.bytes_written, "written")):
+        speed = count / max(report.seconds, 1e-9) / 1e6
+        unit = f"{speed / 1000:.2f} GB/s" if speed >= 1000 else f"{speed:.0f} MB/s"
+        parts.append(f"{unit} {what}")
+    return ", ".join(parts)
 
 
 def _audit(report: Report) -> str:

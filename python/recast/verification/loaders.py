@@ -131,7 +131,7 @@ class Transformers:
             self.model, self.info = self.model_class.from_pretrained(
                 self.root, output_loading_info=True, **options
             )
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
             # Models raise whatever their code raises for a config or a weight that is wrong.

@@ -77,14 +77,19 @@ def verify(
 
 
 def verify_staged(
-    planned: Plan, staged: Staged, dest: str | os.PathLike[str], on_overflow: str, device: str
+    planned: Plan,
+    staged: Staged,
+    dest: str | os.PathLike[str],
+    on_overflow: str,
+    device: str,
+    progress: Progress | None,
 ) -> Verification:
     """Compares every value of a staged model, with safetensors, on a device `choose_device` gave.
 
     Raises `VerificationError` for one that fails, which is then given up: its files stay in the
     folder that the message names, and no run publishes them.
     """
-    found = _verify_all(planned, Path(staged.path), on_overflow, device)
+    found = _verify_all(planned, Path(staged.path), on_overflow, device, progress)
     if not found.passed:
         rejected = staged.reject()
         raise VerificationError(
@@ -97,10 +102,14 @@ def verify_staged(
 
 
 def verify_published(
-    planned: Plan, dest: str | os.PathLike[str], on_overflow: str, device: str
+    planned: Plan,
+    dest: str | os.PathLike[str],
+    on_overflow: str,
+    device: str,
+    progress: Progress | None,
 ) -> Verification:
     """The same for a result that is published already. Raises `VerificationError`."""
-    found = _verify_all(planned, Path(dest), on_overflow, device)
+    found = _verify_all(planned, Path(dest), on_overflow, device, progress)
     if not found.passed:
         raise VerificationError(
             f"{os.fspath(dest)} was published before, and failed verification:\n{_failures(found)}",
@@ -109,8 +118,11 @@ def verify_published(
     return found
 
 
-def _verify_all(planned: Plan, root: Path, on_overflow: str, device: str) -> Verification:
-    return _Run(root, device).finish(Promise(planned, planned.to, on_overflow, exact=True))
+def _verify_all(
+    planned: Plan, root: Path, on_overflow: str, device: str, progress: Progress | None
+) -> Verification:
+    run = _Run(root, device, progress=progress)
+    return run.finish(Promise(planned, planned.to, on_overflow, exact=True))
 
 
 def _failures(found: Verification) -> str:
@@ -211,7 +223,7 @@ class _Run:
         try:
             loader, found_memory = self._load()
             tensors, checked, mismatches = self._compare(promise, loader)
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             raise VerificationError(
                 f"{self.device} ran out of memory while the model was verified: {error}",
                 "free memory there, choose another GPU with cuda:N, or verify on cpu",
