@@ -158,6 +158,11 @@ def table(contestants: list[Contestant], anon: dict[str, int], least: Run) -> li
     return lines
 
 
+def charted(one: Contestant) -> bool:
+    """Whether the chart shows it: what a user would run, and one floor."""
+    return one.kind == "other" or (f"{CPUS} thread" in one.name and SPREAD not in one.name)
+
+
 def warm(source: Path, work: Path, rounds: int, to: str) -> tuple[list[str], str]:
     """The warm rounds as Markdown and as a chart."""
     contestants = entrants(source, work, to)
@@ -175,7 +180,7 @@ def warm(source: Path, work: Path, rounds: int, to: str) -> tuple[list[str], str
         f"peak anonymous memory is what recast adds to the {idle / MIB:.0f} MiB of an idle "
         "interpreter that has imported it, sampled in a run of its own."
     )
-    rows = sorted((one.median("wall"), one.name, one.kind) for one in contestants)
+    rows = sorted((one.median("wall"), one.name, one.kind) for one in contestants if charted(one))
     chart = [(name, wall, f"{wall:.2f} s", kind) for wall, name, kind in rows]
     size = sum(file.stat().st_size for file in source.iterdir()) / 1e9
     title = f"{size:.2g} GB of fp32 to {to}: seconds for the whole process, warm page cache"
