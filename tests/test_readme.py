@@ -23,12 +23,24 @@ COMMANDS = [
     "$ recast convert model model-bf16 --to bf16",
     "$ recast verify model model-bf16",
 ]
+CONTESTANTS = {
+    "recast, on the disk when it ends": "recast, 2 threads",
+    "recast `--no-sync`": "recast, 2 threads, --no-sync",
+    "`cp -r`": "cp -r (no sync)",
+    "torch, shard by shard": "torch, shard by shard (no sync)",
+    "transformers, load and save": "transformers, load and save (no sync)",
+}
+BARS = ROOT / "docs" / "bench.svg"
+SVG_TEXT = "{http://www.w3.org/2000/svg}text"
+# After the heading, a bar's label and its time.
+LABELS = [element.text or "" for element in ElementTree.parse(BARS).iter(SVG_TEXT)][1:]
+CHART = dict(zip(LABELS[::2], LABELS[1::2], strict=True))
 
 
 def lines_of(picture: Path) -> list[str]:
     """The text of an SVG, as the lines of the terminal it shows."""
     rows: dict[float, list[tuple[float, str]]] = defaultdict(list)
-    for element in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text"):
+    for element in ElementTree.parse(picture).iter(SVG_TEXT):
         if "textLength" in element.attrib:
             place = (float(element.attrib["x"]), (element.text or "").replace("\xa0", " "))
             rows[float(element.attrib["y"])].append(place)
@@ -76,20 +88,20 @@ def test_the_readme_is_read_in_three_minutes() -> None:
 def test_the_numbers_are_those_of_the_benchmarks() -> None:
     measured = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     table = README.split("## How it compares")[1].split("\n## ")[0]
-    rows = {
-        "recast, on the disk when it ends": "recast, 2 threads",
-        "recast `--no-sync`": "recast, 2 threads, --no-sync",
-        "`cp -r`": "cp -r (no sync)",
-        "torch, shard by shard": "torch, shard by shard (no sync)",
-        "transformers, load and save": "transformers, load and save (no sync)",
-    }
-    for here, there in rows.items():
+    for here, there in CONTESTANTS.items():
         row = next(line for line in table.splitlines() if line.startswith(f"| {here} |"))
         other = next(line for line in measured.splitlines() if line.startswith(f"| {there} |"))
         time, memory = (cell.strip() for cell in row.split("|")[2:4])
         cells = [cell.strip() for cell in other.split("|")]
         assert time == cells[2], here
         assert memory in cells[-3:], here
+        assert CHART[there] == time, here
+
+
+def test_the_chart_shows_those_of_the_table_and_a_floor() -> None:
+    assert f"]({BARS.relative_to(ROOT)})" in README
+    others = CHART.keys() - CONTESTANTS.values()
+    assert all(label.startswith("floor: write the output, 2 threads") for label in others), others
 
 
 def test_the_recipes_do_what_they_say(saved: Save, tmp_path: Path) -> None:
