@@ -59,8 +59,8 @@ def axes(unit: float) -> dict[str, list[Point]]:
     sizes = (0.25, 0.5, 1, 2, 4)
     return {
         "size": [Point(f"{n * unit / 1e9:g} GB", n * unit, 256, 4) for n in sizes],
-        "tensors": [Point(f"{n:,} tensors", unit, n, 1) for n in (1, 1_000, 100_000)],
-        "shards": [Point(f"{n:,} shards", unit, 1_000, n) for n in (1, 30, 1_000)],
+        "tensors": [Point(f"{n:,} tensor{'s' * (n > 1)}", unit, n, 1) for n in (1, 1_000, 100_000)],
+        "shards": [Point(f"{n:,} shard{'s' * (n > 1)}", unit, 1_000, n) for n in (1, 30, 1_000)],
     }
 
 
