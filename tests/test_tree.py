@@ -308,6 +308,7 @@ def test_the_plan_states_the_size_of_every_file_exactly(saved: Save, tmp_path: P
     assert sizes == found
     assert planned.bytes_written == sum(found.values())
     assert planned.bytes_read == sum(path.stat().st_size for path in source.iterdir())
+    assert f"bytes_written={planned.bytes_written})" in repr(planned)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o027])

@@ -215,6 +215,18 @@ impl Plan {
         self.0.bytes_written()
     }
 
+    fn __repr__(&self) -> String {
+        format!(
+            "Plan(source={:?}, to={:?}, files={}, tensors={}, bytes_read={}, bytes_written={})",
+            self.source(),
+            self.to(),
+            self.0.files.len(),
+            self.0.tensors().count(),
+            self.bytes_read(),
+            self.bytes_written()
+        )
+    }
+
     #[pyo3(signature = (dest, *, on_overflow="error", overwrite=false))]
     fn check_destination(
         &self,
