@@ -247,6 +247,13 @@ def test_a_damaged_result_is_told_and_not_called_done(small: Path, tmp_path: Pat
             assert stats(dest) == before
             (dest / name).write_bytes(data)
     assert "already done" in convert(small, dest).stdout
+    report = json.loads((dest / "recast.json").read_text())
+    for key in ("audit", "seconds"):
+        left = {name: value for name, value in report.items() if name != key}
+        (dest / "recast.json").write_text(json.dumps(left))
+        result = convert(small, dest)
+        assert result.returncode == 73, result.stderr
+        assert f"{dest / 'recast.json'}: is missing or not as recast left it" in result.stderr
     (dest / SHARD).unlink()
     refused(small, dest)
     replaced(small, dest)
