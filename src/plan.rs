@@ -377,7 +377,7 @@ fn list(mut names: impl Iterator<Item = String>) -> Option<String> {
     let first: Vec<String> = names.by_ref().take(LISTED).collect();
     let text = first.join(", ");
     match names.count() {
-        0 => (!text.is_empty()).then_some(text),
+        0 => (!first.is_empty()).then_some(text),
         more => Some(format!("{text} and {more} more")),
     }
 }
