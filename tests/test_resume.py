@@ -259,6 +259,17 @@ def test_a_damaged_result_is_told_and_not_called_done(small: Path, tmp_path: Pat
     replaced(small, dest)
 
 
+def test_a_report_that_is_no_file_is_not_waited_for(small: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    dest.mkdir()
+    os.mkfifo(dest / "recast.json")
+    for options in ((), ("--dry-run",)):
+        result = convert(small, dest, *options)
+        assert (result.returncode, "not empty" in result.stderr) == (73, True)
+    expected = converted(small, tmp_path / "fresh")
+    assert converted(small, dest, "--overwrite") == expected
+
+
 @pytest.mark.parametrize("stranger", ["notes.txt", "sub/notes.txt", ".hidden", "old.safetensors"])
 def test_overwrite_deletes_nothing_that_is_not_the_old_model(
     stranger: str, small: Path, tmp_path: Path
