@@ -1,8 +1,8 @@
 //! The plan: for every tensor whether it is cast and why, for every file its exact bytes.
 //! Pure: it looks at nothing but the opened checkpoint and the options.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::index::Index;
@@ -134,32 +134,25 @@ impl Plan {
         let mut sources: Vec<&SourceFile> = checkpoint.files.iter().collect();
         sources.sort_by_key(|file| publication_rank(file));
         let mut files: Vec<PlannedFile> = Vec::with_capacity(sources.len());
+        // They come before what describes them.
+        for (file, shard) in checkpoint.shards() {
+            files.push(PlannedFile::new(file, chooser.shard(file, shard)?));
+        }
+        // Made once, because there may be many indexes, and only where there is one.
+        let sizes = LazyCell::new(|| tensor_sizes(&files));
+        let mut others = Vec::new();
         for file in sources {
             let content = match &file.kind {
-                Kind::OtherWeights => continue,
-                Kind::Shard(shard) => chooser.shard(file, shard)?,
-                // The shards it names come before it.
+                Kind::Shard(_) | Kind::OtherWeights => continue,
                 Kind::Index(index) => {
-                    Content::Text(index.updated(total_size(file, index, &files), to))
+                    Content::Text(index.updated(total_size(file, index, &sizes), to))
                 }
                 Kind::Config(config) => Content::Text(config.with_dtype(to)),
                 Kind::Plain => Content::Copy,
             };
-            let bytes = match &content {
-                Content::Shard { header, tensors } => {
-                    header.len() as u64 + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>()
-                }
-                Content::Text(text) => text.len() as u64,
-                Content::Copy => file.identity.bytes,
-            };
-            files.push(PlannedFile {
-                path: file.path.clone(),
-                location: file.location.clone(),
-                source: file.identity.clone(),
-                bytes,
-                content,
-            });
+            others.push(PlannedFile::new(file, content));
         }
+        files.append(&mut others);
         let mut plan = Plan {
             source: checkpoint.root.clone(),
             single_file: checkpoint.single_file,
@@ -224,6 +217,23 @@ impl Plan {
 }
 
 impl PlannedFile {
+    fn new(file: &SourceFile, content: Content) -> PlannedFile {
+        let bytes = match &content {
+            Content::Shard { header, tensors } => {
+                header.len() as u64 + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>()
+            }
+            Content::Text(text) => text.len() as u64,
+            Content::Copy => file.identity.bytes,
+        };
+        PlannedFile {
+            path: file.path.clone(),
+            location: file.location.clone(),
+            source: file.identity.clone(),
+            bytes,
+            content,
+        }
+    }
+
     /// The tensors of a shard; none for any other file.
     pub fn tensors(&self) -> &[PlannedTensor] {
         match &self.content {
@@ -328,17 +338,22 @@ fn with_format(metadata: Option<&[(String, String)]>) -> Vec<(String, String)> {
     metadata
 }
 
+/// The bytes of the tensors of each planned shard, by its path.
+fn tensor_sizes(shards: &[PlannedFile]) -> HashMap<&Path, HashMap<&str, u64>> {
+    let sized = shards.iter().map(|shard| {
+        let tensors = shard.tensors().iter();
+        let sizes = tensors.map(|tensor| (tensor.source.name.as_str(), tensor.bytes));
+        (shard.path.as_path(), sizes.collect())
+    });
+    sized.collect()
+}
+
 /// The tensor bytes an index's shards hold, which is what `total_size` means.
-fn total_size(file: &SourceFile, index: &Index, planned: &[PlannedFile]) -> u64 {
-    let beside = planned.iter().filter(|shard| shard.path.parent() == file.path.parent());
-    let sizes: HashMap<&OsStr, HashMap<&str, u64>> = beside
-        .map(|shard| {
-            let tensors = shard.tensors().iter();
-            let sizes = tensors.map(|tensor| (tensor.source.name.as_str(), tensor.bytes));
-            (shard.path.file_name().unwrap_or_default(), sizes.collect())
-        })
-        .collect();
-    index.weight_map.iter().map(|(tensor, shard)| sizes[OsStr::new(shard)][tensor.as_str()]).sum()
+fn total_size(file: &SourceFile, index: &Index, sizes: &HashMap<&Path, HashMap<&str, u64>>) -> u64 {
+    let bytes = |(tensor, shard): &(String, String)| {
+        sizes[&*file.path.with_file_name(shard)][tensor.as_str()]
+    };
+    index.weight_map.iter().map(bytes).sum()
 }
 
 /// Files that make a directory a model are published after what they describe, the root's last.
@@ -362,7 +377,7 @@ fn list(mut names: impl Iterator<Item = String>) -> Option<String> {
     let first: Vec<String> = names.by_ref().take(LISTED).collect();
     let text = first.join(", ");
     match names.count() {
-        0 => (!text.is_empty()).then_some(text),
+        0 => (!first.is_empty()).then_some(text),
         more => Some(format!("{text} and {more} more")),
     }
 }

@@ -1,6 +1,7 @@
 """What `inspect` shows: where the bytes are, what they take on a GPU, on any terminal."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,15 @@ def test_a_report_that_is_damaged_or_about_something_else_claims_nothing(
     (model / "recast.json").write_text(report)
     notes = recast.inspect(model).notes
     assert [said in note for said, note in zip(says, notes, strict=True)] == [True] * len(says)
+
+
+def test_a_report_that_is_no_file_is_not_opened(model: Path) -> None:
+    expected = recast_process("inspect", model).stdout
+    (model / "recast.json").symlink_to("/dev/null")
+    assert recast_process("inspect", model).stdout == expected
+    (model / "recast.json").unlink()
+    os.mkfifo(model / "recast.json")
+    assert recast_process("inspect", model).stdout == expected
 
 
 def test_a_module_and_a_stack_of_the_same_name_are_two_parts(tmp_path: Path) -> None:

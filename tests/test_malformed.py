@@ -6,6 +6,7 @@ in docs/architecture.md, each of which has its case here.
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import recast
 from hostile import INDEX, SHARD, refused
 from safetensors import safe_open
-from support import raw_header
+from support import raw_bytes, raw_header
 
 ROOT = Path(__file__).parents[1]
 
@@ -359,6 +360,21 @@ def test_an_index_or_config_of_absurd_size_is_refused_unread(
     with (model / name).open("r+b") as out:
         out.truncate(limit)
     recast.inspect(model)
+
+
+def test_many_indexes_beside_many_tensors_are_read_in_no_time(tmp_path: Path) -> None:
+    rows = [(f"w{number}", "U8", [0], b"") for number in range(40_000)]
+    (tmp_path / SHARD).write_bytes(raw_bytes(rows))
+    seconds = []
+    for indexes in (1, 500):
+        for number in range(indexes):
+            name = f"{number}.safetensors.index.json"
+            (tmp_path / name).write_text(json.dumps({"weight_map": {"w0": SHARD}}))
+        start = time.perf_counter()
+        recast.plan(tmp_path, to="bf16")
+        seconds.append(time.perf_counter() - start)
+    # Looking at all tensors for each of the indexes takes more than ten times as long.
+    assert seconds[1] < 5 * seconds[0], seconds
 
 
 def test_a_tensor_in_two_shards_is_converted_in_both(model: Path) -> None:

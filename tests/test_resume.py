@@ -247,9 +247,27 @@ def test_a_damaged_result_is_told_and_not_called_done(small: Path, tmp_path: Pat
             assert stats(dest) == before
             (dest / name).write_bytes(data)
     assert "already done" in convert(small, dest).stdout
+    report = json.loads((dest / "recast.json").read_text())
+    for key in ("audit", "seconds"):
+        left = {name: value for name, value in report.items() if name != key}
+        (dest / "recast.json").write_text(json.dumps(left))
+        result = convert(small, dest)
+        assert result.returncode == 73, result.stderr
+        assert f"{dest / 'recast.json'}: is missing or not as recast left it" in result.stderr
     (dest / SHARD).unlink()
     refused(small, dest)
     replaced(small, dest)
+
+
+def test_a_report_that_is_no_file_is_not_waited_for(small: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    dest.mkdir()
+    os.mkfifo(dest / "recast.json")
+    for options in ((), ("--dry-run",)):
+        result = convert(small, dest, *options)
+        assert (result.returncode, "not empty" in result.stderr) == (73, True)
+    expected = converted(small, tmp_path / "fresh")
+    assert converted(small, dest, "--overwrite") == expected
 
 
 @pytest.mark.parametrize("stranger", ["notes.txt", "sub/notes.txt", ".hidden", "old.safetensors"])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import recast
 from conftest import Save
 from rich.cells import cell_len
 from support import environment, on_terminal, raw_bytes, recast_process
@@ -97,6 +98,13 @@ def test_warnings_come_first_and_grouped_never_a_wall(model: Path, tmp_path: Pat
         assert sum(starts) == 3
         assert max(map(len, lines[:3])) < 300
         assert "more" in lines[0]
+
+
+def test_a_warning_is_about_a_tensor_whatever_it_is_called(tmp_path: Path) -> None:
+    rows = [("", "F64", [1], bytes(8)), ("w", "F32", [1], bytes(4))]
+    (tmp_path / "model.safetensors").write_bytes(raw_bytes(rows))
+    (warning,) = recast.plan(tmp_path, to="bf16").warnings
+    assert "fp64" in warning
 
 
 def test_progress_needs_no_more_columns_than_there_are(tmp_path: Path) -> None:

@@ -142,8 +142,12 @@ def exactness(checkpoint: Checkpoint) -> list[str]:
 
     Empty where there is no `recast.json`, or where it is not about the tensors that are there.
     """
+    path = os.path.join(checkpoint.path, REPORT_NAME)
+    # A checkpoint may come from anybody: opening a pipe waits, and a device may have no end.
+    if not os.path.isfile(path):
+        return []
     try:
-        with open(os.path.join(checkpoint.path, REPORT_NAME), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             report = json.load(file)
         audits, to = report["audit"]["tensors"], report["to"]
         audited = {(row["file"], row["name"]) for row in audits}

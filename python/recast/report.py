@@ -9,6 +9,7 @@ from typing import Any
 
 from recast import memory
 from recast._core import Plan, PlannedTensor, Staged
+from recast.errors import OutputError
 from recast.terminal import counted, first_of, grid, heading, marked, plain, render, size
 
 SCHEMA_VERSION = 1
@@ -139,11 +140,18 @@ class Report:
 
     @classmethod
     def read(cls, dest: str) -> "Report":
-        """The report that the finished conversion in `dest` left."""
-        with open(os.path.join(dest, REPORT_NAME), encoding="ascii") as file:
-            fields = json.load(file)
-        fields["tensor_audits"] = fields["audit"].pop("tensors")
-        return cls(**{**fields, "dest": dest, "already_done": True})
+        """The report that the finished conversion in `dest` left. Raises `OutputError`."""
+        path = os.path.join(dest, REPORT_NAME)
+        try:
+            with open(path, encoding="ascii") as file:
+                fields = json.load(file)
+            fields["tensor_audits"] = fields["audit"].pop("tensors")
+            return cls(**{**fields, "dest": dest, "already_done": True})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(
+                f"{path}: is missing or not as recast left it",
+                "convert again with --overwrite, which replaces it",
+            ) from error
 
     def to_json(self) -> str:
         """The report as one JSON object, ASCII only."""

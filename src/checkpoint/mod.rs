@@ -9,8 +9,8 @@ pub mod index;
 pub mod json;
 pub mod shard;
 
+use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -152,18 +152,18 @@ impl Checkpoint {
 
     /// Every tensor an index names must be in the shard it names, beside the index.
     fn check_indexes(&self) -> Result<(), Error> {
+        // Made once, because there may be many indexes, and only where there is one.
+        let shards: LazyCell<HashMap<&Path, HashSet<&str>>, _> = LazyCell::new(|| {
+            let named = self.shards().map(|(file, shard)| {
+                let names = shard.tensors.iter().map(|tensor| tensor.name.as_str());
+                (file.path.as_path(), names.collect())
+            });
+            named.collect()
+        });
         for file in &self.files {
             let Kind::Index(index) = &file.kind else { continue };
-            let beside =
-                self.shards().filter(|(shard, _)| shard.path.parent() == file.path.parent());
-            let shards: HashMap<&OsStr, HashSet<&str>> = beside
-                .map(|(file, shard)| {
-                    let names = shard.tensors.iter().map(|tensor| tensor.name.as_str());
-                    (file.path.file_name().unwrap_or_default(), names.collect())
-                })
-                .collect();
             for (tensor, shard) in &index.weight_map {
-                let held = shards.get(OsStr::new(shard));
+                let held = shards.get(&*file.path.with_file_name(shard));
                 if held.is_some_and(|names| names.contains(tensor.as_str())) {
                     continue;
                 }

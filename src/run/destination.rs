@@ -60,8 +60,9 @@ pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error
     // In this order, because a run that is about to end leaves its report before it takes its
     // journal away.
     let begun = Record::read(&dest.join(STAGING), options.sync)?;
-    let report = fs::read(dest.join(REPORT)).unwrap_or_default();
-    let finished = serde_json::from_slice::<Report>(&report).ok().map(|report| report.identity);
+    let report = file::read(&dest.join(REPORT), u64::MAX - 1).map(|(bytes, _)| bytes);
+    let report = serde_json::from_slice::<Report>(&report.unwrap_or_default()).ok();
+    let finished = report.map(|report| report.identity);
     let mismatch = |there: &Identity, finished| Error::Mismatch {
         path: dest.to_owned(),
         finished,

@@ -1,6 +1,5 @@
 """`verify`: a result against its source, in the order promise, structure, load, values."""
 
-import json
 import os
 import random
 import secrets
@@ -189,7 +188,7 @@ class _Run:
         """What converting `source` promised, by the report in the result or else by its dtypes."""
         checkpoint = Checkpoint.open(source)
         try:
-            report = json.loads((self.root / REPORT_NAME).read_text(encoding="utf-8"))
+            report = structure.read_json(self.root / REPORT_NAME)
             options = report["identity"]["options"]
             keep, auto_keep = list(options["keep"]), bool(options["auto_keep"])
             plan = checkpoint.plan(options["to"], keep, auto_keep)

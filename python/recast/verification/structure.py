@@ -79,6 +79,7 @@ class Promise:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """A file's tensors in the order of their data. Raises `ValueError` for a damaged header."""
+    _check_regular(path)
     length = path.stat().st_size
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -92,7 +93,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 start, end = entry["data_offsets"]
                 shape = tuple(int(extent) for extent in entry["shape"])
                 entries[name] = Entry(entry["dtype"], shape, 8 + size + start, 8 + size + end)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"the header is not a safetensors header: {error}") from error
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
     at = 8 + size
@@ -113,7 +114,7 @@ def read_headers(root: Path, problems: list[str]) -> Headers:
             entries = read_header(root / file)
             _check_with_safetensors(root / file, entries)
             headers[file] = entries
-        except (ValueError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             problems.append(f"{file} is damaged: {error}")
     return headers
 
@@ -209,8 +210,16 @@ def _check_tensors(promise: Promise, headers: Headers) -> list[str]:
     return problems
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises `OSError` or `ValueError` where it is none."""
+    _check_regular(path)
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_regular(path: Path) -> None:
+    """Raises `ValueError` for a pipe, which would be waited for, and for a device."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")
 
 
 def _float(value: Any) -> str | None:
@@ -235,10 +244,10 @@ def _stated(value: Any, at: str = "") -> dict[str, str]:
 
 def _check_config(promise: Promise, dest: Path, file: str) -> list[str]:
     try:
-        stated = _stated(_json(dest / file))
+        stated = _stated(read_json(dest / file))
     except (OSError, ValueError, RecursionError) as error:
         return [f"{file} is not JSON: {error}"]
-    before = _stated(_json(promise.source_file(file)))
+    before = _stated(read_json(promise.source_file(file)))
     return [
         f"{file} states {key} = {stated.get(key)}, promised was {promise.to}"
         for key in sorted(before.keys() | stated.keys())
@@ -252,9 +261,9 @@ def _check_index(promise: Promise, dest: Path, file: str, headers: Headers) -> l
     if not source.is_file() or promise.source.is_file():
         return [f"{file} is stale or extra: the source has no such index"]
     try:
-        index = _json(dest / file)
+        index = read_json(dest / file)
         weight_map, metadata = dict(index["weight_map"]), dict(index.get("metadata") or {})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{file} is not an index: {error!r}"]
     problems, total = [], 0
     folder = os.path.dirname(file)
@@ -264,7 +273,7 @@ def _check_index(promise: Promise, dest: Path, file: str, headers: Headers) -> l
             problems.append(f"{file} says that '{name}' is in {shard}, where it is not")
         else:
             total += entry.bytes
-    if weight_map != _json(source)["weight_map"]:
+    if weight_map != read_json(source)["weight_map"]:
         problems.append(f"{file} maps other tensors or to other shards than the source's")
     size = metadata.get("total_size")
     if not problems and size != total:
