@@ -122,12 +122,16 @@ def test_a_report_that_is_damaged_or_about_something_else_claims_nothing(
     assert [said in note for said, note in zip(says, notes, strict=True)] == [True] * len(says)
 
 
-def test_a_report_that_is_no_file_is_not_opened(model: Path) -> None:
+def test_a_report_that_is_no_file_or_larger_than_any_is_not_read(model: Path) -> None:
     expected = recast_process("inspect", model).stdout
     (model / "recast.json").symlink_to("/dev/null")
     assert recast_process("inspect", model).stdout == expected
     (model / "recast.json").unlink()
     os.mkfifo(model / "recast.json")
+    assert recast_process("inspect", model).stdout == expected
+    (model / "recast.json").unlink()
+    (model / "recast.json").touch()
+    os.truncate(model / "recast.json", 1 << 40)
     assert recast_process("inspect", model).stdout == expected
 
 

@@ -20,6 +20,8 @@ CONTEXT = 512 << 20
 LONGEST_BAR, SHORTEST_BAR = 24, 8
 # A picture of more groups than this shows nothing; the rest goes into one line.
 GROUPS = 12
+# As large as an index may be: the report of some 600,000 tensors.
+MAX_REPORT = 100_000_000
 
 NUMBER = re.compile(r"\.([0-9]{1,9})\.")
 # The first that fits names a part of a layer, so norms inside attention count as norms.
@@ -143,8 +145,8 @@ def exactness(checkpoint: Checkpoint) -> list[str]:
     Empty where there is no `recast.json`, or where it is not about the tensors that are there.
     """
     path = os.path.join(checkpoint.path, REPORT_NAME)
-    # A checkpoint may come from anybody: opening a pipe waits, and a device may have no end.
-    if not os.path.isfile(path):
+    # A checkpoint may come from anybody: opening a pipe waits, and a file may have no end.
+    if not os.path.isfile(path) or os.path.getsize(path) > MAX_REPORT:
         return []
     try:
         with open(path, encoding="utf-8") as file:

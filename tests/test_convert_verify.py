@@ -1,0 +1,197 @@
+"""`convert --verify`: what is published is right, and what is wrong is never published."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recast
+import torch
+from conftest import Save
+from recast.verification import run
+from support import environment, raw_bytes, recast_process, stored, tree
+from test_cli import assert_fits
+from test_verify_command import SHARD, VERIFY, spoil
+
+
+def test_convert_verify_publishes_what_passes_and_reports_it(model: Path, tmp_path: Path) -> None:
+    command = ("convert", model, tmp_path / "out", "--to", "bf16", "--verify", "cpu", "--json")
+    result = recast_process(*command)
+    assert (result.returncode, result.stderr) == (0, "")
+    found = json.loads(result.stdout)["verification"]
+    assert_fits(found, VERIFY)
+    assert found["passed"] is True
+    assert found["samples"] is None
+    assert found["values_checked"] == 6
+    assert result.stdout == (tmp_path / "out" / "recast.json").read_text()
+    assert recast_process("verify", model, tmp_path / "out").returncode == 0
+    text = recast_process("convert", model, tmp_path / "b", "--to", "bf16", "--verify", "cpu")
+    assert "verified  6 values in 1 tensor on cpu" in text.stdout
+
+
+def test_progress_goes_on_while_the_result_is_compared(saved: Save, tmp_path: Path) -> None:
+    source = saved("llama", "fp32")
+    weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    seen: list[tuple[int, int]] = []
+    report = recast.convert(
+        source, tmp_path / "out", to="bf16", verify="cpu", progress=lambda *now: seen.append(now)
+    )
+    # One total all the time: what is written, and then the source's tensors that are compared.
+    (total,) = {total for _, total in seen}
+    assert report.bytes_written < total < report.bytes_written + weights
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
+    assert any(report.bytes_written < done < total for done, _ in seen)
+
+
+def between_stage_and_verify(
+    monkeypatch: pytest.MonkeyPatch, happen: Callable[[Path], object]
+) -> None:
+    verify_staged = run.verify_staged
+
+    def spoiled(planned: Any, staged: Any, *options: Any) -> recast.Verification:
+        happen(Path(staged.path))
+        return verify_staged(planned, staged, *options)
+
+    monkeypatch.setattr(run, "verify_staged", spoiled)
+
+
+def unlink_config(staged: Path) -> None:
+    (staged / "config.json").unlink()
+
+
+@pytest.mark.parametrize("fault", [spoil, unlink_config])
+def test_a_model_that_fails_verification_is_never_published(
+    fault: Callable[[Path], object], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = tmp_path / "out"
+    between_stage_and_verify(monkeypatch, fault)
+    with pytest.raises(recast.VerificationError) as caught:
+        recast.convert(model, dest, to="bf16", verify="cpu", sync=False)
+    assert caught.value.exit_code == 1
+    # What failed is kept where the error says, and nothing else is there.
+    rejected = dest / ".recast" / "rejected"
+    assert str(rejected) in caught.value.message
+    assert not hasattr(caught.value, "__notes__")
+    assert [path.name for path in dest.iterdir()] == [".recast"]
+    left = {path.name for path in (dest / ".recast").iterdir()}
+    assert {name for name in left if not name.startswith("lock.")} == {"rejected"}
+    assert stored(rejected / SHARD)["layer.weight"][0] == "BF16"
+    assert not recast.verify(model, rejected, device="cpu", full=True).passed
+    # And it does not stand in the way of the next run.
+    monkeypatch.undo()
+    recast.convert(model, dest, to="bf16", verify="cpu", sync=False)
+    assert not (dest / ".recast").exists()
+
+
+def test_the_command_exits_with_1_when_the_verification_fails(model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, recast.cli\n"
+        "from recast.verification import run\n"
+        "real = run.verify_staged\n"
+        "def spoiled(planned, staged, *options):\n"
+        f"    path = pathlib.Path(staged.path) / {SHARD!r}\n"
+        "    data = bytearray(path.read_bytes()); data[-1] ^= 1; path.write_bytes(data)\n"
+        "    return real(planned, staged, *options)\n"
+        "run.verify_staged = spoiled\n"
+        f"sys.argv = ['recast', 'convert', {str(model)!r}, {str(tmp_path / 'out')!r},\n"
+        "            '--to', 'bf16', '--verify', 'cpu']\n"
+        "recast.cli.main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert str(tmp_path / "out" / ".recast" / "rejected") in result.stderr
+    assert "layer.weight in model.safetensors, element 5" in result.stderr
+    assert "hint: " in result.stderr
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+def test_a_verification_that_is_stopped_publishes_nothing_and_can_be_gone_on_with(
+    stop: type[BaseException], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(path: Path) -> None:
+        raise stop
+
+    dest = tmp_path / "out"
+    between_stage_and_verify(monkeypatch, stopped)
+    with pytest.raises(stop):
+        recast.convert(model, dest, to="bf16", verify="cpu", sync=False)
+    assert [path.name for path in dest.iterdir()] == [".recast"]
+    monkeypatch.undo()
+    report = recast.convert(model, dest, to="bf16", verify="cpu", sync=False)
+    assert report.verification is not None
+    assert report.verification["dest"] == str(dest)
+
+
+def test_a_verification_that_runs_out_of_memory_says_that_the_command_continues(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run.values, "compare", exhausted)
+    with pytest.raises(recast.VerificationError, match="out of memory") as caught:
+        recast.convert(model, tmp_path / "out", to="bf16", verify="cpu", sync=False)
+    assert "the same command continues" in caught.value.__notes__[0]
+    monkeypatch.undo()
+    assert recast.convert(model, tmp_path / "out", to="bf16", verify="cpu", sync=False).verification
+
+
+def test_a_result_that_is_done_already_is_verified_where_it_is(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recast.convert(model, out, to="bf16", sync=False)
+    report = recast.convert(model, out, to="bf16", verify="cpu", sync=False)
+    assert report.already_done
+    assert report.verification is not None
+    assert report.verification["values_checked"] == 6
+    spoil(out)
+    before = tree(out)
+    with pytest.raises(recast.VerificationError, match=r"published before[^$]*element 1"):
+        recast.convert(model, out, to="bf16", verify="cpu", sync=False)
+    assert tree(out) == before
+
+
+def test_a_publication_that_was_stopped_is_verified_once_it_is_whole(
+    model: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "out"
+    planned = recast.plan(model, to="bf16")
+    (tmp_path / "out").mkdir()
+    staged = planned.stage(str(dest), sync=False)
+    assert staged is not None
+    # A directory in the place of a file stops the renames, as a kill would.
+    (dest / "config.json").mkdir()
+    with pytest.raises(recast.StorageError):
+        staged.publish()
+    assert staged.publishing
+    staged.leave()
+    (dest / "config.json").rmdir()
+    report = recast.convert(model, dest, to="bf16", verify="cpu", sync=False)
+    assert report.resumed_files
+    assert report.verification is not None
+    assert report.verification["passed"]
+    assert recast.verify(model, dest, device="cpu", full=True).passed
+
+
+def test_what_verification_expects_follows_the_options_of_the_conversion(tmp_path: Path) -> None:
+    rows = [("w", "F32", [1], b"\x00\x00\x7f\x7f"), ("lm_head.w", "F32", [1], b"\x00\x00\x80\x3f")]
+    (tmp_path / SHARD).write_bytes(raw_bytes(rows))
+    recast.convert(
+        tmp_path / SHARD,
+        tmp_path / "out",
+        to="fp16",
+        on_overflow="saturate",
+        keep=["lm_head.*"],
+        verify="cpu",
+        sync=False,
+    )
+    assert recast.verify(tmp_path / SHARD, tmp_path / "out", device="cpu", full=True).passed
