@@ -23,6 +23,7 @@ REASONS = (
     ("checkpoint/json.rs", r"format!\(\s*" + STRING, "Json"),
     ("checkpoint/index.rs", r"invalid\(&?(?:format!\()?" + STRING, "Json"),
     ("checkpoint/shard.rs", r"format!\(\s*" + STRING, "Header"),
+    ("plan.rs", r"let reason = format!\(\s*" + STRING, "Header"),
     ("checkpoint/shard.rs", r"[{]\s*" + STRING + r"\s*[}]", "Header"),
 )
 
