@@ -135,6 +135,20 @@ def test_a_report_that_is_no_file_or_larger_than_any_is_not_read(model: Path) ->
     assert recast_process("inspect", model).stdout == expected
 
 
+def test_a_link_to_a_report_is_followed_within_the_model_and_its_cache_only(
+    model: Path, tmp_path: Path
+) -> None:
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "1", tmp_path / "hub" / "blobs"
+    recast.convert(model, snapshot, to="bf16", sync=False)
+    report = (snapshot / "recast.json").read_text()
+    blobs.mkdir()
+    for folder, notes in ((tmp_path, 0), (blobs, 1), (snapshot, 1)):
+        (folder / "report").write_text(report)
+        (snapshot / "recast.json").unlink()
+        (snapshot / "recast.json").symlink_to(folder / "report")
+        assert len(recast.inspect(snapshot).notes) == notes, folder
+
+
 def test_a_module_and_a_stack_of_the_same_name_are_two_parts(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", ["x.weight", "x.0.weight", "x.1.weight"])
     found = {row["name"]: row["tensors"] for row in recast.inspect(path).groups}

@@ -148,6 +148,8 @@ def exactness(checkpoint: Checkpoint) -> list[str]:
     # A checkpoint may come from anybody: opening a pipe waits, and a file may have no end.
     if not os.path.isfile(path) or os.path.getsize(path) > MAX_REPORT:
         return []
+    if not _is_within(checkpoint.path, path):
+        return []
     try:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
@@ -164,6 +166,18 @@ def exactness(checkpoint: Checkpoint) -> list[str]:
     return [
         f"converted without loss: all {len(audits)} cast tensors are exactly representable in {to}"
     ]
+
+
+def _is_within(root: str, path: str) -> bool:
+    """Whether the file at `path` is in `root`, or in the blobs of the Hub cache that `root` is in.
+
+    That is how far the core follows a link.
+    """
+    folder, target = os.path.realpath(root), os.path.realpath(path)
+    if target.startswith(os.path.join(folder, "")):
+        return True
+    repository, found, _ = folder.rpartition(f"{os.sep}snapshots{os.sep}")
+    return bool(found) and os.path.dirname(target) == os.path.join(repository, "blobs")
 
 
 def inspection_text(inspection: Inspection) -> str:
