@@ -192,6 +192,20 @@ def test_the_transformers_loader_runs_quietly_and_names_the_class(
     assert "LlamaForCausalLM" in result.stdout
 
 
+def test_the_transformers_loader_unpickles_nothing(saved: Save, tmp_path: Path) -> None:
+    for name in ("source", "dest"):
+        recast.convert(saved("t5", "fp32"), tmp_path / name, to="fp32", sync=False)
+        (tmp_path / name / SHARD).rename(tmp_path / name / "other.safetensors")
+    # What transformers takes where no safetensors file has the name it looks for.
+    torch.save({}, tmp_path / "dest" / "pytorch_model.bin")
+    (tmp_path / "dest" / "recast.json").unlink()
+    found = recast.verify(
+        tmp_path / "source", tmp_path / "dest", loader="transformers", device="cpu"
+    )
+    (problem,) = found.problems
+    assert f"no file named {SHARD}" in problem
+
+
 def test_the_transformers_loader_finds_a_wrong_value(saved: Save, tmp_path: Path) -> None:
     recast.convert(saved("t5", "fp32"), tmp_path / "out", to="bf16", sync=False)
     path = tmp_path / "out" / SHARD

@@ -118,7 +118,9 @@ class Transformers:
         import torch
         from transformers.utils import logging
 
+        # Without the last, a pickle would do where no safetensors file has the name it looks for.
         options: dict[str, Any] = {"dtype": "auto", "local_files_only": True}
+        options["use_safetensors"] = True
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
         bars: Any = logging
