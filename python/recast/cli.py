@@ -47,7 +47,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
     is_eager=True,
     expose_value=False,
     callback=_version,
-    help="Show the version, the instruction set in use, and that of torch.",
+    help="Show the version, the instruction set in use, and the version of torch.",
 )
 @click.pass_context
 def cli(context: click.Context) -> None:
