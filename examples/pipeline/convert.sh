@@ -37,7 +37,7 @@ while [ -z "$stopped" ]; do
     child=
     case $code in
         0) ;;
-        1) say "a check failed (overflow, verification); nothing was published, someone must decide" ;;
+        1) say "a check failed (overflow, verification); nothing new was published, someone must decide" ;;
         2) say "the command line is wrong; mend it" ;;
         65) say "the source is damaged, incomplete or quantized; fetch it again or choose another" ;;
         73) say "the destination cannot be created: not empty, in use, inside the source, or no room" ;;
