@@ -114,15 +114,15 @@ def convert(
                 found = verification.verify_published(planned, dest, on_overflow, device, progress)
                 report = replace(report, verification=found.to_dict())
             return report
+        comparing = _part(progress, planned.bytes_written, 0)
         if device is not None and not staged.publishing:
-            comparing = _part(progress, planned.bytes_written, 0)
             found = verification.verify_staged(
                 planned, staged, dest, on_overflow, device, comparing
             )
         staged.publish()
         if device is not None and found is None:
             # An earlier run was stopped while it published, so the files were in two places.
-            found = verification.verify_published(planned, dest, on_overflow, device, progress)
+            found = verification.verify_published(planned, dest, on_overflow, device, comparing)
         report = Report.of(
             planned,
             staged,

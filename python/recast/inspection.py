@@ -1,7 +1,6 @@
 """What `inspect` finds: dtypes, where the bytes are, and the memory they take on a GPU."""
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,8 +19,6 @@ CONTEXT = 512 << 20
 LONGEST_BAR, SHORTEST_BAR = 24, 8
 # A picture of more groups than this shows nothing; the rest goes into one line.
 GROUPS = 12
-# As large as an index may be: the report of some 600,000 tensors.
-MAX_REPORT = 100_000_000
 
 NUMBER = re.compile(r"\.([0-9]{1,9})\.")
 # The first that fits names a part of a layer, so norms inside attention count as norms.
@@ -142,23 +139,20 @@ def _part(rest: str) -> str:
 def exactness(checkpoint: Checkpoint) -> list[str]:
     """A sentence on what the conversion that made `checkpoint` kept of the values.
 
-    Empty where there is no `recast.json`, or where it is not about the tensors that are there.
+    Empty where there is no `recast.json` that may be read, or where it is not about the tensors
+    that are there.
     """
-    path = os.path.join(checkpoint.path, REPORT_NAME)
-    # A checkpoint may come from anybody: opening a pipe waits, and a file may have no end.
-    if not os.path.isfile(path) or os.path.getsize(path) > MAX_REPORT:
-        return []
-    if not _is_within(checkpoint.path, path):
+    found = checkpoint.report
+    if found is None:
         return []
     try:
-        with open(path, encoding="utf-8") as file:
-            report = json.load(file)
+        report = json.loads(found)
         audits, to = report["audit"]["tensors"], report["to"]
         audited = {(row["file"], row["name"]) for row in audits}
         exact = all(row["exact"] is True for row in audits)
     except (ValueError, RecursionError) as error:
         return [f"{REPORT_NAME} is not valid JSON: {error}"]
-    except (OSError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return []
     stored = {(tensor.file, tensor.name) for tensor in checkpoint.tensors}
     if not audits or not audited <= stored or not exact:
@@ -166,18 +160,6 @@ def exactness(checkpoint: Checkpoint) -> list[str]:
     return [
         f"converted without loss: all {len(audits)} cast tensors are exactly representable in {to}"
     ]
-
-
-def _is_within(root: str, path: str) -> bool:
-    """Whether the file at `path` is in `root`, or in the blobs of the Hub cache that `root` is in.
-
-    That is how far the core follows a link.
-    """
-    folder, target = os.path.realpath(root), os.path.realpath(path)
-    if target.startswith(os.path.join(folder, "")):
-        return True
-    repository, found, _ = folder.rpartition(f"{os.sep}snapshots{os.sep}")
-    return bool(found) and os.path.dirname(target) == os.path.join(repository, "blobs")
 
 
 def inspection_text(inspection: Inspection) -> str:

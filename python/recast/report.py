@@ -201,20 +201,19 @@ def report_text(report: Report) -> str:
     """What `convert` prints when it is done."""
     facts = vars(report)
     rows = [*_plan_rows(facts), ("audit", _audit(report))]
-    # Verifying takes most of the time where it is done, so the rate would not be the conversion's.
-    rates = f", {_rate(report)}"
     if (found := report.verification) is not None:
         values = f"{found['values_checked']:,} values"
         tensors = counted(found["tensors_checked"], "tensor")
         text = f"{values} in {tensors} on {found['device']}, in {found['seconds']:.2f} s"
         rows.append(("verified", text))
-        rates = ""
     if report.already_done:
         return render("already done; nothing was written", heading(_title(facts)), grid(rows))
     if report.resumed_files:
         rows.append(("resumed", f"{counted(report.resumed_files, 'file')} staged before"))
     seconds = f"{report.seconds:.2f}" if report.seconds >= 0.1 else f"{report.seconds:.3f}"
-    rows.append(("time", f"{seconds} s{rates}"))
+    # Verifying takes most of the time where it is done, so the rate would not be the conversion's.
+    rate = "" if report.verification else f", {_rate(report)}"
+    rows.append(("time", f"{seconds} s{rate}"))
     warnings = marked("warning", "bold yellow", report.warnings)
     return render(*warnings, heading(_title(facts)), grid(rows))
 

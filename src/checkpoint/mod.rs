@@ -150,6 +150,15 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The report of the conversion that made the checkpoint, as it stands there; nothing where
+    /// there is none that may be read.
+    pub fn report(&self) -> Option<Vec<u8>> {
+        let location = self.root.join(REPORT);
+        let is_link = fs::symlink_metadata(&location).ok()?.is_symlink();
+        Reach::of(&self.root).ok()?.check(&location, is_link).ok()?;
+        file::read(&location, json::MAX_INDEX).ok().map(|(bytes, _)| bytes)
+    }
+
     /// Every tensor an index names must be in the shard it names, beside the index.
     fn check_indexes(&self) -> Result<(), Error> {
         // Made once, because there may be many indexes, and only where there is one.

@@ -3,6 +3,7 @@
 
 mod array;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -104,6 +105,11 @@ impl Checkpoint {
     #[getter]
     fn quantized(&self) -> Option<&str> {
         self.0.quantised.as_ref().map(|(_, method)| method.as_str())
+    }
+
+    #[getter]
+    fn report(&self) -> Option<Cow<'static, [u8]>> {
+        self.0.report().map(Cow::Owned)
     }
 
     #[pyo3(signature = (to, keep=Vec::new(), auto_keep=true))]

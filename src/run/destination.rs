@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{BufReader, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
@@ -60,8 +60,8 @@ pub fn check(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error
     // In this order, because a run that is about to end leaves its report before it takes its
     // journal away.
     let begun = Record::read(&dest.join(STAGING), options.sync)?;
-    let report = file::read(&dest.join(REPORT), u64::MAX - 1).map(|(bytes, _)| bytes);
-    let report = serde_json::from_slice::<Report>(&report.unwrap_or_default()).ok();
+    let report = file::open(&dest.join(REPORT)).ok().map(|(file, _)| BufReader::new(file));
+    let report = report.and_then(|file| serde_json::from_reader::<_, Report>(file).ok());
     let finished = report.map(|report| report.identity);
     let mismatch = |there: &Identity, finished| Error::Mismatch {
         path: dest.to_owned(),

@@ -118,9 +118,8 @@ class Transformers:
         import torch
         from transformers.utils import logging
 
-        # Without the last, a pickle would do where no safetensors file has the name it looks for.
-        options: dict[str, Any] = {"dtype": "auto", "local_files_only": True}
-        options["use_safetensors"] = True
+        # Without it, a pickle would do where no safetensors file has the name that is looked for.
+        options: dict[str, Any] = {"use_safetensors": True}
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
         bars: Any = logging
@@ -131,7 +130,11 @@ class Transformers:
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         try:
             self.model, self.info = self.model_class.from_pretrained(
-                self.root, output_loading_info=True, **options
+                self.root,
+                dtype="auto",
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
             )
         except torch.cuda.OutOfMemoryError:
             raise
