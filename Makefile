@@ -14,18 +14,21 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast docs dist picture clean tools
+.PHONY: help demo test test-all test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast docs dist picture clean tools
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s%s\n", $$1, $$2 }'
 
 demo: build  ## convert a small model and compare the result with torch's, bit for bit
 	@$(VENV) examples/demo.py
 
 test: build  ## run the Rust and the Python tests
 	cargo test --release --quiet
-	cargo test --release --quiet --features faults --test faults
+	cargo test --release --quiet --features faults --test faults  # every call, frozen runs
 	$(VENV) -m pytest
+
+test-all: test test-crash test-exhaustive  ## all that needs no GPU, and the model of publishing (an hour)
+	$(VENV) tests/test_publishing_model.py --preemptions 2
 
 test-crash: build  ## kill 300 conversions at random moments and look at what is left (minutes)
 	RECAST_KILLS=300 $(VENV) -m pytest -s tests/test_crash.py

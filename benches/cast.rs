@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use half::slice::HalfFloatSliceExt;
 use recast::cast::{Audit, Level, Overflow, cast};
+use recast::checksum::{BLOCK, Digest};
 use recast::dtype::Float;
 
 const PAIRS: [(Float, Float); 6] = [
@@ -94,6 +95,21 @@ fn by_half(from: Float, to: Float) -> Option<Work> {
     })
 }
 
+/// A cast as a conversion does it: block by block, each hashed before and after.
+fn checked(level: Level, (from, src): (Float, &[u8]), (to, dst): (Float, &mut [u8])) {
+    let elements = BLOCK as usize / to.bytes();
+    let blocks = src.chunks(elements * from.bytes()).zip(dst.chunks_mut(elements * to.bytes()));
+    let mut audit = Audit::default();
+    for (src, dst) in blocks {
+        for block in src.chunks(BLOCK as usize) {
+            std::hint::black_box(Digest::of(block));
+        }
+        cast(level, (from, src), (to, dst), Overflow::Infinity, &mut audit);
+        std::hint::black_box(Digest::of(dst));
+    }
+    assert_eq!(audit.to_inf, 0);
+}
+
 fn main() {
     let numbers: Vec<usize> = std::env::args().filter_map(|text| text.parse().ok()).collect();
     let [elements, threads, rounds] = numbers[..] else {
@@ -116,6 +132,10 @@ fn main() {
                 let speed = rate(threads, (&src, sizes.0), (&mut dst, sizes.1), &work);
                 note(format!("{from}->{to} {}", level.name()), speed);
             }
+            let level = Level::available_levels().last().expect("portable runs everywhere");
+            let checked = |src: &[u8], dst: &mut [u8]| checked(level, (from, src), (to, dst));
+            let speed = rate(threads, (&src, sizes.0), (&mut dst, sizes.1), &checked);
+            note(format!("{from}->{to} checked"), speed);
             if let Some(work) = by_half(from, to) {
                 let speed = rate(threads, (&src, sizes.0), (&mut dst, sizes.1), &work);
                 note(format!("{from}->{to} half"), speed);

@@ -1,6 +1,9 @@
 //! Which tensors stay as they are: the user's patterns, and the built-in list of tensors that
 //! loaders need in fp32 (`keep_list.json`, data with a reason and a source for each entry).
 
+use std::borrow::Cow;
+use std::path::Path;
+
 use globset::{Glob, GlobMatcher};
 use regex::Regex;
 use serde::Deserialize;
@@ -11,8 +14,9 @@ use crate::error::Error;
 /// How many near names an unmatched pattern suggests.
 const SUGGESTIONS: usize = 3;
 
-/// A `--keep` pattern: a glob over the whole tensor name, or `re:` and a regular expression
-/// that may match anywhere in it.
+/// A `--keep` pattern: a tensor's name as it is, a glob over the whole name, or `re:` and a regular
+/// expression that may match anywhere in it. A pattern with a slash may also be about
+/// `COMPONENT/NAME`, where a component is a folder of the checkpoint, such as `vae`.
 pub struct Pattern {
     text: String,
     matcher: Matcher,
@@ -40,12 +44,21 @@ impl Pattern {
         Ok(Pattern { text: text.to_owned(), matcher })
     }
 
-    /// Whether the tensor called `name` is kept.
-    pub fn matches(&self, name: &str) -> bool {
-        match &self.matcher {
-            Matcher::Glob(glob) => glob.is_match(name),
+    /// Whether the tensor called `name` in `component` is kept; a component is the folder of the
+    /// tensor's file as [`component`] gives it.
+    pub fn matches(&self, component: &str, name: &str) -> bool {
+        let matches = |name: &str| match &self.matcher {
+            // A name may have characters that mean something in a glob, such as brackets.
+            Matcher::Glob(glob) => name == self.text || glob.is_match(name),
             Matcher::Regex(regex) => regex.is_match(name),
-        }
+        };
+        matches(name)
+            || (self.names_component() && !component.is_empty())
+                && matches(&format!("{component}/{name}"))
+    }
+
+    fn names_component(&self) -> bool {
+        self.text.contains('/')
     }
 
     /// As the user wrote it.
@@ -53,15 +66,48 @@ impl Pattern {
         &self.text
     }
 
-    /// The error for a pattern that none of `names` matches.
-    pub fn unmatched<'a>(&self, names: impl Iterator<Item = &'a str>) -> Error {
-        let mut near: Vec<(f64, &str)> =
-            names.map(|name| (strsim::jaro_winkler(&self.text, name), name)).collect();
-        near.sort_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(right.1)));
+    /// The error for a pattern that matches none of `tensors`, which are components and names.
+    pub fn unmatched<'a>(&self, tensors: impl Iterator<Item = (&'a str, &'a str)>) -> Error {
+        let tensors: Vec<(&str, &str)> = tensors.collect();
+        let instead = self.alternatives().into_iter().find(|text| {
+            let pattern = Pattern::parse(text);
+            pattern.is_ok_and(|pattern| tensors.iter().any(|&(at, name)| pattern.matches(at, name)))
+        });
+        let shown = |&(component, name): &(&str, &'a str)| match component {
+            "" => Cow::Borrowed(name),
+            _ if self.names_component() => Cow::Owned(format!("{component}/{name}")),
+            _ => Cow::Borrowed(name),
+        };
+        let mut near: Vec<(f64, Cow<str>)> = tensors
+            .iter()
+            .map(shown)
+            .map(|name| (strsim::jaro_winkler(&self.text, &name), name))
+            .collect();
+        near.sort_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
         near.dedup();
-        let nearest = near.iter().take(SUGGESTIONS).map(|(_, name)| (*name).to_owned()).collect();
-        Error::UnmatchedPattern { pattern: self.text.clone(), nearest }
+        let nearest = near.into_iter().take(SUGGESTIONS).map(|(_, name)| name.into_owned());
+        Error::UnmatchedPattern { pattern: self.text.clone(), instead, nearest: nearest.collect() }
     }
+
+    /// What may have been meant by a glob that matches nothing: brackets as they are, or all of a
+    /// component.
+    fn alternatives(&self) -> Vec<String> {
+        match self.matcher {
+            Matcher::Glob(_) => {
+                let component = self.text.trim_end_matches(['*', '.', '/']);
+                vec![self.text.replace('[', "[[]"), format!("{component}/*")]
+            }
+            Matcher::Regex(_) => Vec::new(),
+        }
+    }
+}
+
+/// The component that a file of a checkpoint is part of: its folder below the root, with slashes
+/// on every system; empty for a file at the root.
+pub fn component(file: &Path) -> String {
+    let folders = file.parent().into_iter().flat_map(Path::components);
+    let names: Vec<Cow<str>> = folders.map(|folder| folder.as_os_str().to_string_lossy()).collect();
+    names.join("/")
 }
 
 /// An entry of the built-in list.
@@ -129,11 +175,41 @@ mod tests {
         assert!(!entry.matches("encoder.two.weight") && !entry.matches("wonder.weight"));
     }
 
+    fn matches(pattern: &str, component: &str, name: &str) -> bool {
+        Pattern::parse(pattern).expect("a pattern").matches(component, name)
+    }
+
     #[test]
     fn globs_match_whole_names_and_regular_expressions_any_part() {
-        assert!(Pattern::parse("lm_head.*").expect("glob").matches("lm_head.weight"));
-        assert!(!Pattern::parse("head.*").expect("glob").matches("lm_head.weight"));
-        assert!(Pattern::parse("re:head").expect("regex").matches("lm_head.weight"));
+        assert!(matches("lm_head.*", "", "lm_head.weight"));
+        assert!(!matches("head.*", "", "lm_head.weight"));
+        assert!(matches("re:head", "", "lm_head.weight"));
         assert!(Pattern::parse("re:(").is_err() && Pattern::parse("[").is_err());
+    }
+
+    #[test]
+    fn a_pattern_with_a_slash_names_a_component_and_one_without_does_not() {
+        assert!(matches("vae/*", "vae", "decoder.weight"));
+        assert!(matches("vae/*.weight", "vae", "decoder.weight"));
+        assert!(matches("a/*", "a/b", "w") && matches("a/b/w", "a/b", "w"));
+        assert!(!matches("vae/*", "vae_2", "decoder.weight"));
+        assert!(!matches("vae/*", "", "decoder.weight"));
+        assert!(!matches("vae*", "vae", "decoder.weight"));
+        assert!(matches("re:^vae/.*norm", "vae", "mid.norm.weight"));
+        assert!(!matches("re:^vae.*norm", "vae", "mid.norm.weight"));
+        assert!(matches("block/*", "vae", "block/weight") && matches("block/*", "", "block/w"));
+    }
+
+    #[test]
+    fn a_pattern_matches_the_name_that_it_is() {
+        assert!(matches("blocks[0].weight", "", "blocks[0].weight"));
+        assert!(matches("vae/blocks[0].weight", "vae", "blocks[0].weight"));
+        assert!(matches("blocks[0].weight", "", "blocks0.weight"));
+    }
+
+    #[test]
+    fn a_component_is_the_folder_of_a_file() {
+        assert_eq!(component(Path::new("model.safetensors")), "");
+        assert_eq!(component(&Path::new("a").join("b").join("c")), "a/b");
     }
 }

@@ -1,17 +1,24 @@
-//! The plan: for every tensor whether it is cast and why, for every file its exact bytes.
-//! Pure: it looks at nothing but the opened checkpoint and the options.
+//! The plan: for every tensor whether it is cast and why, for every file its recipe and so its
+//! exact bytes. Pure: it looks at nothing but the opened checkpoint and the options.
 
 use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::checkpoint::index::Index;
-use crate::checkpoint::shard::{MAX_HEADER, Shard, Tensor};
+mod tensors;
+
+use crate::cast::Overflow;
 use crate::checkpoint::{Checkpoint, Kind, SourceFile};
+use crate::checksum::Digest;
 use crate::dtype::{Dtype, Float};
 use crate::error::Error;
-use crate::fs::Identity;
-use crate::keep::{self, Pattern};
+use crate::format::index::Index;
+use crate::format::safetensors::{Shard, Tensor};
+use crate::place::Place;
+use crate::recipe::{self, Extent, Recipe, Span};
+use crate::shown::Shown;
+use tensors::Chooser;
 
 /// The file that makes a directory of several models a diffusers pipeline.
 pub const PIPELINE: &str = "model_index.json";
@@ -28,6 +35,15 @@ pub struct Options {
     pub keep: Vec<String>,
     /// Whether the built-in list of tensors that loaders need in fp32 holds.
     pub auto_keep: bool,
+    /// What becomes of finite values that the target cannot hold.
+    pub overflow: Overflow,
+}
+
+impl Options {
+    /// To that dtype, and nothing else asked for.
+    pub fn to(to: Float) -> Options {
+        Options { to, keep: Vec::new(), auto_keep: true, overflow: Overflow::Infinity }
+    }
 }
 
 /// What becomes of a tensor.
@@ -41,48 +57,36 @@ pub enum Action {
     Keep,
 }
 
-/// A tensor and what becomes of it.
+/// What becomes of a tensor of a shard. Its bytes are those of the span with its position in
+/// [`Content::Shard`] and one more, which is the header's.
 #[derive(Clone, Debug)]
 pub struct PlannedTensor {
-    /// As it is in the source.
-    pub source: Tensor,
+    /// Its position in the source's header.
+    pub tensor: usize,
     /// What becomes of it.
     pub action: Action,
     /// Why.
-    pub reason: String,
+    pub reason: Arc<str>,
     /// Its dtype in the result.
     pub dtype: Dtype,
-    /// Its first byte in the result's file.
-    pub start: u64,
     /// Its length in the result, in bytes.
     pub bytes: u64,
 }
 
-/// Where the bytes of a file of the result come from.
+/// What a file of the result is.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// A header and the tensors that follow it, in order.
     Shard {
-        /// Length, JSON and padding.
-        header: Vec<u8>,
+        /// The source's header.
+        shard: Arc<Shard>,
         /// In the order of the result's data.
         tensors: Vec<PlannedTensor>,
     },
-    /// A small text written as it is here.
-    Text(String),
+    /// A text with other dtypes or sizes.
+    Text,
     /// The source file's bytes.
     Copy,
-}
-
-impl Content {
-    /// What is known before the source is read: a header, or all of a text.
-    pub fn prefix(&self) -> &[u8] {
-        match self {
-            Content::Shard { header, .. } => header,
-            Content::Text(text) => text.as_bytes(),
-            Content::Copy => &[],
-        }
-    }
 }
 
 /// A file of the result.
@@ -90,14 +94,14 @@ impl Content {
 pub struct PlannedFile {
     /// Its path below the destination.
     pub path: PathBuf,
-    /// Where its source is.
-    pub location: PathBuf,
-    /// The source's length and what else tells it from a later one.
-    pub source: Identity,
+    /// Whether it is a program for its owner.
+    pub executable: bool,
     /// Its exact length in bytes.
     pub bytes: u64,
-    /// What is written.
+    /// What it is.
     pub content: Content,
+    /// How it is made. Its first source is the file it is the result of.
+    pub recipe: Recipe,
 }
 
 /// What a conversion will do.
@@ -107,75 +111,107 @@ pub struct Plan {
     pub source: PathBuf,
     /// Whether the source is a single file.
     pub single_file: bool,
-    /// The dtype to cast to.
-    pub to: Float,
-    /// The patterns of tensors to leave as they are.
-    pub keep: Vec<String>,
-    /// Whether the built-in keep list held.
-    pub auto_keep: bool,
+    /// Where the source's files are.
+    pub place: Arc<dyn Place>,
+    /// What was asked for; the patterns are sorted.
+    pub options: Options,
     /// The files, in the order of publication: weights, other files, indexes, configs, and last
     /// the config (or index) at the root.
     pub files: Vec<PlannedFile>,
     /// What the user should know, grouped.
     pub warnings: Vec<String>,
+    /// The digest of all recipes, but for what becomes of values that overflow.
+    recipes: Digest,
 }
 
 impl Plan {
     /// Plans the conversion of a checkpoint.
     ///
     /// # Errors
-    /// When the checkpoint is quantised, or a pattern is invalid or matches nothing.
+    /// When the checkpoint is quantized, or a pattern is invalid or matches nothing.
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
-        if let Some((path, method)) = &checkpoint.quantised {
-            return Err(Error::Quantised { path: path.clone(), method: method.clone() });
+        if let Some((path, method)) = &checkpoint.quantized {
+            return Err(Error::Quantized { path: path.clone(), method: method.clone() });
         }
-        let to = options.to;
-        let chooser = Chooser::new(checkpoint, options)?;
+        let mut options = options.clone();
+        options.keep.sort();
+        options.keep.dedup();
+        let (to, overflow) = (options.to, options.overflow);
+        let chooser = Chooser::new(checkpoint, &options)?;
         let mut sources: Vec<&SourceFile> = checkpoint.files.iter().collect();
         sources.sort_by_key(|file| publication_rank(file));
         let mut files: Vec<PlannedFile> = Vec::with_capacity(sources.len());
+        let add = |files: &mut Vec<PlannedFile>, file: &SourceFile, content, spans: Vec<Span>| {
+            let (path, executable) = (file.path().to_owned(), file.executable);
+            let recipe = Recipe { sources: vec![file.source.clone()], spans, overflow };
+            let bytes = recipe.bytes();
+            files.push(PlannedFile { path, executable, bytes, content, recipe });
+        };
         // They come before what describes them.
         for (file, shard) in checkpoint.shards() {
-            files.push(PlannedFile::new(file, chooser.shard(file, shard)?));
+            let (content, spans) = chooser.shard(file, shard)?;
+            add(&mut files, file, content, spans);
         }
         // Made once, because there may be many indexes, and only where there is one.
         let sizes = LazyCell::new(|| tensor_sizes(&files));
         let mut others = Vec::new();
         for file in sources {
-            let content = match &file.kind {
+            let text = match &file.kind {
                 Kind::Shard(_) | Kind::OtherWeights => continue,
-                Kind::Index(index) => {
-                    Content::Text(index.updated(total_size(file, index, &sizes), to))
+                Kind::Index(index) => index.updated(total_size(file, index, &sizes), to),
+                Kind::Config(config) => config.with_dtype(to),
+                Kind::Plain => {
+                    let extent = Extent { source: 0, start: 0, bytes: file.source.bytes };
+                    add(&mut others, file, Content::Copy, vec![Span::Copy(extent)]);
+                    continue;
                 }
-                Kind::Config(config) => Content::Text(config.with_dtype(to)),
-                Kind::Plain => Content::Copy,
             };
-            others.push(PlannedFile::new(file, content));
+            add(&mut others, file, Content::Text, vec![Span::Literal(text.into_bytes())]);
         }
         files.append(&mut others);
+        let hashed = files.iter().map(|file| (file.path.as_path(), file.executable, &file.recipe));
+        let recipes = recipe::hash(hashed);
         let mut plan = Plan {
             source: checkpoint.root.clone(),
             single_file: checkpoint.single_file,
-            to,
-            keep: options.keep.clone(),
-            auto_keep: options.auto_keep,
+            place: Arc::clone(&checkpoint.place),
+            options,
             files,
             warnings: Vec::new(),
+            recipes,
         };
+        if !plan.can_overflow() {
+            plan.options.overflow = Overflow::Infinity;
+            plan.files.iter_mut().for_each(|file| file.recipe.overflow = Overflow::Infinity);
+        }
         plan.warnings = plan.collect_warnings(checkpoint);
         Ok(plan)
     }
 
-    /// Every tensor with the path of its file, in the order of the files.
-    pub fn tensors(&self) -> impl Iterator<Item = (&Path, &PlannedTensor)> {
+    /// The name of carrying the plan out: the same for the same bytes, whatever the options were
+    /// called, and wherever and when it is done. With that policy for values that overflow.
+    pub fn run(&self, overflow: Overflow) -> Digest {
+        match overflow {
+            Overflow::Infinity => self.recipes,
+            Overflow::Saturate => Digest::of_blocks(&[self.recipes, Digest(1)]),
+        }
+    }
+
+    /// Whether finite values can become infinite.
+    fn can_overflow(&self) -> bool {
+        self.files.iter().any(|file| file.recipe.spans.iter().any(Span::can_overflow))
+    }
+
+    /// Every tensor with its file, in the order of the files.
+    pub fn tensors(&self) -> impl Iterator<Item = (&PlannedFile, &Tensor, &PlannedTensor)> {
         self.files
             .iter()
-            .flat_map(|file| file.tensors().iter().map(|tensor| (file.path.as_path(), tensor)))
+            .flat_map(|file| file.tensors().map(move |(it, planned)| (file, it, planned)))
     }
 
     /// Bytes the conversion reads.
     pub fn bytes_read(&self) -> u64 {
-        self.files.iter().map(|file| file.source.bytes).sum()
+        self.files.iter().map(PlannedFile::source_bytes).sum()
     }
 
     /// Bytes the conversion writes, the report aside.
@@ -185,164 +221,62 @@ impl Plan {
 
     fn collect_warnings(&self, checkpoint: &Checkpoint) -> Vec<String> {
         let mut warnings = Vec::new();
+        if let Some(snapshot) = &checkpoint.snapshot {
+            warnings
+                .push(format!("converting one snapshot of this Hub cache repository: {snapshot}"));
+        }
         let other = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::OtherWeights));
-        if let Some(files) = list(other.map(|file| file.path.display().to_string())) {
+        if let Some(files) = list(other.map(|file| file.path().shown())) {
             warnings.push(format!(
                 "left behind, because recast converts only safetensors and these hold the old \
                  dtype: {files}"
             ));
         }
-        let doubles = self.tensors().filter(|(_, tensor)| tensor.source.dtype.name() == "F64");
-        if let Some(tensors) = list(doubles.map(|(_, tensor)| tensor.source.name.clone())) {
+        let doubles = self.tensors().filter(|(_, tensor, _)| tensor.dtype.name() == "F64");
+        if let Some(tensors) = list(doubles.map(|(_, tensor, _)| tensor.name.shown())) {
             warnings.push(format!("carried in fp64, which recast does not cast: {tensors}"));
         }
+        let to = self.options.to;
         let misnamed = self.files.iter().filter(|file| {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-            file.tensors().iter().any(|tensor| tensor.action != Action::Copy)
+            file.tensors().any(|(_, planned)| planned.action != Action::Copy)
                 && name
                     .split(['.', '-', '_'])
-                    .any(|part| Float::parse(part).is_some_and(|float| float != self.to))
+                    .any(|part| Float::parse(part).is_some_and(|float| float != to))
         });
-        if let Some(files) = list(misnamed.map(|file| file.path.display().to_string())) {
+        if let Some(files) = list(misnamed.map(|file| file.path.shown())) {
             warnings.push(format!(
-                "named after another dtype than the {} they now hold (names are kept): {files}",
-                self.to
+                "named after another dtype than the {to} they now hold (names are kept): {files}"
             ));
         }
-        if self.tensors().all(|(_, tensor)| tensor.action == Action::Copy) {
-            warnings.push(format!("no tensor needed a cast: all floating tensors are {}", self.to));
+        if self.tensors().all(|(_, _, planned)| planned.action == Action::Copy) {
+            warnings.push(format!("no tensor needed a cast: all floating tensors are {to}"));
         }
         warnings
     }
 }
 
 impl PlannedFile {
-    fn new(file: &SourceFile, content: Content) -> PlannedFile {
-        let bytes = match &content {
-            Content::Shard { header, tensors } => {
-                header.len() as u64 + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>()
-            }
-            Content::Text(text) => text.len() as u64,
-            Content::Copy => file.identity.bytes,
+    /// The tensors of a shard, as they are and what becomes of them; none for any other file.
+    pub fn tensors(&self) -> impl Iterator<Item = (&Tensor, &PlannedTensor)> {
+        let (shard, tensors) = match &self.content {
+            Content::Shard { shard, tensors } => (Some(shard), tensors.as_slice()),
+            _ => (None, [].as_slice()),
         };
-        PlannedFile {
-            path: file.path.clone(),
-            location: file.location.clone(),
-            source: file.identity.clone(),
-            bytes,
-            content,
-        }
+        let shard = shard.into_iter().flat_map(std::iter::repeat);
+        shard.zip(tensors).map(|(shard, planned)| (&shard.tensors[planned.tensor], planned))
     }
 
-    /// The tensors of a shard; none for any other file.
-    pub fn tensors(&self) -> &[PlannedTensor] {
-        match &self.content {
-            Content::Shard { tensors, .. } => tensors,
-            _ => &[],
-        }
+    /// The length of the file that it is the result of.
+    pub fn source_bytes(&self) -> u64 {
+        self.recipe.sources[0].bytes
     }
-}
-
-/// Decides what becomes of each tensor.
-struct Chooser {
-    to: Float,
-    patterns: Vec<Pattern>,
-    built_in: Vec<keep::Entry>,
-}
-
-impl Chooser {
-    fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Chooser, Error> {
-        let patterns =
-            options.keep.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>, _>>()?;
-        let names = || {
-            let tensors = checkpoint.shards().flat_map(|(_, shard)| &shard.tensors);
-            tensors.map(|tensor| tensor.name.as_str())
-        };
-        for pattern in &patterns {
-            if !names().any(|name| pattern.matches(name)) {
-                return Err(pattern.unmatched(names()));
-            }
-        }
-        let built_in = if options.auto_keep {
-            keep::built_in(options.to, &checkpoint.model_types)
-        } else {
-            Vec::new()
-        };
-        Ok(Chooser { to: options.to, patterns, built_in })
-    }
-
-    fn decide(&self, tensor: &Tensor) -> (Action, String) {
-        let Some(from) = tensor.dtype.float() else {
-            return (Action::Copy, format!("{} is not cast", tensor.dtype));
-        };
-        if from == self.to {
-            return (Action::Copy, format!("already {}", self.to));
-        }
-        if let Some(pattern) = self.patterns.iter().find(|pattern| pattern.matches(&tensor.name)) {
-            return (Action::Keep, format!("--keep {}", pattern.text()));
-        }
-        if let Some(entry) = self.built_in.iter().find(|entry| entry.matches(&tensor.name)) {
-            return (Action::Keep, entry.reason.clone());
-        }
-        (Action::Cast, format!("{from} to {}", self.to))
-    }
-
-    fn shard(&self, file: &SourceFile, shard: &Shard) -> Result<Content, Error> {
-        let mut tensors: Vec<PlannedTensor> = shard
-            .tensors
-            .iter()
-            .map(|tensor| {
-                let (action, reason) = self.decide(tensor);
-                let (dtype, bytes) = match action {
-                    Action::Cast => (self.to.dtype(), tensor.elements() * self.to.bytes() as u64),
-                    Action::Copy | Action::Keep => (tensor.dtype.clone(), tensor.bytes),
-                };
-                PlannedTensor { source: tensor.clone(), action, reason, dtype, start: 0, bytes }
-            })
-            .collect();
-        // The official writer's order, so that the file is byte-identical to one it writes.
-        tensors.sort_by(|left, right| {
-            right.dtype.cmp(&left.dtype).then_with(|| left.source.name.cmp(&right.source.name))
-        });
-        let metadata = with_format(shard.metadata.as_deref());
-        let header = Shard::header(
-            &metadata,
-            tensors.iter().map(|tensor| {
-                let Tensor { name, shape, .. } = &tensor.source;
-                (name.as_str(), &tensor.dtype, shape.as_slice(), tensor.bytes)
-            }),
-        );
-        let mut end = header.len() as u64;
-        let length = end - 8;
-        if length > MAX_HEADER {
-            let reason = format!(
-                "the header of its result would be {length} bytes long, over the format's limit \
-                 of {MAX_HEADER}"
-            );
-            return Err(Error::Header { path: file.location.clone(), reason });
-        }
-        for tensor in &mut tensors {
-            tensor.start = end;
-            end += tensor.bytes;
-        }
-        Ok(Content::Shard { header, tensors })
-    }
-}
-
-/// transformers 4 refuses a file whose metadata lacks `format`, so it is added where missing.
-fn with_format(metadata: Option<&[(String, String)]>) -> Vec<(String, String)> {
-    let mut metadata = metadata.unwrap_or_default().to_vec();
-    if !metadata.iter().any(|(key, _)| key == "format") {
-        metadata.push(("format".to_owned(), "pt".to_owned()));
-    }
-    metadata
 }
 
 /// The bytes of the tensors of each planned shard, by its path.
 fn tensor_sizes(shards: &[PlannedFile]) -> HashMap<&Path, HashMap<&str, u64>> {
     let sized = shards.iter().map(|shard| {
-        let tensors = shard.tensors().iter();
-        let sizes = tensors.map(|tensor| (tensor.source.name.as_str(), tensor.bytes));
+        let sizes = shard.tensors().map(|(tensor, planned)| (tensor.name.as_str(), planned.bytes));
         (shard.path.as_path(), sizes.collect())
     });
     sized.collect()
@@ -351,15 +285,15 @@ fn tensor_sizes(shards: &[PlannedFile]) -> HashMap<&Path, HashMap<&str, u64>> {
 /// The tensor bytes an index's shards hold, which is what `total_size` means.
 fn total_size(file: &SourceFile, index: &Index, sizes: &HashMap<&Path, HashMap<&str, u64>>) -> u64 {
     let bytes = |(tensor, shard): &(String, String)| {
-        sizes[&*file.path.with_file_name(shard)][tensor.as_str()]
+        sizes[&*file.path().with_file_name(shard)][tensor.as_str()]
     };
     index.weight_map.iter().map(bytes).sum()
 }
 
 /// Files that make a directory a model are published after what they describe, the root's last.
 fn publication_rank(file: &SourceFile) -> u8 {
-    let at_root = file.path.components().count() == 1;
-    if file.path == Path::new(PIPELINE) {
+    let at_root = file.path().components().count() == 1;
+    if file.path() == Path::new(PIPELINE) {
         return 6;
     }
     match (&file.kind, at_root) {

@@ -12,8 +12,10 @@ from support import environment
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = {"bash", "console", "python"}
-# What a run prints anew each time: a time, a rate, a drawn seed.
-VARYING = re.compile(r"\d+\.\d+(?= s\b)|\d+(?:\.\d+)? [GM]B/s|(?<=\(seed )\d+")
+# What a run prints anew each time: a time, a rate, a drawn seed, the name of a staging folder.
+VARYING = re.compile(
+    r"\d+\.\d+(?= s\b)|\d+(?:\.\d+)? [GM]B/s|(?<=\(seed )\d+|(?<=[-.])[0-9a-f]{32}(?=[/.])"
+)
 # What a page shows for the directory its commands run in.
 HOME = "/models/"
 # The one GPU that may be seen: no real one, but the one that a page may show.
@@ -90,10 +92,11 @@ def run(block: Block, folder: Path, tools: Path) -> None:
         start, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, f"{where}:\n{done.stdout}{done.stderr}"
-    if block.prints is not None:
-        assert _settled(done.stdout) == _settled(block.prints), where
     # The page cannot know where it is run.
-    answers = done.stdout.replace(f"{folder}/", HOME).split(MARK)[:-1]
+    printed = done.stdout.replace(f"{folder}/", HOME)
+    if block.prints is not None:
+        assert _settled(printed) == _settled(block.prints), where
+    answers = printed.split(MARK)[:-1]
     for (command, shown), printed, status in zip(session, answers[::2], answers[1::2], strict=True):
         assert _settled(printed) == _settled(shown), f"{where}: {command}"
         assert (status != "0") == ("error: " in shown), f"{where}: {command}"

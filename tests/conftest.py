@@ -1,17 +1,21 @@
 """Models as transformers saves them, made once for all tests."""
 
+import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recast import cli
 from safetensors.torch import load_file, save_file
 from support import DTYPES, raw_bytes
 
 torch.set_num_threads(2)
 
 Save = Callable[[str, str], Path]
+Run = Callable[..., str]
 
 
 def build(kind: str, **changes: Any) -> torch.nn.Module:
@@ -63,3 +67,24 @@ def model(tmp_path: Path) -> Path:
     (path / "model.safetensors").write_bytes(shard)
     (path / "config.json").write_text('{"model_type": "llama", "dtype": "float32"}\n')
     return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run(*arguments, codes=...)`: the command, in this process, and what it prints. What does not
+    end with an exit code of its own is an exception here."""
+
+    def run(*arguments: object, codes: tuple[int, ...] = (0, 1, 65)) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["recast", *map(str, arguments)])
+        try:
+            code = cli._run()
+        finally:
+            gc.enable()
+        printed = capsys.readouterr()
+        assert code in codes, printed.err[:1000]
+        assert len(printed.out + printed.err) < 100_000
+        assert not printed.err or printed.err.startswith("error: ")
+        return printed.out + printed.err
+
+    return run

@@ -1,6 +1,7 @@
 """Runs that something happens to on the way: a model to convert, and processes to disturb."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,6 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from support import environment, fp32_bytes, heed_interrupts, raw_bytes
@@ -50,7 +50,7 @@ def sharded(path: Path, sizes: list[int], seed: int = 0) -> Path:
 
 def slow(path: Path) -> Path:
     """A model that can be stopped in the middle: its last shard takes longer than the others."""
-    return sharded(path, [256 * KIB] * 3 + [16 * MIB])
+    return sharded(path, [256 * KIB] * 3 + [48 * MIB])
 
 
 def command(source: Path, dest: Path, *options: object) -> list[str]:
@@ -120,24 +120,34 @@ def assert_loads(path: Path, source: Path) -> None:
             assert ours[name].equal(tensor.to(ours[name].dtype))
 
 
-def journal(dest: Path) -> list[dict[str, Any]]:
-    """What the whole lines of the journal say."""
+def runs(dest: Path) -> list[Path]:
+    """The folders of runs that were begun in `dest` and are not being published."""
     try:
-        text = (dest / ".recast" / "journal").read_text()
+        return sorted((dest / ".recast").glob("run-*/*"))
     except FileNotFoundError:
+        # Moved away while it was looked at.
         return []
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+
+
+def new_files(dest: Path) -> Path:
+    """Where the staged files of the only run in `dest` are."""
+    (run,) = runs(dest)
+    return run / "new"
 
 
 def staged(dest: Path) -> list[str]:
-    """The files that the journal says are staged."""
-    lines = journal(dest)
-    paths = [file["path"] for file in lines[0]["run"]["identity"]["files"]] if lines else []
-    return [paths[line["staged"]["file"]] for line in lines if "staged" in line]
+    """The files that are staged in `dest`: each is there only once it is whole and sealed."""
+    found: list[str] = []
+    for run in runs(dest):
+        # What is moved away meanwhile is no error.
+        files = [Path(at, name) for at, _, here in os.walk(run / "new") for name in here]
+        names = sorted(str(path.relative_to(run / "new")) for path in files)
+        found += [name for name in names if not name.endswith(".part") and name not in LATE]
+    return found
 
 
 def is_publishing(dest: Path) -> bool:
-    return any("publishing" in line for line in journal(dest))
+    return any((dest / ".recast" / "publish").glob("*"))
 
 
 def stopped_midway(source: Path, dest: Path, *options: object) -> "subprocess.Popen[str]":

@@ -16,15 +16,17 @@ STRING = r'"((?:[^"\\]|\\.)*)"'
 # Where a variant's message is mostly a reason: the file that gives it, how it stands there, and the
 # variant.
 REASONS = (
-    ("run/destination.rs", r"(?:reason: |refuse\(\s*)" + STRING, "Destination"),
-    ("run/overflow.rs", r"format!\(\s*" + STRING, "Overflow"),
-    ("checkpoint/file.rs", r"(?:what = |  )" + STRING.replace('"(', '"(a '), "NotRegular"),
-    ("checkpoint/file.rs", r"format!\(\s*" + STRING, "Json"),
-    ("checkpoint/json.rs", r"format!\(\s*" + STRING, "Json"),
-    ("checkpoint/index.rs", r"invalid\(&?(?:format!\()?" + STRING, "Json"),
-    ("checkpoint/shard.rs", r"format!\(\s*" + STRING, "Header"),
-    ("plan.rs", r"let reason = format!\(\s*" + STRING, "Header"),
-    ("checkpoint/shard.rs", r"[{]\s*" + STRING + r"\s*[}]", "Header"),
+    ("commit/destination.rs", r"(?:reason: |let reason = |refuse\(\s*)" + STRING, "Destination"),
+    ("commit/destination.rs", r"in_the_way\(&place, " + STRING, "Destination"),
+    ("commit/conversion.rs", r"let reason = " + STRING, "Destination"),
+    ("report.rs", r"let mut text = format!\(\s*" + STRING, "Overflow"),
+    ("place/links.rs", STRING.replace('"(', '"(a '), "NotRegular"),
+    ("place/mod.rs", r"format!\(\s*" + STRING, "Json"),
+    ("format/json.rs", r"format!\(\s*" + STRING, "Json"),
+    ("format/index.rs", r"invalid\(&?(?:format!\()?" + STRING, "Json"),
+    ("format/safetensors.rs", r"format!\(\s*" + STRING, "Header"),
+    ("plan/tensors.rs", r"let reason = format!\(\s*" + STRING, "Header"),
+    ("format/safetensors.rs", r"[{]\s*" + STRING + r"\s*[}]", "Header"),
 )
 
 
@@ -96,12 +98,15 @@ def of_the_package() -> list[Message]:
 def of_verification() -> list[Message]:
     """One for each thing that a verification may find wrong."""
     found = []
-    for name in ("structure", "loaders", "memory", "result"):
+    for name in ("structure", "loaders", "sealed", "memory", "result"):
         path = ROOT / "python" / "recast" / "verification" / f"{name}.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for text in _problems(node, name):
                 origin = f"{path.name}:{text.lineno}"
                 found.append(Message(origin, _words(_constants(text)), {"What verification finds"}))
+    source = (ROOT / "src" / "commit" / "published.rs").read_text(encoding="utf-8")
+    for text in re.findall(r'(?:Some\(|then_some\(|\(path, )"([^"]+)"', source):
+        found.append(Message("published.rs", _literal(text), {"What verification finds"}))
     return found
 
 
@@ -109,7 +114,7 @@ def _problems(node: ast.AST, module: str) -> list[ast.expr]:
     """The texts of problems that `node` itself makes."""
     if isinstance(node, ast.Call) and node.args:
         called = ast.unparse(node.func)
-        raises = called in ("LoadError", "ValueError")
+        raises = called in ("LoadError", "ValueError", "self._folder")
         return node.args[:1] if raises or called == "problems.append" else []
     if module == "structure" and isinstance(node, ast.List | ast.ListComp):
         texts = node.elts if isinstance(node, ast.List) else [node.elt]

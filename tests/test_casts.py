@@ -174,6 +174,26 @@ def test_large_arrays_are_cast_the_same_by_any_number_of_threads():
         assert torch.equal(recast.cast(x, "fp16", threads=threads), expected)
 
 
+def test_where_the_system_gives_no_more_threads_those_that_run_do_the_work():
+    # Room for a few stacks beside what the process has, and for nothing like 64 of them.
+    code = """
+import resource
+from pathlib import Path
+import numpy as np
+import recast
+x, out = np.ones(64 << 18, np.float32), np.empty(64 << 18, np.float16)
+recast.cast(x[:10], "fp16")
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (12 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+recast.cast(x, "fp16", out=out, threads=64)
+print(out.min(), out.max())
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("1.0 1.0\n", "")
+
+
 def test_the_input_is_not_copied():
     # Casting 256 MiB grows the process by the output and little more.
     script = (

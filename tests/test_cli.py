@@ -35,6 +35,9 @@ CONVERT: dict[str, Any] = {
     "bytes_written": int,
     "seconds": float,
     "resumed_files": int,
+    "compared": type(None),
+    "options": {"to": str, "keep": list, "on_overflow": str},
+    "published_files": list,
     "audit": {"to_inf": int, "to_zero": int, "nan": int, "inexact_tensors": int},
     "warnings": list,
     "verification": type(None),
@@ -71,7 +74,7 @@ def test_convert_prints_its_result_on_stdout_and_nothing_else(model: Path, tmp_p
     assert files(tmp_path / "out") == files(model) | {"recast.json"}
 
 
-def test_convert_json_keeps_the_contract_and_is_the_report_in_the_result(
+def test_convert_json_keeps_the_contract_and_holds_the_report_in_the_result(
     model: Path, tmp_path: Path
 ) -> None:
     result = recast_process("convert", model, tmp_path / "out", "--to", "bf16", "--json")
@@ -82,7 +85,10 @@ def test_convert_json_keeps_the_contract_and_is_the_report_in_the_result(
     assert printed["to"] == "bf16"
     assert printed["parameters"] == 6
     assert printed["bytes_read"] == sum(path.stat().st_size for path in model.iterdir())
-    assert result.stdout == (tmp_path / "out" / "recast.json").read_text()
+    report = json.loads((tmp_path / "out" / "recast.json").read_text())
+    assert {key: printed[key] for key in report} == report
+    ours = {"source", "dest", "seconds", "gpu_memory", "verification"}
+    assert printed.keys() - report.keys() == ours | {"resumed_files", "already_done", "compared"}
 
 
 def test_inspect_json_keeps_the_contract(model: Path) -> None:
@@ -133,6 +139,21 @@ def test_a_dry_run_foretells_the_run(model: Path, tmp_path: Path) -> None:
     del sizes["recast.json"]
     assert planned == sizes
     assert foretold == {key: done[key] for key in foretold}
+
+
+def test_a_dry_run_says_what_it_did_not_look_at(model: Path, tmp_path: Path) -> None:
+    command = ("convert", model, tmp_path / "out", "--to", "bf16")
+    recast_process(*command)
+    printed = recast_process(*command, "--dry-run").stdout
+    assert printed.startswith("already done, as far as lengths and headers tell; ")
+    # A dry run reads no tensor data, so it cannot see this; the run can.
+    data = bytearray((tmp_path / "out" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "out" / "model.safetensors").write_bytes(data)
+    assert recast_process(*command, "--dry-run").stdout == printed
+    again = recast_process(*command)
+    assert again.returncode == 73
+    assert "model.safetensors: is missing or not as recast left it" in again.stderr
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(model: Path, tmp_path: Path) -> None:
@@ -291,7 +312,7 @@ def test_every_command_and_option_is_documented() -> None:
 def test_every_documented_option_exists() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
     known = {name for _, command in commands(cli) for p in command.params for name in p.opts}
-    assert set(re.findall(r"--[a-z][a-z-]*", text)) <= known | {"--help", "--version"}
+    assert set(re.findall(r"--[a-z][a-z0-9-]*", text)) <= known | {"--help", "--version"}
 
 
 def test_every_documented_exit_code_is_one_an_exception_or_a_signal_has() -> None:

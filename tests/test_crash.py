@@ -22,6 +22,7 @@ from interrupted import (
     converted,
     finish,
     is_publishing,
+    runs,
     sharded,
     start,
     wait_for,
@@ -65,22 +66,20 @@ class Killer:
     def kill(self) -> str:
         """Kills a run, and gives the moment in words, for messages."""
         # A machine is not equally fast all the time; so that kills are spread, the last runs count.
-        usual, since = statistics.median(self.times), self.choose.choice(("start", "lock"))
+        usual, since = statistics.median(self.times), self.choose.choice(("start", "work"))
         moment = self.choose.uniform(0, 1.2 if since == "start" else 0.3) * usual
-        before = self.locks()
+        before = runs(self.dest)
         process = start(self.source, self.dest, *self.options)
-        if since == "lock":
-            # Python takes its time to start; what is at stake begins after it.
-            wait_for(process, lambda: self.locks() > before)
+        if since == "work":
+            # Python takes its time to start; what is at stake begins after it. Of a run that goes
+            # on with another's, nothing tells when it begins.
+            wait_for(process, lambda: bool(before or runs(self.dest)))
         time.sleep(moment)
         process.kill()
         finish(process)
         phase = self.phase()
         self.hits[phase] += 1
         return f"seed {SEED}, kill {self.hits.total()}, {moment:.4f} s after its {since}, {phase}"
-
-    def locks(self) -> set[str]:
-        return {path.name for path in (self.dest / ".recast").glob("lock.*")}
 
     def phase(self) -> str:
         if is_publishing(self.dest):

@@ -250,6 +250,18 @@ def test_only_a_shard_is_opened_so_a_pipe_elsewhere_never_blocks(root: Path) -> 
     assert result.returncode == 65
 
 
+def test_a_git_lfs_pointer_is_named_and_the_hint_fetches_the_weights(root: Path) -> None:
+    pointer = (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4976698672\n"
+    )
+    (root / "model" / SHARD).write_text(pointer)
+    with pytest.raises(recast.HeaderError) as caught:
+        recast.convert(root / "model", root / "out", to="bf16")
+    assert f"{SHARD}: is a Git LFS pointer" in caught.value.message
+    assert "git lfs pull" in str(caught.value.hint)
+    assert "hf download" in str(caught.value.hint)
+
+
 def test_a_control_character_in_a_name_does_not_reach_the_terminal(root: Path) -> None:
     name = "evil\x1b[31m\r"
     entries = {name: entry(0, 4, shape=[2])}

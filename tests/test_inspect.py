@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from support import environment, on_terminal, raw_bytes, recast_process
 
 KIB, MIB = 1 << 10, 1 << 20
 ESCAPE = re.compile(r"\x1b\[[\d;]*m")
+ROW = '{"file": "model.safetensors", "name": "layer.weight", "exact": true}'
 COLOUR = re.compile(r"\x1b\[[\d;]*3\d")
 
 
@@ -109,7 +112,16 @@ def test_parts_are_told_from_names_of_any_family(
         ("{", ["recast.json is not valid JSON"]),
         ("[" * 200_000, ["recast.json is not valid JSON"]),
         ("[]", []),
+        ("5", []),
+        ('{"to": "bf16", "audit": 5}', []),
+        ('{"to": "bf16", "audit": {"tensors": 5}}', []),
+        ('{"to": "bf16", "audit": {"tensors": []}}', []),
         ('{"to": "bf16", "audit": {"tensors": [7]}}', []),
+        ('{"to": "int4", "audit": {"tensors": [' + ROW + "]}}", []),
+        ('{"to": "bf16", "audit": {"tensors": [' + ROW.replace("true", "1") + "]}}", []),
+        ('{"to": "bf16", "audit": {"tensors": [' + ROW.replace("true", "false") + "]}}", []),
+        ('{"to": "bf16", "audit": {"tensors": [' + ROW + "]}}", ["without loss: all 1 cast"]),
+        ('{"x": "\\udcff", "to": "bf16", "audit": {"tensors": [' + ROW + "]}}", ["without loss"]),
         ('{"to": "bf16", "audit": {"tensors": [{"file": [], "name": {}, "exact": true}]}}', []),
         ('{"to": "bf16", "audit": {"tensors": [{"file": "x", "name": "y", "exact": true}]}}', []),
     ],
@@ -120,6 +132,25 @@ def test_a_report_that_is_damaged_or_about_something_else_claims_nothing(
     (model / "recast.json").write_text(report)
     notes = recast.inspect(model).notes
     assert [said in note for said, note in zip(says, notes, strict=True)] == [True] * len(says)
+
+
+@pytest.mark.parametrize(
+    "row", ["[]", '{"file": "", "name": "", "exact": true}'], ids=["lists", "rows"]
+)
+def test_a_report_as_large_as_any_takes_little_more_memory_than_it_has_bytes(
+    row: str, model: Path
+) -> None:
+    rows = ",".join([row] * (99_900_000 // (len(row) + 1)))
+    (model / "recast.json").write_text(f'{{"to": "bf16", "audit": {{"tensors": [{rows}]}}}}')
+    code = (
+        "import sys, recast\n"
+        "assert recast.inspect(sys.argv[1]).notes == []\n"
+        "lines = open('/proc/self/status').read().splitlines()\n"
+        "print(next(line for line in lines if line.startswith('VmHWM')).split()[1])\n"
+    )
+    command = [sys.executable, "-c", code, str(model)]
+    peak = int(subprocess.run(command, check=True, capture_output=True).stdout) << 10
+    assert peak < 400 * MIB
 
 
 def test_a_report_that_is_no_file_or_larger_than_any_is_not_read(model: Path) -> None:

@@ -90,7 +90,12 @@ FILES = [
     bad("a length that takes in data", length(55, text("{" + GOOD + "}", 4)[8:]), "JSON"),
     bad("a zip archive", b"PK\x03\x04" + bytes(200), "the file ends"),
     bad("a pickle", b"\x80\x04\x95" + b"\x8c" * 200, "limit"),
-    bad("a pointer to a large file", b"version https://git-lfs\noid sha256:0\nsize 9\n", "limit"),
+    bad(
+        "a pointer of Git LFS",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "is a Git LFS pointer",
+    ),
+    bad("nearly a pointer of Git LFS", b"version https://git-lfs.github.com/", "limit"),
     bad("a web page", b"<!DOCTYPE html><html><body>404</body></html>", "limit"),
     # The JSON.
     bad("not JSON", text("{nope}"), "JSON"),

@@ -291,7 +291,7 @@ def test_the_rule_for_make_converts_once_and_again_when_the_model_is_newer(
 ) -> None:
     (tmp_path / "convert.sh").write_text(SCRIPT.read_text())
     (tmp_path / "Makefile").write_text(f"include {PIPELINE / 'make' / 'convert.mk'}\n")
-    command = ["make", "--no-print-directory", "model-bf16/recast.json"]
+    command = ["make", "--no-print-directory", "model-bf16/config.json"]
     assert shell(*command, cwd=tmp_path).returncode == 0
     made = tree(tmp_path / "model-bf16")
     assert "up to date" in shell(*command, cwd=tmp_path).stdout
@@ -301,10 +301,10 @@ def test_the_rule_for_make_converts_once_and_again_when_the_model_is_newer(
     assert shell(*command, cwd=tmp_path).returncode == 0
     assert tree(tmp_path / "model-bf16") != made
     assert json.loads((tmp_path / "model-bf16" / "config.json").read_text())["new"] == 1
-    failed = shell("make", "MODEL=nowhere", "nowhere-fp16/recast.json", cwd=tmp_path)
+    failed = shell("make", "MODEL=nowhere", "nowhere-fp16/config.json", cwd=tmp_path)
     assert failed.returncode == 2
     (model / "model.safetensors").write_bytes(b"")
-    failed = shell("make", "model-fp16/recast.json", cwd=tmp_path)
+    failed = shell("make", "model-fp16/config.json", cwd=tmp_path)
     assert (failed.returncode, "Error 65" in failed.stderr) == (2, True)
 
 

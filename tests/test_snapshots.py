@@ -1,6 +1,6 @@
 """What every command prints, kept in tests/snapshots/ so that a change of it is seen in review.
 
-After a change that is meant: `RECAST_UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest
+To accept an intended change: `RECAST_UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest
 tests/test_snapshots.py`, and look at the difference before it is committed.
 """
 
@@ -25,6 +25,7 @@ SESSIONS = {
     "help-bits": ["bits --help"],
     "version": ["--version"],
     "convert": [CONVERT, CONVERT, "convert model out --to fp16"],
+    "convert-sha256": [f"{CONVERT} --sha256 --quiet", f"{CONVERT} --sha256 --dry-run", CONVERT],
     "convert-warnings": ["convert old out --to bf16"],
     "convert-keep": ["convert model out --to fp16 --keep *norm* --keep lm_head.*"],
     "convert-dry-run": [f"{CONVERT} --dry-run"],
@@ -39,6 +40,12 @@ SESSIONS = {
         "convert model out --to bf16 --quiet",
         "verify model out --device cpu --seed 7",
         "verify huge out --device cpu --full",
+    ],
+    "verify-published": [
+        f"{CONVERT} --quiet",
+        "verify out",
+        "verify out --full",
+        "verify model",
     ],
     "bits": ["bits 3.14", "bits -65520 --to fp16", "bits 0x7C01 --from fp16 --to bf16"],
     "errors": [
@@ -97,7 +104,7 @@ def test_what_is_printed_is_what_was_agreed_on(name: str, folder: Path) -> None:
     if UPDATE:
         SNAPSHOTS.mkdir(exist_ok=True)
         path.write_text(printed, encoding="utf-8")
-    assert printed == path.read_text(encoding="utf-8"), "RECAST_UPDATE_SNAPSHOTS=1 takes it over"
+    assert printed == path.read_text(encoding="utf-8"), "RECAST_UPDATE_SNAPSHOTS=1 accepts it"
 
 
 def test_no_snapshot_is_left_over_and_none_names_a_machine() -> None:

@@ -1,5 +1,6 @@
 """Only regular files of the model are opened: no special file, and nothing a link leads out to."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -138,6 +139,86 @@ def test_a_cache_that_lies_behind_a_link_is_the_same(model: Path, tmp_path: Path
     assert converted(tmp_path / "cache" / snapshot.relative_to(tmp_path / "disk")) == converted(
         model
     )
+
+
+def share(blob: Path, cache: Path) -> Path:
+    """Moves a blob to where the cache keeps what its repositories share, as huggingface_hub 2."""
+    digest = hashlib.sha256(blob.name.encode()).hexdigest()
+    stored = cache / "blobs" / digest[:2] / digest
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    blob.rename(stored)
+    blob.symlink_to(os.path.relpath(stored, blob.parent))
+    return stored
+
+
+def test_a_snapshot_links_to_the_blobs_its_cache_shares(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    snapshot, blobs = repository(cache)
+    link_into(blobs, snapshot, model, "../..")
+    share(blobs / f"hash-{SHARD}", cache)
+    assert converted(snapshot) == converted(model)
+    assert recast.inspect(snapshot / SHARD).parameters == 6
+
+
+def test_the_layout_of_huggingface_hub_with_shared_blobs_converts(
+    model: Path, tmp_path: Path
+) -> None:
+    """Laid out by huggingface_hub itself."""
+    store = pytest.importorskip("huggingface_hub.utils._shared_blobs")
+    cache = tmp_path / "cache"
+    snapshot, blobs = repository(cache)
+    link_into(blobs, snapshot, model, "../..")
+    blob = blobs / f"hash-{SHARD}"
+    published = store.publish_blob_to_shared_store(
+        blob_path=blob, xet_hash="ab" * 32, cache_dir=cache, expected_size=blob.stat().st_size
+    )
+    assert published
+    assert Path(os.path.realpath(snapshot / SHARD)).is_relative_to(cache / "blobs")
+    assert converted(snapshot) == converted(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{hash}", "xx/{hash}", "{prefix}/deep/{hash}", "{prefix}/{hash}.refs", "{prefix}/notes.txt"],
+)
+def test_only_the_files_that_a_cache_shares_are_blobs(
+    name: str, model: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    snapshot, blobs = repository(cache)
+    link_into(blobs, snapshot, model, "../..")
+    digest = hashlib.sha256(b"").hexdigest()
+    canary = cache / "blobs" / name.format(hash=digest, prefix=digest[:2])
+    canary.parent.mkdir(parents=True)
+    canary.write_bytes(CANARY)
+    (snapshot / "link.txt").symlink_to(os.path.relpath(canary, snapshot))
+    with unopened(canary):
+        refused(snapshot, recast.InputError, "link.txt", str(canary), OUT)
+
+
+def test_a_folder_without_the_name_of_a_repository_shares_nothing(
+    model: Path, tmp_path: Path
+) -> None:
+    snapshot, blobs = repository(tmp_path / "cache")
+    link_into(blobs, snapshot, model, "../..")
+    stored = share(blobs / f"hash-{SHARD}", tmp_path / "cache")
+    blobs.parent.rename(tmp_path / "cache" / "model")
+    moved = tmp_path / "cache" / "model" / "snapshots" / snapshot.name
+    with unopened(stored):
+        refused(moved, recast.InputError, SHARD, str(stored), OUT)
+
+
+def test_shared_blobs_that_are_a_link_reach_nothing(
+    model: Path, tmp_path: Path, canary: Path
+) -> None:
+    cache = tmp_path / "cache"
+    snapshot, blobs = repository(cache)
+    link_into(blobs, snapshot, model, "../..")
+    stored = share(blobs / f"hash-{SHARD}", cache)
+    stored.unlink()
+    stored.symlink_to(canary)
+    with unopened(canary):
+        refused(snapshot, recast.InputError, SHARD, str(canary), OUT)
 
 
 def test_a_source_that_is_a_link_is_resolved_first(model: Path, tmp_path: Path) -> None:

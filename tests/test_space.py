@@ -17,6 +17,7 @@ from interrupted import (
     convert,
     converted,
     finish,
+    runs,
     sharded,
     slow,
     staged,
@@ -29,7 +30,7 @@ from support import tree
 
 BLOCK = os.sysconf("SC_PAGE_SIZE")
 OWN = 16 * BLOCK
-"""Room for what is no part of the result: the lock, the journal, the report."""
+"""Room for what is no part of the result: notes, seals, the report."""
 
 
 class Disk:
@@ -131,7 +132,7 @@ def test_a_result_that_just_fits_is_made(
 def test_a_result_that_fits_but_for_what_stands_beside_it_is_whole_or_not_there(
     more: int, disk: Disk, source: Path, expected: dict[str, bytes]
 ) -> None:
-    """The lock, the journal and the report take a block each, at least."""
+    """The notes, the seals and the report take a block each, at least."""
     disk.leave(blocks(expected) + more * BLOCK)
     result = convert(source, disk.dest)
     assert result.returncode in (0, 73), result.stderr
@@ -178,8 +179,7 @@ def test_whenever_a_disk_fills_up_no_partial_model_is_published(
         note = f"seed 0, run {number}"
         disk.leave(blocks(expected) + OWN)
         process = start(source, disk.dest, "--threads", 1)
-        folder = disk.dest / ".recast" / "staged"
-        wait_for(process, folder.exists)
+        wait_for(process, lambda: bool(runs(disk.dest)))
         time.sleep(choose.uniform(0, 0.01))
         if stands_still(process):
             disk.fill()

@@ -2,16 +2,18 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import recast
-from support import environment, fp32_bytes, raw_bytes, recast_process, stored, tree
+from support import environment, files, fp32_bytes, raw_bytes, recast_process, stored, tree
 
 SHARD = "model.safetensors"
 
@@ -189,7 +191,7 @@ def test_a_destination_never_leads_back_to_the_source(model: Path, tmp_path: Pat
     assert tree(model) == before
     assert not (tmp_path / "typo").exists()
 
-    left = tmp_path / "out" / ".recast" / "staged"
+    left = tmp_path / "out" / ".recast" / "rejected-0" / "0.0" / "new"
     left.parent.mkdir(parents=True)
     model.rename(left)
     for source in (left, left / SHARD):
@@ -198,18 +200,72 @@ def test_a_destination_never_leads_back_to_the_source(model: Path, tmp_path: Pat
         assert tree(left) == before
 
 
-def test_a_source_that_is_written_after_it_was_planned_is_refused(
+def test_a_source_that_is_written_after_it_was_planned_is_converted_as_it_is(
     model: Path, tmp_path: Path
 ) -> None:
+    """A plan is of headers, configs and indexes: while these are as they were, it holds; a source
+    whose header is another one is refused."""
     planned = recast.plan(model, to="bf16")
     path = model / SHARD
     data = path.read_bytes()
     path.write_bytes(data[:-4] + b"\0\0\0\0")
+    planned.convert(str(tmp_path / "out"))
+    recast.convert(model, tmp_path / "fresh", to="bf16")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+    # The same length, inode and tensors of the same size, but another name.
+    path.write_bytes(data.replace(b"layer.weight", b"layer.WEIGHT"))
     with pytest.raises(recast.InputError, match="changed while") as caught:
-        planned.stage(str(tmp_path / "out"))
+        planned.convert(str(tmp_path / "other"))
     assert SHARD in str(caught.value)
     assert caught.value.exit_code == 65
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "other").exists()
+
+
+def test_threads_end_with_the_call(tmp_path: Path) -> None:
+    """Also with a call that a callback stops, at any moment."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(8):
+        rows = [("w", "F32", [200_000], fp32_bytes(200_000, number))]
+        (source / f"{number}.safetensors").write_bytes(raw_bytes(rows))
+    tasks = Path("/proc/self/task")
+    recast.convert(source, tmp_path / "warm", to="bf16", sync=False)
+    before = sorted(task.name for task in tasks.iterdir())
+    for calls in range(12):
+        left = iter(range(calls))
+
+        def stop(done: int, total: int, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise RuntimeError("enough")
+
+        for number in range(50):
+            dest = tmp_path / f"out-{calls}-{number}"
+            try:
+                recast.convert(source, dest, to="bf16", threads=4, progress=stop)
+            except RuntimeError:
+                break
+        else:
+            raise AssertionError("never stopped")
+        # What the system still counts just after a thread was waited for.
+        time.sleep(0.01)
+        assert sorted(task.name for task in tasks.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "options"), [(64, ()), (32, ()), (256, ("--threads", "256")), (64, ("--io", "mmap"))]
+)
+def test_few_descriptors_are_enough(
+    limit: int, options: tuple[str, ...], model: Path, tmp_path: Path
+) -> None:
+    """Of 300 small shards, no more are open at once than the process may open."""
+    for number in range(300):
+        (model / f"m-{number}.safetensors").write_bytes((model / SHARD).read_bytes())
+    result = recast_process(
+        *("convert", model, tmp_path / "out", "--to", "bf16", "--no-sync", *options),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+    )
+    assert result.returncode == 0, result.stderr
+    assert files(model) < files(tmp_path / "out")
 
 
 def test_a_header_with_very_many_metadata_keys_does_not_hang(model: Path) -> None:

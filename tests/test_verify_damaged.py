@@ -3,11 +3,14 @@
 import json
 import math
 import os
+import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import recast
-from support import raw_header, recast_process
+from recast.verification import structure
+from support import raw_bytes, raw_header, recast_process
 
 SHARD = "model.safetensors"
 
@@ -69,3 +72,162 @@ def test_what_is_no_regular_file_is_a_finding_and_never_opened(
     said = [*found["problems"], *found["notes"]]
     for name in names:
         assert any(text.startswith(name) or f"no {name}" in text for text in said), said
+
+
+INDEX = f"{SHARD}.index.json"
+LIMIT = 100_000_000
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("loader", ["safetensors", "transformers"])
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        (SHARD, (40 * GIB).to_bytes(8, "little")),
+        (SHARD, (LIMIT + 1).to_bytes(8, "little")),
+        (SHARD, LIMIT.to_bytes(8, "little")),
+        (INDEX, b""),
+        ("config.json", b""),
+        ("recast.json", b""),
+    ],
+    ids=["header", "limit + 1", "limit", "index", "config", "report"],
+)
+def test_a_file_of_absurd_size_is_a_finding_and_is_not_read(
+    name: str, start: bytes, loader: str, model: Path, result: Path
+) -> None:
+    (result / name).write_bytes(start)
+    os.truncate(result / name, 40 * GIB + len(start))
+    # What transformers takes for an answer, when it is asked.
+    (result / "generation_config.json").touch()
+    os.truncate(result / "generation_config.json", 40 * GIB)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (6 * GIB, 6 * GIB))
+
+    command = ("verify", model, result, "--device", "cpu", "--json", "--loader", loader)
+    done = recast_process(*command, preexec_fn=limit)
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    said = [text for text in [*found["problems"], *found["notes"]] if text.startswith(name)]
+    assert said
+    assert max(map(len, said)) < 300
+    assert not any("MemoryError" in text for text in [*found["problems"], *found["notes"]])
+
+
+def test_a_file_is_read_up_to_its_limit_and_no_further(
+    model: Path, result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert structure.MAX_HEADER == structure.MAX_INDEX == structure.MAX_REPORT == LIMIT
+    assert structure.MAX_CONFIG == LIMIT // 10
+    path = result / "config.json"
+    size = path.stat().st_size
+    assert structure.read_json(path, size) == json.loads(path.read_text())
+    reason = f"it has {size} bytes, and recast reads at most {size - 1} of such a file"
+    with pytest.raises(ValueError, match=reason):
+        structure.read_json(path, size - 1)
+    # A file that grows once it is open, or that has no length until it is read.
+    empty = os.stat_result([*os.stat(path)[:6], 0, 0, 0, 0])
+    monkeypatch.setattr(os, "fstat", lambda _: empty)
+    assert structure.read_json(path, size) == json.loads(path.read_text())
+    with pytest.raises(ValueError, match=reason):
+        structure.read_json(path, size - 1)
+
+
+def test_the_safetensors_library_is_asked_only_for_what_has_a_limit(
+    model: Path, result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(structure, "_check_with_safetensors", lambda path, _: asked.append(path))
+    for size in (LIMIT + 1, 40 * GIB, (1 << 64) - 1):
+        (result / SHARD).write_bytes(size.to_bytes(8, "little"))
+        os.truncate(result / SHARD, min(size + 8, 50 * GIB))
+        (problem,) = structure_problems(result)
+        assert problem == (
+            f"{SHARD} is damaged: the header has {size} bytes, over the format's limit of {LIMIT}"
+        )
+    assert not asked
+
+
+def structure_problems(root: Path) -> list[str]:
+    problems: list[str] = []
+    structure.read_headers(root, problems)
+    return problems
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"data_offsets": [0.0, 12.0]}, "not a number of 64 bits"),
+        ({"data_offsets": [False, 12]}, "not a number of 64 bits"),
+        ({"data_offsets": [0, 1 << 64]}, "not a number of 64 bits"),
+        ({"shape": [True, 6]}, "not a number of 64 bits"),
+        ({"shape": [2.0, 3]}, "not a number of 64 bits"),
+        ({"shape": "23"}, "a shape not a list"),
+        ({"dtype": ["BF16"]}, "a dtype is not a string, or a shape not a list"),
+        ({"shape": [1 << 64]}, "not a number of 64 bits"),
+    ],
+)
+def test_a_header_is_read_as_every_other_reader_reads_it(
+    fields: dict[str, Any], reason: str, result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By this reader alone: what the library would refuse is not left to it.
+    monkeypatch.setattr(structure, "_check_with_safetensors", lambda path, entries: None)
+    entry = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12], **fields}
+    (result / SHARD).write_bytes(raw_header({"layer.weight": entry}) + bytes(12))
+    (problem,) = structure_problems(result)
+    assert problem.endswith(reason)
+
+
+def test_a_duplicate_name_in_a_header_is_a_finding(model: Path, result: Path) -> None:
+    data = (result / SHARD).read_bytes()
+    header = data[8:].split(b"}}")[0] + b"}"
+    name = b'"layer.weight":'
+    twice = header + b"," + name + header.split(name)[1] + b"}"
+    twice += b" " * (-len(twice) % 8)
+    (result / SHARD).write_bytes(len(twice).to_bytes(8, "little") + twice + data[-12:])
+    found = recast.verify(model, result, device="cpu")
+    (problem,) = [text for text in found.problems if "damaged" in text]
+    assert "the header has 'layer.weight' more than once" in problem
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"to": "int4"},
+        {"to": 5},
+        {"keep": "*"},
+        {"keep": {"*": 1}},
+        {"keep": [5]},
+        {"keep": ["nothing that is there"]},
+        {"keep": ["*"] * 257},
+        {"auto_keep": "no"},
+        {"auto_keep": None},
+        {"on_overflow": "crash"},
+        {"on_overflow": []},
+    ],
+    ids=lambda options: str(options)[:40],
+)
+def test_a_report_with_options_that_no_conversion_has_is_not_believed(
+    options: dict[str, Any], model: Path, result: Path
+) -> None:
+    report = json.loads((result / "recast.json").read_text())
+    report["options"].update(options)
+    (result / "recast.json").write_text(json.dumps(report))
+    found = recast.verify(model, result, device="cpu")
+    assert found.passed, found.problems
+    assert found.notes[0].startswith("recast.json does not tell what was asked for (")
+
+
+def test_an_index_that_loses_every_tensor_is_a_short_finding(model: Path, result: Path) -> None:
+    names = {f"w{number}": "elsewhere" for number in range(5000)}
+    (result / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    found = recast.verify(model, result, device="cpu")
+    assert len(found.problems) < 30
+    assert f"{INDEX}: the same for 4,980 more tensors" in found.problems
+
+
+def test_a_shape_that_torch_cannot_have_is_a_finding(model: Path, result: Path) -> None:
+    row = ("layer.weight", "BF16", [(1 << 64) - 1, 0], b"")
+    (result / SHARD).write_bytes(raw_bytes([row]))
+    found = recast.verify(model, result, device="cpu")
+    assert any(text.startswith(f"safetensors cannot load {SHARD}: ") for text in found.problems)

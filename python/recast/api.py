@@ -1,14 +1,16 @@
 """The API: `plan`, `convert` and `inspect`, in the order a run takes its steps."""
 
+import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from recast import memory
-from recast._core import STAGING, Checkpoint, Plan
+from recast._core import Checkpoint, Plan, check_local
 from recast.array import check_policy, float_name
-from recast.errors import InputError, OutputError, UsageError
+from recast.errors import UsageError
 from recast.inspection import Inspection, exactness, groups
 from recast.report import Report
 from recast.terminal import Progress
@@ -21,32 +23,52 @@ def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool 
 
     `source` is a `.safetensors` file or a directory that holds some. `to` is `"fp32"`, `"fp16"`,
     `"bf16"`, another usual spelling, or a numpy or torch dtype. Tensors whose name matches a
-    pattern of `keep` (a glob; `re:` starts a regular expression) keep their dtype, and so do
-    those that loaders need in fp32, unless `auto_keep` is false.
+    pattern of `keep` (a glob; `re:` starts a regular expression; `vae/*` is a component) keep
+    their dtype, and so do those that loaders need in fp32, unless `auto_keep` is false.
 
-    Raises `UsageError` for options that make no sense and `InputError` for a source that cannot
-    be converted.
+    Raises `UsageError` for options that make no sense or a source that is not a local path, and
+    `InputError` for a source that cannot be converted.
     """
+    return _plan(source, to, keep, auto_keep, "error")
+
+
+def _plan(source: Path, to: object, keep: Sequence[str], auto_keep: bool, on_overflow: str) -> Plan:
     if isinstance(keep, str):
         raise UsageError("keep is a string", f"give a list of patterns: keep=[{keep!r}]")
-    return Checkpoint.open(os.fspath(source)).plan(float_name(to), list(keep), auto_keep)
+    checkpoint = Checkpoint.open(os.fspath(source))
+    return checkpoint.plan(float_name(to), list(keep), auto_keep, on_overflow)
 
 
-def check_destination(
-    planned: Plan, dest: Path, *, on_overflow: str = "error", overwrite: bool = False
-) -> str:
-    """What `dest` holds of `planned`: its result ("done"), what an interrupted run left ("begun"),
-    or nothing yet ("new").
+def look(
+    source: Path,
+    dest: Path,
+    *,
+    to: object,
+    keep: Sequence[str] = (),
+    auto_keep: bool = True,
+    on_overflow: str = "error",
+    overwrite: bool = False,
+    sha256: bool = False,
+) -> tuple[Plan, str]:
+    """The plan, and what `dest` holds of it: its result ("done", as far as lengths and headers
+    tell), what an interrupted run left ("begun"), or nothing yet ("new"). Writes nothing.
 
-    Raises `UsageError` for a name that is a file's, and `OutputError` where the destination is
-    the source or holds something else.
+    Raises what `plan` raises, `UsageError` for a `dest` that is a file's name, and `OutputError`
+    where the destination is the source or holds something else.
     """
+    planned = _plan(source, to, keep, auto_keep, on_overflow)
+    _check_name(dest)
+    options: dict[str, Any] = {"overwrite": overwrite, "sha256": sha256}
+    return planned, planned.look(os.fspath(dest), on_overflow=on_overflow, **options)
+
+
+def _check_name(dest: Path) -> None:
+    check_local(os.fspath(dest), write=True)
     if os.fspath(dest).endswith(".safetensors"):
         raise UsageError(
             f"{os.fspath(dest)}: DEST is a directory; the converted file keeps its name",
             f"give '{os.path.splitext(os.fspath(dest))[0]}', for example",
         )
-    return planned.check_destination(os.fspath(dest), on_overflow=on_overflow, overwrite=overwrite)
 
 
 def convert(
@@ -61,6 +83,7 @@ def convert(
     io: str = "auto",
     sync: bool = True,
     overwrite: bool = False,
+    sha256: bool = False,
     verify: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -70,15 +93,16 @@ def convert(
     range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or the largest finite
     value (`"saturate"`). `threads` limits the worker threads. `io` is how the source is read:
     `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync, so that
-    a power cut can lose the result. `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`, `"cuda:N"`)
-    on which every value of the result is checked before it is published; that takes torch.
-    `progress(done, total)` is called with bytes, written and then compared, from this thread; what
-    it raises stops the run.
+    a power cut can lose the result. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads.
+    `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`, `"cuda:N"`) on which every value of the
+    result is checked before it is published; that requires torch. `progress(done, total)` is called
+    with bytes, written and then compared, from this thread; what it raises stops the run.
 
     Nothing is visible in `dest` before every file is complete. The same call again continues a
-    conversion that was interrupted, and returns the report of one that is done, with
-    `already_done` set. A `dest` that holds anything else is refused, unless `overwrite` allows to
-    replace the model there once the new one is ready.
+    conversion that was interrupted. Where it is done, it compares the result and the source with
+    the checksums in `recast.json` and returns that report, with `already_done` set. A `dest` that
+    holds anything else is refused, unless `overwrite` allows to replace the model there once the
+    new one is ready.
 
     Raises what `plan` raises, `OutputError` for the destination, `StorageError` when reading or
     writing fails, `CastOverflowError`, and `VerificationError`, which names the folder that a
@@ -92,63 +116,43 @@ def convert(
         from recast.verification import run as verification
 
         device = verification.choose_device(verify)
-    staged, found, compared = None, None, 0
-    try:
-        planned = plan(source, to=to, keep=keep, auto_keep=auto_keep)
-        check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
-        if device is not None:
-            verification.check_fit(device, planned.tensor_bytes)
-            compared = sum(tensor.source_bytes for tensor in planned.tensors)
-        staged = planned.stage(
-            os.fspath(dest),
-            threads=threads,
-            io=io,
-            sync=sync,
-            on_overflow=on_overflow,
-            overwrite=overwrite,
-            progress=_part(progress, 0, compared),
-        )
-        if staged is None:
-            report = Report.read(os.fspath(dest))
-            if device is not None:
-                found = verification.verify_published(planned, dest, on_overflow, device, progress)
-                report = replace(report, verification=found.to_dict())
-            return report
+    planned = _plan(source, to, keep, auto_keep, on_overflow)
+    _check_name(dest)
+    judge, judged, compared = None, [], 0
+    if device is not None:
+        verification.check_fit(device, planned.tensor_bytes)
+        compared = sum(tensor.source_bytes for tensor in planned.tensors)
         comparing = _part(progress, planned.bytes_written, 0)
-        if device is not None and not staged.publishing:
-            found = verification.verify_staged(
-                planned, staged, dest, on_overflow, device, comparing
-            )
-        staged.publish()
-        if device is not None and found is None:
-            # An earlier run was stopped while it published, so the files were in two places.
-            found = verification.verify_published(planned, dest, on_overflow, device, comparing)
-        report = Report.of(
-            planned,
-            staged,
-            os.fspath(dest),
-            time.perf_counter() - started,
-            verification=None if found is None else found.to_dict(),
-        )
-        staged.finish(report.to_json())
-    except InputError:
-        # The source changed, so what is staged is of no use to anyone.
-        if staged is not None:
-            staged.discard()
-        raise
-    except BaseException as error:
-        # An interrupt counts too, and must say truthfully what it leaves behind.
-        left = os.path.join(dest, STAGING, "staged")
-        if staged is not None:
-            staged.leave()
-        if staged is not None and staged.published:
-            error.add_note(f"{os.fspath(dest)} was published; the same command leaves its report")
-        elif os.path.exists(left) and not isinstance(error, OutputError):
-            error.add_note("the model is not published; the same command continues")
-        elif not isinstance(error, Exception):
-            error.add_note("nothing was published")
-        raise
-    return report
+
+        def judge(staged: str) -> str | None:
+            found = verification.verify_all(planned, staged, on_overflow, device, comparing)
+            judged.append(found)
+            return replace(found, dest=os.fspath(dest)).to_json() if found.passed else None
+
+    def writing(done: int, total: int) -> None:
+        # Once the result was compared, what is left to do does not take that back.
+        assert progress is not None
+        progress(done + (compared if judged else 0), total + compared)
+
+    converted = planned.convert(
+        os.fspath(dest),
+        threads=threads,
+        io=io,
+        sync=sync,
+        on_overflow=on_overflow,
+        overwrite=overwrite,
+        sha256=sha256,
+        verify=judge,
+        progress=None if progress is None else writing,
+    )
+    if converted.rejected is not None:
+        raise verification.rejected(planned, judged[-1], converted.rejected)
+    found = None if converted.verified is None else json.loads(converted.verified)
+    if device is not None and converted.kind == "done":
+        options = (planned, dest, on_overflow, device, progress)
+        found = verification.verify_published(*options).to_dict()
+    seconds = time.perf_counter() - started
+    return Report.of(planned, converted, os.fspath(dest), seconds, verification=found)
 
 
 def _part(progress: Progress | None, before: int, after: int) -> Progress | None:
@@ -192,7 +196,7 @@ def inspect(path: Path) -> Inspection:
     notes = exactness(checkpoint) + memory.settings()[1]
     if checkpoint.quantized is not None:
         notes.append(
-            f"the checkpoint is quantised ({checkpoint.quantized}): recast does not convert it, "
+            f"the checkpoint is quantized ({checkpoint.quantized}): recast does not convert it, "
             "so its GPU memory is given as stored only"
         )
     return Inspection(

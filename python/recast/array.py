@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from recast import _core
 from recast.errors import CastOverflowError, UsageError
+from recast.terminal import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,7 @@ def float_name(to: object) -> str:
     name = _core.float_name(to.__name__ if is_scalar_type else str(to))  # type: ignore[attr-defined]
     if name is None:
         raise UsageError(
-            f"'{to}' is not a dtype recast casts to",
+            f"'{shown(to)}' is not a dtype recast casts to",
             "use fp32, fp16 or bf16 (float32, float16 and bfloat16 mean the same)",
         )
     return name
@@ -42,7 +43,9 @@ def float_name(to: object) -> str:
 def check_policy(on_overflow: str, threads: int | None) -> None:
     """Raises `UsageError` unless the two options every cast has make sense."""
     if on_overflow not in POLICIES:
-        raise UsageError(f"on_overflow is '{on_overflow}'", f"use one of: {', '.join(POLICIES)}")
+        raise UsageError(
+            f"on_overflow is '{shown(on_overflow)}'", f"use one of: {', '.join(POLICIES)}"
+        )
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is {threads}", f"use 1 to {MAX_THREADS}, or leave it out")
 

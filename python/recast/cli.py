@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 import click
+from click.core import ParameterSource
 
 import recast
 from recast import terminal
@@ -85,8 +86,8 @@ def _target(context: click.Context, parameter: click.Parameter, value: str | Non
     "--keep",
     multiple=True,
     metavar="PATTERN",
-    help="Leave matching tensors as they are: a glob, or a regular expression after 're:'. "
-    "Can be given many times.",
+    help="Leave matching tensors as they are: a glob ('vae/*' is a component), or a regular "
+    "expression after 're:'. Can be given many times.",
 )
 @click.option(
     "--no-auto-keep", is_flag=True, help="Also cast the tensors that loaders need in fp32."
@@ -124,6 +125,9 @@ def _target(context: click.Context, parameter: click.Parameter, value: str | Non
     is_flag=True,
     help="Replace the model in DEST once the new one is ready.",
 )
+@click.option(
+    "--sha256", is_flag=True, help="Add SHA256SUMS, which `sha256sum -c` reads, to the result."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @as_json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -139,6 +143,7 @@ def convert(
     io: str,
     no_sync: bool,
     overwrite: bool,
+    sha256: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -155,9 +160,16 @@ def convert(
     """
     from recast import api, report
 
+    asked: dict[str, Any] = {
+        "to": to,
+        "keep": keep,
+        "auto_keep": not no_auto_keep,
+        "on_overflow": on_overflow,
+        "overwrite": overwrite,
+        "sha256": sha256,
+    }
     if dry_run:
-        planned = api.plan(source, to=to, keep=keep, auto_keep=not no_auto_keep)
-        found = api.check_destination(planned, dest, on_overflow=on_overflow, overwrite=overwrite)
+        planned, found = api.look(source, dest, **asked)
         if as_json:
             _print(report.plan_json(planned, dest, found))
         elif not quiet:
@@ -167,15 +179,11 @@ def convert(
         finished = api.convert(
             source,
             dest,
-            to=to,
-            keep=keep,
-            auto_keep=not no_auto_keep,
-            on_overflow=on_overflow,
+            **asked,
             verify=verify,
             threads=threads,
             io=io,
             sync=not no_sync,
-            overwrite=overwrite,
             progress=progress,
         )
     if as_json:
@@ -249,7 +257,7 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("source")
-@click.argument("dest")
+@click.argument("dest", required=False)
 @click.option(
     "--device",
     default="auto",
@@ -275,20 +283,48 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
     "--seed", type=click.IntRange(0), metavar="N", help="Draw the same random blocks again."
 )
 @as_json_option
-def verify(source: str, dest: str, as_json: bool, **options: Any) -> int:
+def verify(source: str, dest: str | None, as_json: bool, **options: Any) -> int:
     """Check that DEST is SOURCE in another dtype: structure, values, and memory on a GPU.
+
+    With DEST alone, check its files against the checksums in its recast.json.
 
     \b
     recast verify model model-bf16
     recast verify model model-bf16 --full --device cuda:1
     recast verify model model-bf16 --loader transformers --json
+    recast verify model-bf16
     """
-    from recast.verification.result import verification_text
-
     with terminal.progress(sys.stderr.isatty() and not as_json) as progress:
-        found = recast.verify(source, dest, progress=progress, **options)
-    _print(found.to_json() if as_json else verification_text(found))
-    return 0 if found.passed else VerificationError.exit_code
+        if dest is None:
+            from recast import published
+
+            _refuse_for_files_alone()
+            checked = published.check(source, progress=progress)
+            text = checked.to_json() if as_json else published.checked_text(checked)
+            passed = checked.passed
+        else:
+            from recast.verification.result import verification_text
+
+            found = recast.verify(source, dest, progress=progress, **options)
+            text = found.to_json() if as_json else verification_text(found)
+            passed = found.passed
+    _print(text)
+    return 0 if passed else VerificationError.exit_code
+
+
+def _refuse_for_files_alone() -> None:
+    """Options of a verification that reads the source mean nothing without one."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "")
+        if (
+            parameter.name not in ("source", "dest", "as_json")
+            and given is ParameterSource.COMMANDLINE
+        ):
+            raise UsageError(
+                f"{parameter.opts[0]} needs a source: DEST alone is checked by its checksums only",
+                "recast verify SOURCE DEST",
+            )
 
 
 def _print(text: str) -> None:
@@ -303,8 +339,8 @@ def _print(text: str) -> None:
 
 
 def _complain(message: str, hint: str | None = None, notes: Sequence[str] = ()) -> None:
-    # The messages of the core can have several lines: one for each tensor, for example.
-    lines = ["error: " + "\n".join(terminal.plain(line) for line in message.splitlines())]
+    # Messages can have several lines: one for each tensor, for example. Names in them have none.
+    lines = ["error: " + "\n".join(terminal.plain(line) for line in message.split("\n"))]
     if hint is not None:
         lines.append(f"hint: {terminal.plain(hint)}")
     lines += [f"note: {terminal.plain(note)}" for note in notes]
@@ -338,10 +374,11 @@ def _run() -> int:
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "recast"
-        _complain(error.format_message(), f"`{command} --help` lists the options")
+        message = terminal.shown(error.format_message())
+        _complain(message, f"`{command} --help` lists the options")
         return UsageError.exit_code
     except Interrupted as error:
-        _say("; ".join(["interrupted", *getattr(error, "__notes__", [])]))
+        _say(terminal.plain("; ".join(["interrupted", *getattr(error, "__notes__", [])])))
         return error.exit_code
     return code if isinstance(code, int) else 0
 
@@ -356,7 +393,8 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):
-        # A tensor's name may hold what the terminal's encoding does not.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A tensor's name may hold what the terminal's encoding does not.
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_run())

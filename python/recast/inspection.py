@@ -1,6 +1,5 @@
 """What `inspect` finds: dtypes, where the bytes are, and the memory they take on a GPU."""
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from recast._core import Checkpoint, Tensor
 from recast.report import REPORT_NAME, SCHEMA_VERSION, json_text, picked
-from recast.terminal import bar, columns, counted, grid, heading, plain, render, size, width
+from recast.terminal import bar, columns, counted, grid, heading, plain, render, shown, size, width
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -142,24 +141,14 @@ def exactness(checkpoint: Checkpoint) -> list[str]:
     Empty where there is no `recast.json` that may be read, or where it is not about the tensors
     that are there.
     """
-    found = checkpoint.report
+    try:
+        found = checkpoint.lossless
+    except ValueError as error:
+        return [f"{REPORT_NAME} is not valid JSON: {error}"]
     if found is None:
         return []
-    try:
-        report = json.loads(found)
-        audits, to = report["audit"]["tensors"], report["to"]
-        audited = {(row["file"], row["name"]) for row in audits}
-        exact = all(row["exact"] is True for row in audits)
-    except (ValueError, RecursionError) as error:
-        return [f"{REPORT_NAME} is not valid JSON: {error}"]
-    except (KeyError, TypeError):
-        return []
-    stored = {(tensor.file, tensor.name) for tensor in checkpoint.tensors}
-    if not audits or not audited <= stored or not exact:
-        return []
-    return [
-        f"converted without loss: all {len(audits)} cast tensors are exactly representable in {to}"
-    ]
+    count, to = found
+    return [f"converted without loss: all {count} cast tensors are exactly representable in {to}"]
 
 
 def inspection_text(inspection: Inspection) -> str:
@@ -197,7 +186,7 @@ def _picture(parts: list[tuple[str, int]], total: int) -> "Text":
     from rich.cells import cell_len
     from rich.text import Text
 
-    labels = [plain(name) for name, _ in parts]
+    labels = [shown(name) for name, _ in parts]
     widest = max(map(cell_len, labels), default=0)
     figures = [(size(count), count / total if total else 0.0) for _, count in parts]
     numbers = max((len(amount) for amount, _ in figures), default=0) + len("  100.0 %  ")

@@ -2,67 +2,58 @@
 
 import json
 import os
-from collections import Counter
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from recast import memory
-from recast._core import Plan, PlannedTensor, Staged
+from recast._core import Converted, Plan
 from recast.errors import OutputError
 from recast.terminal import counted, first_of, grid, heading, marked, plain, render, size
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "recast.json"
 PLAN_FOUND = {
-    "done": "already done; nothing would be written",
+    "done": "already done, as far as lengths and headers tell; nothing would be written",
     "begun": "begun before; the same command without --dry-run continues",
 }
+# What is only of one run, and so not in `recast.json`.
+RUN = (
+    *("source", "dest", "seconds", "gpu_memory", "resumed_files", "already_done", "compared"),
+    "verification",
+)
+NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 COUNTS = ("to_inf", "to_zero", "nan", "inf")
 
 
-def summary(plan: Plan, tensors: list[PlannedTensor], dest: str) -> dict[str, Any]:
-    """What is known of a conversion before it runs: the part plan and report have in common.
+def summary(plan: Plan, dest: str) -> dict[str, Any]:
+    """What is known of a conversion before it runs: the part plan and report have in common."""
+    facts: dict[str, Any] = json.loads(plan.summary())
+    del facts["audit"], facts["schema_version"]
+    for group in facts["kept"]:
+        del group["exact_anyway"]
+    return {"source": plan.source, "dest": dest, **facts, "gpu_memory": _gpu_memory(plan)}
 
-    `tensors` are the plan's, which makes them anew whenever it is asked.
-    """
-    actions = Counter(tensor.action for tensor in tensors)
-    kept: dict[str, list[str]] = {}
-    for tensor in tensors:
-        if tensor.action == "keep":
-            kept.setdefault(tensor.reason, []).append(tensor.name)
-    return {
-        "source": plan.source,
-        "dest": dest,
-        "to": plan.to,
-        "files": len(plan.files),
-        "tensors": {
-            "cast": actions["cast"],
-            "copied": actions["copy"],
-            "kept": actions["keep"],
-        },
-        "parameters": plan.parameters,
-        "bytes_read": plan.bytes_read,
-        "bytes_written": plan.bytes_written,
-        "kept": [{"reason": reason, "tensors": names} for reason, names in kept.items()],
-        "gpu_memory": memory.predict(plan.tensor_bytes)._asdict(),
-        "warnings": list(plan.warnings),
-    }
+
+def _gpu_memory(plan: Plan) -> dict[str, int]:
+    return memory.predict(plan.tensor_bytes)._asdict()
 
 
 def plan_json(plan: Plan, dest: str, found: str) -> str:
     """What `convert --dry-run --json` prints: the summary, and every file's exact size.
 
-    `found` is what `check_destination` says is there.
+    `found` is what `look` says is there.
     """
     files = [picked(file, "path", "action", "source_bytes", "bytes") for file in plan.files]
     head = {"dry_run": True, "already_done": found == "done", "resumes": found == "begun"}
-    return json_text({**head, **summary(plan, plan.tensors, dest), "planned_files": files})
+    return json_text({**head, **summary(plan, dest), "planned_files": files})
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did. `to_json()` is what `convert --json` prints and `recast.json` holds.
+    """What a conversion did. `to_json()` is what `convert --json` prints: `recast.json`, and what
+    is only of this run.
 
     Sizes are in bytes and `seconds` is from opening the source to the last rename.
     """
@@ -71,7 +62,7 @@ class Report:
     dest: str
     to: str
     files: int
-    """Files in the result, `recast.json` aside."""
+    """Files in the result, those that describe the others aside."""
     tensors: dict[str, int]
     """How many were `cast`, `copied` (not of a dtype recast casts, or already right), `kept`."""
     parameters: int
@@ -81,83 +72,85 @@ class Report:
     audit: dict[str, int]
     """Values that became infinite or zero (`to_inf`, `to_zero`), `nan` and `inf` that the source
     had, and `inexact_tensors`: how many lost bits to rounding."""
-    tensor_audits: list[dict[str, Any]] = field(repr=False)
-    """The same for each tensor that was cast, with `max_abs`, its largest finite magnitude."""
     kept: list[dict[str, Any]] = field(repr=False)
     """`{reason, tensors, exact_anyway}`: the names of the tensors that kept their dtype, by reason,
     and those among them whose values the target holds exactly, so that a cast loses nothing."""
     gpu_memory: dict[str, int]
     """`requested`, `allocated` and `reserved` by PyTorch once the result is loaded."""
     warnings: list[str]
-    identity: dict[str, Any] = field(repr=False)
-    """What the run is: the source's files as they were and the options that decide about the
-    result. The same run again is recognised by it."""
     resumed_files: int = 0
-    """Files that an interrupted run before this one had staged."""
+    """Files that were staged before this run, by one that was interrupted or beside it."""
     already_done: bool = False
     """Whether this run found the result complete and did nothing; the rest is then the report of
     the run that made it."""
+    compared: str | None = None
+    """What was compared to be sure that the result is right, where it was there before."""
     verification: dict[str, Any] | None = None
     """What `Verification.to_dict` gives, when the result was verified before it was published."""
     schema_version: int = SCHEMA_VERSION
+    _converted: Converted | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
         cls,
         plan: Plan,
-        staged: Staged,
+        converted: Converted,
         dest: str,
         seconds: float,
         *,
         verification: dict[str, Any] | None,
     ) -> "Report":
-        """The report on `plan`, carried out as `staged` in `seconds`."""
-        tensors = plan.tensors
-        facts = summary(plan, tensors, dest)
-        audits: list[dict[str, Any]] = []
-        needless = set()
-        for audit in staged.audits:
-            tensor = tensors[audit.tensor]
-            # The core examines kept tensors too; what would have become of them is no result.
-            if tensor.action == "cast":
-                found = picked(audit, *COUNTS, "max_abs", "exact")
-                audits.append({"name": tensor.name, "file": tensor.file, **found})
-            elif audit.exact:
-                needless.add(tensor.name)
-        for group in facts["kept"]:
-            group["exact_anyway"] = [name for name in group["tensors"] if name in needless]
-        totals = {key: sum(audit[key] for audit in audits) for key in COUNTS}
-        totals["inexact_tensors"] = sum(audit["exact"] is False for audit in audits)
+        """The report on `plan`, of which `converted` came in `seconds`."""
+        facts = json.loads(converted.summary())
         return cls(
             **facts,
+            source=plan.source,
+            dest=dest,
             seconds=seconds,
-            audit=totals,
-            tensor_audits=audits,
-            identity=json.loads(staged.identity),
-            resumed_files=staged.resumed_files,
+            gpu_memory=_gpu_memory(plan),
+            resumed_files=converted.resumed_files,
+            already_done=converted.kind == "done",
+            compared=converted.compared,
             verification=verification,
+            _converted=converted,
         )
 
-    @classmethod
-    def read(cls, dest: str) -> "Report":
-        """The report that the finished conversion in `dest` left. Raises `OutputError`."""
-        path = os.path.join(dest, REPORT_NAME)
+    @property
+    def tensor_audits(self) -> list[dict[str, Any]]:
+        """The audit of each tensor that was cast, with `name`, `file`, and `max_abs`, its largest
+        finite magnitude. Raises `OutputError` where it is read from a result that is not there any
+        more."""
+        audits: list[dict[str, Any]] = self._published()["audit"]["tensors"]
+        return audits
+
+    def _published(self) -> dict[str, Any]:
+        """What `recast.json` holds: of this run, or read from the result that was there."""
+        path = os.path.join(self.dest, REPORT_NAME)
         try:
-            with open(path, encoding="ascii") as file:
-                fields = json.load(file)
-            fields["tensor_audits"] = fields["audit"].pop("tensors")
-            return cls(**{**fields, "dest": dest, "already_done": True})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            text = self._converted.report() if self._converted else None
+            if text is None:
+                with open(path, "rb") as file:
+                    text = file.read()
+            published: dict[str, Any] = json.loads(text)
+            published["audit"]["tensors"]
+            return published
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise OutputError(
-                f"{path}: is missing or not as recast left it",
-                "convert again with --overwrite, which replaces it",
+                f"{plain(path)}: is missing or not as recast left it",
+                "convert again with overwrite, which replaces it",
             ) from error
 
     def to_json(self) -> str:
         """The report as one JSON object, ASCII only."""
-        fields = {**vars(self), "audit": {**self.audit, "tensors": self.tensor_audits}}
-        del fields["tensor_audits"]
-        return json_text(fields)
+        ours = {key: getattr(self, key) for key in RUN}
+        made = self._converted.report() if self._converted else None
+        if made is None:
+            return json_text({**self._published(), **ours})
+        # As text, because objects of a hundred thousand tensors take much more memory.
+        theirs = NOT_ASCII.sub(lambda match: _encode(match[0])[1:-1], made.decode())
+        first, _, rest = theirs.removeprefix("{\n").partition("\n")
+        assert first == f'  "schema_version": {SCHEMA_VERSION},'
+        return json_text(ours).removesuffix("\n}\n") + ",\n" + rest
 
 
 def picked(thing: object, *names: str) -> dict[str, Any]:
@@ -186,7 +179,7 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 
 def plan_text(plan: Plan, dest: str, found: str) -> str:
     """What `convert --dry-run` prints: the plan, and each file's size before and after."""
-    facts = summary(plan, plan.tensors, dest)
+    facts = summary(plan, dest)
     files = [
         ("", f"{plain(file.path)}: {file.action}, {size(file.source_bytes)} -> {size(file.bytes)}")
         for file in plan.files
@@ -207,7 +200,10 @@ def report_text(report: Report) -> str:
         text = f"{values} in {tensors} on {found['device']}, in {found['seconds']:.2f} s"
         rows.append(("verified", text))
     if report.already_done:
-        return render("already done; nothing was written", heading(_title(facts)), grid(rows))
+        done = "already done; nothing was written"
+        if report._converted is not None and report._converted.completed:
+            done = "the publication that had begun is complete"
+        return render(f"{done} ({report.compared})", heading(_title(facts)), grid(rows))
     if report.resumed_files:
         rows.append(("resumed", f"{counted(report.resumed_files, 'file')} staged before"))
     seconds = f"{report.seconds:.2f}" if report.seconds >= 0.1 else f"{report.seconds:.3f}"
@@ -253,7 +249,7 @@ def _audit(report: Report) -> str:
     parts = [f"{counted(count, 'value')} {what}" for count, what in counts if count]
     inexact = audit["inexact_tensors"]
     if inexact:
-        parts.append(f"{inexact:,} of {len(report.tensor_audits):,} cast tensors were rounded")
+        parts.append(f"{inexact:,} of {report.tensors['cast']:,} cast tensors were rounded")
     else:
         parts.append("every value is exact")
     return "; ".join(parts)

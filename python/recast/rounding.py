@@ -8,6 +8,7 @@ from typing import Any
 
 from recast import _core
 from recast.errors import UsageError
+from recast.terminal import shown
 
 DECIMAL = re.compile(r"([+-]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:[eE]([+-]?[0-9]+))?")
 SPECIAL = re.compile(r"([+-]?)(inf|infinity|nan)", re.IGNORECASE)
@@ -142,7 +143,7 @@ def parse(text: str, format: Format) -> tuple[Float, Fraction | None]:
     match = DECIMAL.fullmatch(text)
     if match is None:
         raise UsageError(
-            f"'{text}' is not a number",
+            f"'{shown(text)}' is not a number",
             "give a decimal such as 3.14 or -1e-8, inf, nan, or bits such as 0x4048F5C3",
         )
     magnitude = _magnitude(match[2], match[3] or "0")
@@ -156,7 +157,7 @@ def _wrong_width(text: str, format: Format) -> tuple[str, str]:
     digits = format.width // 4
     fitting = [name for name, other in FORMATS.items() if other.width // 4 == len(text) - 2]
     hint = f"say --from {' or --from '.join(fitting)}" if fitting else f"give {digits} digits"
-    return f"{text} is not {digits} hexadecimal digits, as {format.name} has", hint
+    return f"{shown(text)} is not {digits} hexadecimal digits, as {format.name} has", hint
 
 
 def _magnitude(digits: str, exponent: str) -> Fraction:

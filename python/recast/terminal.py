@@ -17,11 +17,31 @@ Progress = Callable[[int, int], Any]
 # What a pipe gets where a terminal would be asked for its width.
 PIPE_WIDTH = 100
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+# Characters that are shown of a name that is too long, from its start and from its end.
+START, END = 400, 160
 
 
 def plain(text: str) -> str:
-    """`text` with control characters escaped: a tensor's name must not steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """`text` with what does not print escaped: a tensor's name must not steer a terminal, nor
+    forge a line. Bytes of a file's name that are no text become `\\xff`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def shown(value: object) -> str:
+    """`value` as a message shows it: plain, and with its middle left out where it is too long to
+    be read, because names come from files and may have a hundred million bytes."""
+    text = str(value)
+    if len(text) > START + END:
+        text = f"{text[:START]}[...]{text[-END:]}"
+    return plain(text)
 
 
 def size(count: int) -> str:
@@ -41,7 +61,7 @@ def counted(number: int, what: str) -> str:
 
 def first_of(names: list[str]) -> str:
     """The first of `names`, and how many more there are."""
-    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+    return shown(names[0]) + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 def columns(rows: Sequence[tuple[str, ...]], right: Container[int] = ()) -> list[str]:

@@ -7,6 +7,7 @@ use super::kernel::Summary;
 
 /// What a cast did to a tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Row", into = "Row")]
 pub struct Audit {
     /// Finite values that became infinite (or were saturated).
     pub to_inf: u64,
@@ -20,6 +21,22 @@ pub struct Audit {
     pub max_abs_bits: u32,
     /// Every value, NaN aside, survives the round trip.
     pub exact: bool,
+}
+
+/// How an audit is written down: there may be very many.
+type Row = (u64, u64, u64, u64, u32, bool);
+
+impl From<Row> for Audit {
+    fn from((to_inf, to_zero, nan, inf, max_abs_bits, exact): Row) -> Audit {
+        Audit { to_inf, to_zero, nan, inf, max_abs_bits, exact }
+    }
+}
+
+impl From<Audit> for Row {
+    fn from(audit: Audit) -> Row {
+        let Audit { to_inf, to_zero, nan, inf, max_abs_bits, exact } = audit;
+        (to_inf, to_zero, nan, inf, max_abs_bits, exact)
+    }
 }
 
 impl Default for Audit {

@@ -11,6 +11,8 @@ mod x86;
 pub use audit::Audit;
 pub use level::Level;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dtype::Float;
 use element::{Bf16, Element, F16, F32, INFINITY, MAGNITUDE};
 use kernel::{Binary16, LANES};
@@ -19,9 +21,11 @@ use kernel::{Binary16, LANES};
 const BLOCK: usize = 4096;
 
 /// What becomes of a finite value whose magnitude the target cannot hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Overflow {
     /// Infinity, as IEEE 754 rounding says.
+    #[default]
     Infinity,
     /// The largest finite value, with the sign.
     Saturate,

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use super::{Audit, float, on_overflow as policy};
 use crate::cast::{self, Level};
 use crate::error::Error;
-use crate::run;
+use crate::make::threads;
 
 /// Elements a thread takes at a time; fewer are not worth another thread.
 const SPLIT: usize = 1 << 18;
@@ -35,7 +35,7 @@ pub fn cast_bytes(
     if src.len() % from.bytes() != 0 || dst.len() != elements * to.bytes() {
         return Err(PyValueError::new_err("source and out do not hold the same elements"));
     }
-    let threads = run::threads(threads).min(elements.div_ceil(SPLIT).max(1));
+    let threads = threads::count(threads).min(elements.div_ceil(SPLIT).max(1));
     let audits = py.detach(|| {
         // Shares are small and taken in turn, so that a thread that is held up holds up nobody.
         let shares = src.chunks(SPLIT * from.bytes()).zip(dst.chunks_mut(SPLIT * to.bytes()));
@@ -49,7 +49,10 @@ pub fn cast_bytes(
             }
         };
         thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            // Where the system gives no more threads, those that run do the work.
+            let others: Vec<_> = (1..threads)
+                .map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
+                .collect();
             let mine = work();
             let others = others.into_iter().map(thread::ScopedJoinHandle::join);
             std::iter::once(Ok(mine)).chain(others).collect::<Result<Vec<_>, _>>()
@@ -59,5 +62,5 @@ pub fn cast_bytes(
     for audit in audits.map_err(|_| Error::Panicked)? {
         whole.merge(&audit);
     }
-    Ok(Audit::new(0, &whole))
+    Ok(Audit::new(&whole))
 }

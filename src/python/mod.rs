@@ -2,19 +2,25 @@
 //! the GIL, and looks for signals; it decides nothing.
 
 mod array;
+mod convert;
 
-use std::borrow::Cow;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+
+use convert::{Converted, Hooks};
 
 use crate::cast::{self, Level};
 use crate::checkpoint;
+use crate::commit::{self, OnOverflow};
 use crate::dtype::Float;
 use crate::error::Error;
+use crate::place::address;
 use crate::plan;
-use crate::run::{self, OnOverflow};
+use crate::report;
 
 impl From<Error> for PyErr {
     /// The exception of `recast.errors` that the error's class names.
@@ -29,8 +35,9 @@ impl From<Error> for PyErr {
     }
 }
 
-fn text(path: &Path) -> String {
-    path.display().to_string()
+/// A path as Python has it: a `str`, in which what is not UTF-8 comes back as it was.
+fn text(path: &Path) -> OsString {
+    path.as_os_str().to_owned()
 }
 
 fn float(name: &str) -> PyResult<Float> {
@@ -57,7 +64,7 @@ fn is_mmap(name: &str) -> PyResult<bool> {
 
 #[pyclass(frozen, get_all, module = "recast._core")]
 struct Tensor {
-    file: String,
+    file: OsString,
     name: String,
     dtype: String,
     shape: Vec<u64>,
@@ -76,7 +83,7 @@ impl Checkpoint {
     }
 
     #[getter]
-    fn path(&self) -> String {
+    fn path(&self) -> OsString {
         text(&self.0.root)
     }
 
@@ -91,7 +98,7 @@ impl Checkpoint {
         shards
             .flat_map(|(file, shard)| {
                 shard.tensors.iter().map(|tensor| Tensor {
-                    file: text(&file.path),
+                    file: text(file.path()),
                     name: tensor.name.clone(),
                     dtype: tensor.dtype.name().to_owned(),
                     shape: tensor.shape.clone(),
@@ -104,24 +111,34 @@ impl Checkpoint {
 
     #[getter]
     fn quantized(&self) -> Option<&str> {
-        self.0.quantised.as_ref().map(|(_, method)| method.as_str())
+        self.0.quantized.as_ref().map(|(_, method)| method.as_str())
     }
 
     #[getter]
-    fn report(&self) -> Option<Cow<'static, [u8]>> {
-        self.0.report().map(Cow::Owned)
+    fn lossless(&self, py: Python<'_>) -> PyResult<Option<(usize, &'static str)>> {
+        let found = py.detach(|| report::lossless(&self.0));
+        let found = found.map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok(found.map(|found| (found.tensors, found.to.name())))
     }
 
-    #[pyo3(signature = (to, keep=Vec::new(), auto_keep=true))]
-    fn plan(&self, py: Python<'_>, to: &str, keep: Vec<String>, auto_keep: bool) -> PyResult<Plan> {
-        let options = plan::Options { to: float(to)?, keep, auto_keep };
+    #[pyo3(signature = (to, keep=Vec::new(), auto_keep=true, on_overflow="error"))]
+    fn plan(
+        &self,
+        py: Python<'_>,
+        to: &str,
+        keep: Vec<String>,
+        auto_keep: bool,
+        on_overflow: &str,
+    ) -> PyResult<Plan> {
+        let overflow = self::on_overflow(on_overflow)?.of_cast();
+        let options = plan::Options { to: float(to)?, keep, auto_keep, overflow };
         Ok(Plan(Arc::new(py.detach(|| plan::Plan::new(&self.0, &options))?)))
     }
 }
 
 #[pyclass(frozen, get_all, module = "recast._core")]
 struct PlannedTensor {
-    file: String,
+    file: OsString,
     name: String,
     shape: Vec<u64>,
     elements: u64,
@@ -135,7 +152,7 @@ struct PlannedTensor {
 
 #[pyclass(frozen, get_all, module = "recast._core")]
 struct PlannedFile {
-    path: String,
+    path: OsString,
     action: &'static str,
     source_bytes: u64,
     bytes: u64,
@@ -147,34 +164,34 @@ struct Plan(Arc<plan::Plan>);
 #[pymethods]
 impl Plan {
     #[getter]
-    fn source(&self) -> String {
+    fn source(&self) -> OsString {
         text(&self.0.source)
     }
 
     #[getter]
     fn to(&self) -> &'static str {
-        self.0.to.name()
+        self.0.options.to.name()
     }
 
     #[getter]
     fn tensors(&self) -> Vec<PlannedTensor> {
         let tensors = self.0.tensors();
         tensors
-            .map(|(file, tensor)| PlannedTensor {
-                file: text(file),
-                name: tensor.source.name.clone(),
-                shape: tensor.source.shape.clone(),
-                elements: tensor.source.elements(),
-                source_dtype: tensor.source.dtype.name().to_owned(),
-                dtype: tensor.dtype.name().to_owned(),
-                action: match tensor.action {
+            .map(|(file, tensor, planned)| PlannedTensor {
+                file: text(&file.path),
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                elements: tensor.elements(),
+                source_dtype: tensor.dtype.name().to_owned(),
+                dtype: planned.dtype.name().to_owned(),
+                action: match planned.action {
                     plan::Action::Cast => "cast",
                     plan::Action::Copy => "copy",
                     plan::Action::Keep => "keep",
                 },
-                reason: tensor.reason.clone(),
-                source_bytes: tensor.source.bytes,
-                bytes: tensor.bytes,
+                reason: planned.reason.to_string(),
+                source_bytes: tensor.bytes,
+                bytes: planned.bytes,
             })
             .collect()
     }
@@ -187,10 +204,10 @@ impl Plan {
                 path: text(&file.path),
                 action: match file.content {
                     plan::Content::Shard { .. } => "cast",
-                    plan::Content::Text(_) => "edit",
+                    plan::Content::Text => "edit",
                     plan::Content::Copy => "copy",
                 },
-                source_bytes: file.source.bytes,
+                source_bytes: file.source_bytes(),
                 bytes: file.bytes,
             })
             .collect()
@@ -198,7 +215,7 @@ impl Plan {
 
     #[getter]
     fn tensor_bytes(&self) -> Vec<u64> {
-        self.0.tensors().map(|(_, tensor)| tensor.bytes).collect()
+        self.0.tensors().map(|(.., planned)| planned.bytes).collect()
     }
 
     #[getter]
@@ -208,7 +225,7 @@ impl Plan {
 
     #[getter]
     fn parameters(&self) -> u64 {
-        self.0.tensors().map(|(_, tensor)| tensor.source.elements()).sum()
+        self.0.tensors().map(|(_, tensor, _)| tensor.elements()).sum()
     }
 
     #[getter]
@@ -224,7 +241,7 @@ impl Plan {
     fn __repr__(&self) -> String {
         format!(
             "Plan(source={:?}, to={:?}, files={}, tensors={}, bytes_read={}, bytes_written={})",
-            self.source(),
+            self.0.source.display(),
             self.to(),
             self.0.files.len(),
             self.0.tensors().count(),
@@ -233,28 +250,35 @@ impl Plan {
         )
     }
 
-    #[pyo3(signature = (dest, *, on_overflow="error", overwrite=false))]
-    fn check_destination(
+    /// What is known before it is carried out, as JSON.
+    fn summary(&self) -> String {
+        serde_json::to_string(&report::Summary::new(&self.0, None)).expect("strings and numbers")
+    }
+
+    #[pyo3(signature = (dest, *, on_overflow="error", overwrite=false, sha256=false))]
+    fn look(
         &self,
+        py: Python<'_>,
         dest: PathBuf,
         on_overflow: &str,
         overwrite: bool,
+        sha256: bool,
     ) -> PyResult<&'static str> {
         let on_overflow = self::on_overflow(on_overflow)?;
-        let options = run::Options { on_overflow, overwrite, ..run::Options::default() };
-        Ok(match run::check_destination(&self.0, &dest, &options)? {
-            run::Found::Done => "done",
-            run::Found::Place { resume: Some(_), .. } => "begun",
-            run::Found::Place { resume: None, .. } => "new",
+        let options = commit::Options { on_overflow, overwrite, sha256, ..Default::default() };
+        Ok(match py.detach(|| commit::look(&self.0, &dest, &options))? {
+            commit::Found::Done => "done",
+            commit::Found::Begun => "begun",
+            commit::Found::Place => "new",
         })
     }
 
     #[pyo3(signature = (
         dest, *, threads=None, io="auto", sync=true, on_overflow="error", overwrite=false,
-        progress=None
+        sha256=false, verify=None, progress=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are the options of the command")]
-    fn stage(
+    fn convert(
         &self,
         py: Python<'_>,
         dest: PathBuf,
@@ -263,35 +287,31 @@ impl Plan {
         sync: bool,
         on_overflow: &str,
         overwrite: bool,
+        sha256: bool,
+        verify: Option<Py<PyAny>>,
         progress: Option<Py<PyAny>>,
-    ) -> PyResult<Option<Staged>> {
-        let (mmap, on_overflow) = (is_mmap(io)?, self::on_overflow(on_overflow)?);
-        let options = run::Options { threads, mmap, sync, on_overflow, overwrite };
-        let mut raised = None;
-        let result = py.detach(|| {
-            run::stage(&self.0, &dest, &options, &mut |now| {
-                let answer = Python::attach(|py| {
-                    py.check_signals()?;
-                    match &progress {
-                        Some(progress) => progress.call1(py, (now.done, now.total)).map(drop),
-                        None => Ok(()),
-                    }
-                });
-                raised = answer.err();
-                raised.is_none()
-            })
-        });
-        match (raised, result) {
-            // What is staged stays, for the same run to go on with.
-            (Some(raised), _) => Err(raised),
-            (None, result) => Ok(result?.map(Staged)),
-        }
+    ) -> PyResult<Converted> {
+        let options = commit::Options {
+            threads,
+            sync,
+            mmap: is_mmap(io)?,
+            on_overflow: self::on_overflow(on_overflow)?,
+            overwrite,
+            verify: verify.is_some(),
+            sha256,
+        };
+        convert::run(
+            py,
+            &self.0,
+            &dest,
+            &options,
+            Hooks { progress, verify, raised: None, stopped: false },
+        )
     }
 }
 
 #[pyclass(frozen, get_all, module = "recast._core")]
 struct Audit {
-    tensor: usize,
     to_inf: u64,
     to_zero: u64,
     nan: u64,
@@ -301,71 +321,27 @@ struct Audit {
 }
 
 impl Audit {
-    fn new(tensor: usize, audit: &cast::Audit) -> Audit {
+    fn new(audit: &cast::Audit) -> Audit {
         let cast::Audit { to_inf, to_zero, nan, inf, exact, .. } = *audit;
-        Audit { tensor, to_inf, to_zero, nan, inf, max_abs: audit.max_abs(), exact }
-    }
-}
-
-#[pyclass(module = "recast._core")]
-struct Staged(run::Staged);
-
-#[pymethods]
-impl Staged {
-    #[getter]
-    fn path(&self) -> String {
-        text(&self.0.path())
-    }
-
-    #[getter]
-    fn audits(&self) -> Vec<Audit> {
-        self.0.audits.iter().map(|entry| Audit::new(entry.tensor, &entry.audit)).collect()
-    }
-
-    #[getter]
-    fn publishing(&self) -> bool {
-        self.0.is_publishing()
-    }
-
-    #[getter]
-    fn published(&self) -> bool {
-        self.0.published
-    }
-
-    #[getter]
-    fn resumed_files(&self) -> usize {
-        self.0.resumed_files
-    }
-
-    #[getter]
-    fn identity(&self) -> &str {
-        &self.0.identity
-    }
-
-    fn publish(&mut self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| self.0.publish())?)
-    }
-
-    fn finish(&mut self, py: Python<'_>, report: &str) -> PyResult<()> {
-        Ok(py.detach(|| self.0.finish(report))?)
-    }
-
-    fn reject(&mut self, py: Python<'_>) -> PyResult<String> {
-        Ok(text(&py.detach(|| self.0.reject())?))
-    }
-
-    fn discard(&mut self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| self.0.discard())?)
-    }
-
-    fn leave(&mut self, py: Python<'_>) {
-        py.detach(|| self.0.leave());
+        Audit { to_inf, to_zero, nan, inf, max_abs: audit.max_abs(), exact }
     }
 }
 
 #[pyfunction]
 fn float_name(name: &str) -> Option<&'static str> {
     Float::parse(name).map(Float::name)
+}
+
+#[pyfunction]
+#[pyo3(signature = (path, *, write=false))]
+fn check_local(path: PathBuf, write: bool) -> PyResult<()> {
+    let wanted = if write { address::Use::Write } else { address::Use::Read };
+    Ok(address::check_local(&path, wanted)?)
+}
+
+#[pyfunction]
+fn nesting(text: &[u8]) -> usize {
+    crate::format::json::nesting(text)
 }
 
 #[pyfunction]
@@ -378,13 +354,15 @@ mod _core {
     #[pymodule_export]
     use super::array::cast_bytes;
     #[pymodule_export]
-    use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Staged, Tensor};
+    use super::convert::{Converted, check_published};
     #[pymodule_export]
-    use super::{float_name, simd_level};
+    use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Tensor};
+    #[pymodule_export]
+    use super::{check_local, float_name, nesting, simd_level};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives it")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
     #[pymodule_export]
-    const STAGING: &str = super::run::STAGING;
+    const STAGING: &str = super::commit::STAGING;
 }

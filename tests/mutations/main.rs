@@ -10,10 +10,10 @@ mod tree;
 use std::collections::HashMap;
 use std::path::Path;
 
-use recast::checkpoint::config::Config;
-use recast::checkpoint::index::Index;
 use recast::checkpoint::{Checkpoint, Kind};
 use recast::dtype::Float;
+use recast::format::config::Config;
+use recast::format::index::Index;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;

@@ -1,5 +1,5 @@
-# `include convert.mk`, then `make model-bf16/recast.json`, or a rule that needs it. MODEL is the
-# directory to convert; it is converted again when its config.json is newer. recast.json is the last
+# `include convert.mk`, then `make model-bf16/config.json`, or a rule that needs it. MODEL is the
+# directory to convert; it is converted again when its config.json is newer. config.json is the last
 # file to appear, so where it is, all of the model is.
 #
 # make goes on after exit code 0. After 1, 2, 65, 73 and 74 (tried three times) it prints the code as
@@ -8,7 +8,7 @@
 MODEL ?= model
 CONVERT ?= convert.sh
 
-$(MODEL)-fp32/recast.json $(MODEL)-fp16/recast.json $(MODEL)-bf16/recast.json: \
-$(MODEL)-%/recast.json: $(MODEL)/config.json
+$(MODEL)-fp32/config.json $(MODEL)-fp16/config.json $(MODEL)-bf16/config.json: \
+$(MODEL)-%/config.json: $(MODEL)/config.json
 	sh $(CONVERT) $(MODEL) $(@D) --to $* --overwrite --quiet
 	touch $@

@@ -4,14 +4,15 @@ A loader knows beforehand what it will allocate, and in which order.
 """
 
 import os
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recast import memory
 from recast.errors import InputError, UsageError
-from recast.terminal import first_of
+from recast.terminal import first_of, shown, size
+from recast.verification import sealed
 from recast.verification.memory import Allocation
 from recast.verification.structure import FLOATS, Entry, Headers, Key
 from recast.verification.values import floats
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 # torch has no dtype for them, so safetensors cannot hand them out.
 UNLOADABLE = {"F6_E2M3", "F6_E3M2"}
+# A model may need this many times the bytes of its shards (for what it keeps in fp32, and tensors
+# that no shard holds), and this much more: a config can ask for any size.
+TIMES, MORE = 8, 1 << 30
+# With which code a model computes, which does not change what is loaded: that of transformers.
+PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 
 class LoadError(Exception):
@@ -49,15 +55,23 @@ class Safetensors:
 
         Raises `LoadError`.
         """
-        from safetensors import SafetensorError, safe_open
+        import torch
+        from safetensors import safe_open
 
         for file, entries in self.headers.items():
             try:
-                with safe_open(self.root / file, "pt", device=self.device) as opened:
+                with (
+                    sealed.as_text(self.root / file) as path,
+                    safe_open(path, "pt", device=self.device) as opened,
+                ):
                     for name in (n for n, e in entries.items() if e.dtype not in UNLOADABLE):
                         self.tensors[file, name] = opened.get_tensor(name)
-            except SafetensorError as error:
-                raise LoadError(f"safetensors cannot load {file}: {error}") from error
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # torch has its own limits for shapes, and its own exceptions for them.
+                reason = shown(error)
+                raise LoadError(f"safetensors cannot load {shown(file)}: {reason}") from error
         return self.tensors
 
     def allocations(self) -> list[Allocation]:
@@ -86,7 +100,15 @@ class Transformers:
         self.root, self.device = root, device
         # transformers loads the shards at the top, and no other.
         self.headers = {file: entries for file, entries in headers.items() if os.sep not in file}
-        self.config, self.model_class = _model_class(root)
+        _need_transformers()
+        if not (root / sealed.CONFIG).is_file():
+            raise InputError(
+                f"{shown(root)} has no config.json, so transformers does not know what model it is",
+                "leave out --loader",
+            )
+        self.said = sealed.read_config(root, self.headers)
+        with self._folder("transformers does not know the model") as path:
+            self.config, self.model_class = _model_class(path, root, self.said)
         if device != "cpu":
             _need_accelerate()
         self.model: Any = None
@@ -100,13 +122,43 @@ class Transformers:
         """
         import torch
 
-        dtype = self.config.dtype or self._first_float()
+        tensors = [entry for entries in self.headers.values() for entry in entries.values()]
+        with (
+            self._folder("transformers cannot build the model"),
+            sealed.few_parts(len(tensors)),
+            torch.device("meta"),
+        ):
+            dtype = self.config.dtype or self._first_float()
+            model = self.model_class._from_config(self.config, dtype=dtype, **PLAIN)
+            entries, expected = foretell(model, dtype)
+        stored = sum(entry.bytes for entry in tensors)
+        if expected.requested > TIMES * stored + MORE:
+            raise LoadError(
+                f"config.json describes a model of {size(expected.requested)}, but the shards hold "
+                f"{size(stored)}"
+            )
+        return entries, expected
+
+    @contextmanager
+    def _folder(self, failure: str) -> "Iterator[Path]":
+        """The folder that transformers gets to see, while it is sealed off. What it raises becomes
+        a `LoadError`: models raise whatever their code raises for a config that is wrong."""
+        import torch
+
         try:
-            with torch.device("meta"):
-                model = self.model_class._from_config(self.config, dtype=dtype)
-        except Exception as error:
-            raise LoadError(f"transformers cannot build the model: {error}") from error
-        return foretell(model, dtype)
+            with sealed.off(), sealed.folder(self.root, self.said, self.headers) as path:
+                try:
+                    yield path
+                except (InputError, torch.cuda.OutOfMemoryError):
+                    raise
+                except Exception as error:
+                    text = " ".join(str(error).split()) or repr(error)
+                    reason = shown(text.replace(str(path), str(self.root)))
+                    raise LoadError(f"{failure} in {shown(self.root)}: {reason}") from error
+        except OSError as error:
+            raise LoadError(
+                f"cannot create a temporary folder for transformers: {shown(error)}"
+            ) from error
 
     def _first_float(self) -> "torch.dtype":
         """What transformers takes for the model's dtype where the config does not state one."""
@@ -115,36 +167,24 @@ class Transformers:
 
     def load(self) -> Any:
         """The same, one tensor after the other."""
-        import torch
-        from transformers.utils import logging
-
         # Without it, a pickle would do where no safetensors file has the name that is looked for.
-        options: dict[str, Any] = {"use_safetensors": True}
+        options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, **PLAIN}
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
-        bars: Any = logging
-        drawn = bars.is_progress_bar_enabled()
-        bars.disable_progress_bar()
         # Threads allocate in an order that is another one each time, and `allocated` depends on it.
         before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         try:
-            self.model, self.info = self.model_class.from_pretrained(
-                self.root,
-                dtype="auto",
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
-            )
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            # Models raise whatever their code raises for a config or a weight that is wrong.
-            raise LoadError(f"transformers cannot load the model: {error}") from error
+            with self._folder("transformers cannot load the model") as path:
+                self.model, self.info = self.model_class.from_pretrained(
+                    path,
+                    dtype="auto",
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **options,
+                )
         finally:
             del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
-            if drawn:
-                bars.enable_progress_bar()
             if before is not None:
                 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
         self.state = self.model.state_dict()
@@ -234,8 +274,7 @@ def _names(keys: Any) -> list[str]:
     return sorted(key if isinstance(key, str) else key[0] for key in keys)
 
 
-def _model_class(root: Path) -> tuple[Any, Any]:
-    """The config and the class that a user of transformers would load `root` with."""
+def _need_transformers() -> None:
     try:
         import transformers
     except ImportError as error:
@@ -248,28 +287,28 @@ def _model_class(root: Path) -> tuple[Any, Any]:
             f"the loader 'transformers' needs version 5, {transformers.__version__} is installed",
             "pip install 'transformers>=5', or leave out --loader",
         )
-    if not (root / "config.json").is_file():
-        raise InputError(
-            f"{root} has no config.json, so transformers does not know what model it is",
-            "leave out --loader",
-        )
+
+
+def _model_class(path: Path, root: Path, said: dict[str, Any]) -> tuple[Any, Any]:
+    """The config and the class that a user of transformers would load `root` with, of which the
+    config says `said`; transformers sees it at `path`."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        path, local_files_only=True, trust_remote_code=False
+    )
+    for name in said.get("architectures") or []:
+        found = getattr(transformers, name, None)
+        # Names of all kinds are found there, and only these are models.
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return config, found
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            root, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        # A config is code's to judge, and every model's code raises what it likes.
-        text = textwrap.shorten(str(error) or repr(error), 200, placeholder=" ...")
-        raise LoadError(f"transformers does not know the model in {root}: {text}") from error
-    for name in config.architectures or []:
-        if hasattr(transformers, name):
-            return config, getattr(transformers, name)
-    try:
-        return config, transformers.AutoModel._model_mapping[type(config)]
+        found = transformers.AutoModel._model_mapping[type(config)]
     except KeyError as error:
         raise InputError(
-            f"transformers has no model class for {root}", "leave out --loader"
+            f"transformers has no model class for {shown(root)}", "leave out --loader"
         ) from error
+    return config, found[0] if isinstance(found, tuple) else found
 
 
 def _need_accelerate() -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from recast.errors import VerificationError
 from recast.memory import MIB, ROUND, Memory
-from recast.terminal import size
+from recast.terminal import shown, size
 from recast.verification.values import WORKSPACE
 
 LISTED = 5
@@ -128,7 +128,7 @@ def _requested(predicted: Sequence[Allocation], loaded: Sequence[Allocation]) ->
     before = {tensor.name: tensor.bytes for tensor in predicted}
     after = {tensor.name: tensor.bytes for tensor in loaded}
     texts = [
-        f"{name} takes {after.get(name, 0):,} bytes, not {before.get(name, 0):,}"
+        f"{shown(name)} takes {after.get(name, 0):,} bytes, not {before.get(name, 0):,}"
         for name in {**before, **after}
         if before.get(name, 0) != after.get(name, 0)
     ]
@@ -149,15 +149,15 @@ def _allocated(cuda: Any, expected: Memory, measured: Memory, loaded: Sequence[A
     texts = []
     for tensor in loaded:
         rounded = -(-tensor.bytes // ROUND) * ROUND
-        block = blocks.get(tensor.address, rounded)
+        block, name = blocks.get(tensor.address, rounded), shown(tensor.name)
         if block > rounded:
             texts.append(
-                f"{tensor.name} ({tensor.bytes:,} bytes) has a block of {block:,}: a rest of "
+                f"{name} ({tensor.bytes:,} bytes) has a block of {block:,}: a rest of "
                 f"{block - rounded:,} is too small to split off"
             )
         elif block < rounded:
             texts.append(
-                f"{tensor.name} ({tensor.bytes:,} bytes) has a block of {block:,}: it was not "
+                f"{name} ({tensor.bytes:,} bytes) has a block of {block:,}: it was not "
                 f"rounded up to a multiple of {ROUND}"
             )
     if texts:

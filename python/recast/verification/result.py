@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recast.report import SCHEMA_VERSION, json_text
-from recast.terminal import counted, grid, marked, plain, render, size
+from recast.terminal import counted, grid, marked, plain, render, shown, size
 
 # More lines than this help nobody on a terminal; `to_json()` has all of them.
 SHOWN = 20
@@ -63,13 +63,13 @@ def mismatch_text(found: dict[str, Any]) -> str:
     others = found["count"] - 1
     more = f"; {others:,} more in this tensor" if others else ""
     return (
-        f"{found['tensor']} in {found['file']}, element {found['index']:,}: "
+        f"{shown(found['tensor'])} in {shown(found['file'])}, element {found['index']:,}: "
         f"{found['source']} ({found['source_bits']}) became {found['found_bits']}, "
         f"expected {found['expected_bits']}{more}"
     )
 
 
-def shown(failures: list[str]) -> list[str]:
+def abridged(failures: list[str]) -> list[str]:
     """As many of `failures` as help, and how many more there are."""
     rest = len(failures) - SHOWN
     return failures[:SHOWN] + ([f"and {rest:,} more; --json lists all"] if rest > 0 else [])
@@ -100,6 +100,6 @@ def verification_text(found: Verification) -> str:
             text = f"{size(expected)} predicted, {size(measured)} measured{same}"
         rows.append((name, text))
     rows.append(("time", f"{found.seconds:.2f} s"))
-    lines = marked("error", "bold red", shown(found.failures()))
+    lines = marked("error", "bold red", abridged(found.failures()))
     lines += marked("note", "bold yellow", found.notes)
     return render(*lines, Text.assemble((verdict, style), title), grid(rows))

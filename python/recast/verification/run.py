@@ -5,19 +5,20 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recast._core import Checkpoint, Plan, Staged
+from recast._core import Checkpoint, Plan, check_local
+from recast.array import POLICIES
 from recast.errors import InputError, UsageError, VerificationError
 from recast.memory import predict_here, settings
 from recast.report import REPORT_NAME
-from recast.terminal import Progress, first_of
+from recast.terminal import Progress, first_of, plain, shown
 from recast.verification import memory, structure, values
 from recast.verification.loaders import LoadError, Safetensors, Transformers
-from recast.verification.result import Verification, shown
+from recast.verification.result import Verification, abridged
 from recast.verification.structure import FLOATS, Headers, Promise
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 """Random blocks compared in each tensor unless asked otherwise."""
+# The most patterns of `--keep` that are taken over from a report: each costs time and memory.
+PATTERNS = 256
 Loader = Safetensors | Transformers
 LOADERS: dict[str, type[Loader]] = {"safetensors": Safetensors, "transformers": Transformers}
 
@@ -61,12 +64,15 @@ def verify(
     if samples is not None and samples < 0:
         raise UsageError(f"samples is {samples}", "give the number of random blocks a tensor")
     if loader not in LOADERS:
-        raise UsageError(f"there is no loader '{loader}'", f"use one of: {', '.join(LOADERS)}")
+        raise UsageError(
+            f"there is no loader '{shown(loader)}'", f"use one of: {', '.join(LOADERS)}"
+        )
+    check_local(os.fspath(dest))
     device = choose_device(device)
     root = Path(dest)
     if not root.is_dir() or not structure.shards(root):
         raise InputError(
-            f"{root} is not a directory that holds a .safetensors file",
+            f"{shown(root)} is not a directory that holds a .safetensors file",
             "give the directory that `recast convert` wrote",
         )
     blocks = None if full else SAMPLES if samples is None else samples
@@ -75,29 +81,26 @@ def verify(
     return run.finish(run.find_promise(os.fspath(source)))
 
 
-def verify_staged(
+def verify_all(
     planned: Plan,
-    staged: Staged,
-    dest: str | os.PathLike[str],
+    root: str | os.PathLike[str],
     on_overflow: str,
     device: str,
     progress: Progress | None,
 ) -> Verification:
-    """Compares every value of a staged model, with safetensors, on a device `choose_device` gave.
+    """Compares every value of a result, with safetensors, on a device `choose_device` gave."""
+    run = _Run(Path(root), device, progress=progress)
+    return run.finish(Promise(planned, planned.to, on_overflow, exact=True))
 
-    Raises `VerificationError` for one that fails, which is then given up: its files stay in the
-    folder that the message names, and no run publishes them.
-    """
-    found = _verify_all(planned, Path(staged.path), on_overflow, device, progress)
-    if not found.passed:
-        rejected = staged.reject()
-        raise VerificationError(
-            f"the result failed verification and was not published; it is in {rejected}:\n"
-            f"{_failures(found)}",
-            f"`recast verify {planned.source} {rejected} --full` shows it again; "
-            "the next run removes it",
-        )
-    return replace(found, dest=os.fspath(dest))
+
+def rejected(planned: Plan, found: Verification, folder: str) -> VerificationError:
+    """The error for a result that failed before it was published, and is in `folder` now."""
+    return VerificationError(
+        f"the result failed verification and was not published; it is in {shown(folder)}:\n"
+        f"{_failures(found)}",
+        f"`recast verify {shown(planned.source)} {shown(folder)} --full` shows it again; "
+        "the next run removes it",
+    )
 
 
 def verify_published(
@@ -107,25 +110,18 @@ def verify_published(
     device: str,
     progress: Progress | None,
 ) -> Verification:
-    """The same for a result that is published already. Raises `VerificationError`."""
-    found = _verify_all(planned, Path(dest), on_overflow, device, progress)
+    """The same for a result that is published. Raises `VerificationError` for one that fails."""
+    found = verify_all(planned, dest, on_overflow, device, progress)
     if not found.passed:
         raise VerificationError(
-            f"{os.fspath(dest)} was published before, and failed verification:\n{_failures(found)}",
+            f"{shown(dest)} was published before, and failed verification:\n{_failures(found)}",
             "--overwrite makes it again",
         )
     return found
 
 
-def _verify_all(
-    planned: Plan, root: Path, on_overflow: str, device: str, progress: Progress | None
-) -> Verification:
-    run = _Run(root, device, progress=progress)
-    return run.finish(Promise(planned, planned.to, on_overflow, exact=True))
-
-
 def _failures(found: Verification) -> str:
-    return "\n".join(f"  {text}" for text in shown(found.failures()))
+    return "\n".join(f"  {plain(text)}" for text in abridged(found.failures()))
 
 
 def choose_device(device: str) -> str:
@@ -139,7 +135,7 @@ def choose_device(device: str) -> str:
     kind, _, number = device.partition(":")
     known = device in ("auto", "cpu", "cuda") or (kind == "cuda" and number.isdecimal())
     if not known:
-        raise UsageError(f"there is no device '{device}'", "use auto, cpu, cuda or cuda:N")
+        raise UsageError(f"there is no device '{shown(device)}'", "use auto, cpu, cuda or cuda:N")
     there = torch.cuda.is_available()
     if device == "cpu" or (device == "auto" and not there):
         return "cpu"
@@ -188,15 +184,13 @@ class _Run:
         """What converting `source` promised, by the report in the result or else by its dtypes."""
         checkpoint = Checkpoint.open(source)
         try:
-            report = structure.read_json(self.root / REPORT_NAME)
-            options = report["identity"]["options"]
-            keep, auto_keep = list(options["keep"]), bool(options["auto_keep"])
-            plan = checkpoint.plan(options["to"], keep, auto_keep)
-            return Promise(plan, plan.to, str(options["on_overflow"]), exact=True)
+            asked, keep, auto_keep, on_overflow = _options(self.root / REPORT_NAME)
+            plan = checkpoint.plan(asked, keep, auto_keep)
+            return Promise(plan, plan.to, on_overflow, exact=True)
         except FileNotFoundError:
             why = f"there is no {REPORT_NAME}"
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            why = f"{REPORT_NAME} does not tell what was asked for ({error!r})"
+            why = f"{REPORT_NAME} does not tell what was asked for ({shown(repr(error))})"
         before = {(tensor.file, tensor.name): tensor.dtype for tensor in checkpoint.tensors}
         after = {
             (file, name): entry.dtype
@@ -291,8 +285,9 @@ class _Run:
                 there = self.headers.get(file, {}).get(name)
                 # What the structure has already said is wrong has no values to compare.
                 if there and there.shape == entry.shape and _may_be(there.dtype, entry.dtype):
-                    chance = random.Random(f"{self.seed}/{file}/{name}")
-                    wanted = values.ranges(entry.elements, self.samples, chance)
+                    # The name of a file may be no text.
+                    seed = f"{self.seed}/{file}/{name}".encode(errors="surrogateescape")
+                    wanted = values.ranges(entry.elements, self.samples, random.Random(seed))
                     work.append((file, name, entry, there, wanted))
         total = sum(_bytes(entry, wanted) for *_, entry, _, wanted in work)
         done = checked = 0
@@ -330,13 +325,28 @@ class _Run:
         return lambda batch: files.read(self.root / file, entry, batch).view(dtype)
 
 
+def _options(report: Path) -> tuple[str, list[str], bool, str]:
+    """The options that a report says a result was made with: `to`, `keep`, `auto_keep` and
+    `on_overflow`. Raises what reading raises, and `TypeError` or `ValueError` for what no
+    conversion writes."""
+    found = structure.read_json(report, structure.MAX_REPORT)["options"]
+    to, keep, auto_keep = found["to"], found["keep"], found["auto_keep"]
+    if not (isinstance(to, str) and isinstance(keep, list) and isinstance(auto_keep, bool)):
+        raise TypeError("an option is of the wrong type")
+    if len(keep) > PATTERNS:
+        raise ValueError(f"more than {PATTERNS} patterns of --keep")
+    if found["on_overflow"] not in POLICIES:
+        raise ValueError("no such overflow policy")
+    return to, keep, auto_keep, found["on_overflow"]
+
+
 def _sources(promise: Promise) -> Headers:
     """The source's headers, of the shards that were promised."""
     files = [file.path for file in promise.plan.files if file.action == "cast"]
     try:
         return {file: structure.read_header(promise.source_file(file)) for file in files}
-    except ValueError as error:
-        raise InputError(f"{promise.source} changed meanwhile: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shown(promise.source)} changed meanwhile: {shown(error)}") from error
 
 
 def _may_be(stored: str, source: str) -> bool:

@@ -1,19 +1,23 @@
 """The structure of a result: what was promised, and what its files say, read without the core.
 
 The promise comes from the plan. What is there is read here, in a few lines of Python and by the
-safetensors library, because a check that used the core's reader would share its mistakes.
+safetensors library, because a check that used the core's reader would share its mistakes. Whatever
+a result holds, no more of it is read than a file of its kind may have.
 """
 
 import json
 import math
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from recast._core import Plan
+from recast._core import Plan, nesting
+from recast.errors import InputError
+from recast.terminal import shown
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 SPELLINGS = {
@@ -21,6 +25,14 @@ SPELLINGS = {
     "fp16": {"fp16", "f16", "float16", "half"},
     "bf16": {"bf16", "bfloat16"},
 }
+
+# The most bytes that are read: of a header by the format's rule, of all else by what makes sense.
+MAX_HEADER = MAX_INDEX = MAX_REPORT = 100_000_000
+MAX_CONFIG = 10_000_000
+# As deep as the core reads JSON.
+NESTING = 127
+# More lines than this on one index help nobody.
+LISTED = 20
 
 Key = tuple[str, str]
 """A tensor: the path of its file below the root, and its name."""
@@ -79,31 +91,55 @@ class Promise:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """A file's tensors in the order of their data. Raises `ValueError` for a damaged header."""
-    _check_regular(path)
-    length = path.stat().st_size
-    with path.open("rb") as file:
+    with _open(path) as file:
+        length = os.fstat(file.fileno()).st_size
         size = int.from_bytes(file.read(8), "little")
+        if size > MAX_HEADER:
+            raise ValueError(
+                f"the header has {size} bytes, over the format's limit of {MAX_HEADER}"
+            )
         if size > length - 8:
             raise ValueError(f"the header has {size} bytes, the file {length}")
-        header = json.loads(file.read(size).decode())
+        header = json.loads(_flat(file.read(size)), object_pairs_hook=_unique)
     entries = {}
     try:
         for name, entry in header.items():
             if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                shape = tuple(int(extent) for extent in entry["shape"])
-                entries[name] = Entry(entry["dtype"], shape, 8 + size + start, 8 + size + end)
-    except (AttributeError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"the header is not a safetensors header: {error}") from error
+                entries[name] = _entry(entry, 8 + size)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = shown(error)
+        raise ValueError(f"the header is not a safetensors header: {reason}") from error
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
     at = 8 + size
     for name, entry in ordered.items():
         if entry.start != at or entry.end < at:
-            raise ValueError(f"the data of tensor '{name}' is not where the one before it ends")
+            raise ValueError(
+                f"the data of tensor '{shown(name)}' is not where the one before it ends"
+            )
         at = entry.end
     if at != length:
         raise ValueError(f"the tensors end at byte {at}, the file at {length}")
     return ordered
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises `ValueError` where readers may differ in what it says."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the header has '{shown(name)}' more than once")
+    return found
+
+
+def _entry(fields: Any, data: int) -> Entry:
+    """The tensor that `fields` describe, in a file whose data begin at byte `data`."""
+    dtype, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not (isinstance(dtype, str) and isinstance(shape, list)):
+        raise TypeError("a dtype is not a string, or a shape not a list")
+    # A bool is an int to Python, and no number to any other reader.
+    if not all(type(number) is int and 0 <= number < 1 << 64 for number in (*shape, start, end)):
+        raise TypeError("an extent or an offset is not a number of 64 bits")
+    return Entry(dtype, tuple(shape), data + start, data + end)
 
 
 def read_headers(root: Path, problems: list[str]) -> Headers:
@@ -115,7 +151,7 @@ def read_headers(root: Path, problems: list[str]) -> Headers:
             _check_with_safetensors(root / file, entries)
             headers[file] = entries
         except (OSError, ValueError, RecursionError) as error:
-            problems.append(f"{file} is damaged: {error}")
+            problems.append(f"{shown(file)} is damaged: {error}")
     return headers
 
 
@@ -129,8 +165,8 @@ def _check_with_safetensors(path: Path, entries: dict[str, Entry]) -> None:
                 tuple(file.get_slice(name).get_shape()) == entry.shape
                 for name, entry in entries.items()
             )
-    except SafetensorError as error:
-        raise ValueError(f"safetensors does not open it: {error}") from error
+    except (SafetensorError, TypeError, OverflowError) as error:
+        raise ValueError(f"safetensors does not open it: {shown(error)}") from error
     if not same:
         raise ValueError("safetensors reads other tensors in it")
 
@@ -148,7 +184,7 @@ def shards(root: Path) -> list[str]:
     return [file for file in _walk(root) if file.endswith(".safetensors")]
 
 
-def _is_index(file: str) -> bool:
+def is_index(file: str) -> bool:
     """Whether a file name is that of an index of safetensors shards."""
     return file.endswith(".json") and ".safetensors.index." in os.path.basename(file)
 
@@ -171,15 +207,16 @@ def check(promise: Promise, dest: Path, headers: Headers) -> list[str]:
     for file, facts in planned.items():
         path = dest / file
         if not path.is_file():
-            problems.append(f"{file} is missing")
+            problems.append(f"{shown(file)} is missing")
         elif promise.exact and facts.action == "cast" and path.stat().st_size != facts.bytes:
-            problems.append(f"{file} has {path.stat().st_size} bytes, planned were {facts.bytes}")
+            found = path.stat().st_size
+            problems.append(f"{shown(file)} has {found} bytes, planned were {facts.bytes}")
     for file in sorted(set(shards(dest)) - planned.keys()):
-        problems.append(f"{file} is stale or extra: the source has no such shard")
+        problems.append(f"{shown(file)} is stale or extra: the source has no such shard")
     known = {file: entries for file, entries in headers.items() if file in planned}
     problems += _check_tensors(promise, known)
     for file in _walk(dest):
-        if _is_index(file):
+        if is_index(file):
             problems += _check_index(promise, dest, file, headers)
         elif os.path.basename(file) == "config.json" and file in planned:
             problems += _check_config(promise, dest, file)
@@ -195,31 +232,64 @@ def _check_tensors(promise: Promise, headers: Headers) -> list[str]:
             continue
         extra.discard((tensor.file, tensor.name))
         entry = headers[tensor.file].get(tensor.name)
-        where = f"'{tensor.name}' in {tensor.file}"
+        where = f"'{shown(tensor.name)}' in {shown(tensor.file)}"
         if entry is None:
             problems.append(f"tensor {where} is missing")
             continue
         if entry.shape != tuple(tensor.shape):
-            problems.append(
-                f"tensor {where} has shape {list(entry.shape)}, the source {tensor.shape}"
-            )
+            there, here = shown(list(entry.shape)), shown(tensor.shape)
+            problems.append(f"tensor {where} has shape {there}, the source {here}")
         kept = not promise.exact and entry.dtype == tensor.source_dtype
         if entry.dtype != tensor.dtype and not kept:
             problems.append(f"tensor {where} is {entry.dtype}, promised was {tensor.dtype}")
-    problems += [f"tensor '{name}' in {file} is not in the source" for file, name in sorted(extra)]
+    problems += [
+        f"tensor '{shown(name)}' in {shown(file)} is not in the source"
+        for file, name in sorted(extra)
+    ]
     return problems
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises `OSError` or `ValueError` where it is none."""
-    _check_regular(path)
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, limit: int) -> Any:
+    """What a JSON file holds. Raises `OSError` or `ValueError` where it is none, or where it has
+    more than `limit` bytes."""
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        # The limit holds also where the file grows, or has no length until it is read.
+        data = file.read(limit + 1) if size <= limit else b""
+    if (size := max(size, len(data))) > limit:
+        raise ValueError(f"it has {size} bytes, and recast reads at most {limit} of such a file")
+    return json.loads(_flat(data))
 
 
-def _check_regular(path: Path) -> None:
-    """Raises `ValueError` for a pipe, which would be waited for, and for a device."""
+def _flat(data: bytes) -> str:
+    """`data` as text. Raises `ValueError` where it is nested so deep that Python's reader, which
+    calls itself, could run out of stack: the limit that should stop it is anybody's to raise."""
+    if (depth := nesting(data)) > NESTING:
+        raise ValueError(f"it is nested {depth:,} levels deep")
+    return data.decode()
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The regular file at `path`. Raises `ValueError` for a pipe, which would be waited for, and
+    for a device."""
+    # Looked at first, because opening a device can do anything; and again once it is open, because
+    # it may have been replaced in between.
     if path.exists() and not path.is_file():
         raise ValueError("it is not a regular file")
+    wait_for_nobody = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | wait_for_nobody))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is not a regular file")
+    return file
+
+
+def _read_source(promise: Promise, file: str, limit: int) -> Any:
+    """What a JSON file of the source holds, which was JSON when the promise was made."""
+    try:
+        return read_json(promise.source_file(file), limit)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{shown(promise.source)} changed meanwhile: {shown(error)}") from error
 
 
 def _float(value: Any) -> str | None:
@@ -244,12 +314,12 @@ def _stated(value: Any, at: str = "") -> dict[str, str]:
 
 def _check_config(promise: Promise, dest: Path, file: str) -> list[str]:
     try:
-        stated = _stated(read_json(dest / file))
+        stated = _stated(read_json(dest / file, MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
-        return [f"{file} is not JSON: {error}"]
-    before = _stated(read_json(promise.source_file(file)))
+        return [f"{shown(file)} is not JSON: {shown(error)}"]
+    before = _stated(_read_source(promise, file, MAX_CONFIG))
     return [
-        f"{file} states {key} = {stated.get(key)}, promised was {promise.to}"
+        f"{shown(file)} states {shown(key)} = {stated.get(key)}, promised was {promise.to}"
         for key in sorted(before.keys() | stated.keys())
         if promise.to and stated.get(key) != promise.to
     ]
@@ -257,28 +327,35 @@ def _check_config(promise: Promise, dest: Path, file: str) -> list[str]:
 
 def _check_index(promise: Promise, dest: Path, file: str, headers: Headers) -> list[str]:
     """What an index says that the shards beside it, or the source's index, do not."""
-    source = promise.source_file(file)
-    if not source.is_file() or promise.source.is_file():
-        return [f"{file} is stale or extra: the source has no such index"]
+    called = shown(file)
+    if not promise.source_file(file).is_file() or promise.source.is_file():
+        return [f"{called} is stale or extra: the source has no such index"]
     try:
-        index = read_json(dest / file)
+        index = read_json(dest / file, MAX_INDEX)
         weight_map, metadata = dict(index["weight_map"]), dict(index.get("metadata") or {})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return [f"{file} is not an index: {error!r}"]
-    problems, total = [], 0
+        return [f"{called} is not an index: {shown(repr(error))}"]
+    problems, lost, total = [], 0, 0
     folder = os.path.dirname(file)
     for name, shard in weight_map.items():
         entry = headers.get(os.path.join(folder, str(shard)), {}).get(name)
-        if entry is None:
-            problems.append(f"{file} says that '{name}' is in {shard}, where it is not")
-        else:
+        if entry is not None:
             total += entry.bytes
-    if weight_map != read_json(source)["weight_map"]:
-        problems.append(f"{file} maps other tensors or to other shards than the source's")
+            continue
+        lost += 1
+        if lost <= LISTED:
+            where = shown(shard)
+            problems.append(f"{called} says that '{shown(name)}' is in {where}, where it is not")
+    if lost > LISTED:
+        problems.append(f"{called}: the same for {lost - LISTED:,} more tensors")
+    if weight_map != _read_source(promise, file, MAX_INDEX)["weight_map"]:
+        problems.append(f"{called} maps other tensors or to other shards than the source's")
     size = metadata.get("total_size")
     if not problems and size != total:
-        problems.append(f"{file} states total_size = {size}, the tensors have {total} bytes")
+        problems.append(
+            f"{called} states total_size = {shown(size)}, the tensors have {total} bytes"
+        )
     stated = _float(metadata.get("dtype"))
     if promise.to and stated not in (None, promise.to):
-        problems.append(f"{file} states dtype = {stated}, promised was {promise.to}")
+        problems.append(f"{called} states dtype = {stated}, promised was {promise.to}")
     return problems

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recast.errors import InputError
+from recast.errors import InputError, StorageError
+from recast.terminal import shown
 from recast.verification.structure import FLOATS, Entry
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ class Reader:
 
     def read(self, path: Path, entry: Entry, wanted: list[Range]) -> "torch.Tensor":
         """The bytes of `wanted`, values or else bytes; valid until the next call."""
+        try:
+            return self._read(path, entry, wanted)
+        except OSError as error:
+            raise StorageError(f"{shown(path)}: cannot read: {error.strerror}") from error
+
+    def _read(self, path: Path, entry: Entry, wanted: list[Range]) -> "torch.Tensor":
         view, at, width = self.buffer.numpy().data, 0, entry.width or 1
         with path.open("rb", buffering=0) as file:
             for start, end in wanted:
@@ -85,7 +92,7 @@ class Reader:
                 while left:
                     count = os.preadv(file.fileno(), [view[at : at + left]], position)
                     if not count:
-                        raise InputError(f"{path} ends before byte {position + left}")
+                        raise InputError(f"{shown(path)} ends before byte {position + left}")
                     at, position, left = at + count, position + count, left - count
         return self.buffer[:at].to(self.device)
 

@@ -1,0 +1,281 @@
+//! A checkpoint is a tree of files: shards, the indexes that name them, configs, weights in
+//! other formats, and everything else. Opening reads headers and small JSON files, checks them
+//! against each other, and touches no tensor data.
+
+use std::cell::LazyCell;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::checksum::Digest;
+use crate::error::Error;
+use crate::format::config::Config;
+use crate::format::index::{self, Index};
+use crate::format::json;
+use crate::format::safetensors::Shard;
+use crate::place::hub_cache::Snapshot;
+use crate::place::local::Local;
+use crate::place::{Place, address, read_small};
+use crate::recipe::Source;
+
+/// The report recast leaves in a converted checkpoint.
+pub const REPORT: &str = "recast.json";
+
+/// The file of the sums that recast can add to a result. A source's own are of other bytes.
+pub const SUMS: &str = "SHA256SUMS";
+
+/// The most bytes of a report that are read.
+pub const MAX_REPORT: u64 = json::MAX_INDEX;
+
+/// What a file of the tree is.
+#[derive(Debug)]
+pub enum Kind {
+    /// A safetensors file.
+    Shard(Arc<Shard>),
+    /// An index of shards.
+    Index(Index),
+    /// A model config.
+    Config(Config),
+    /// Weights in another format, or their index: the old dtype.
+    OtherWeights,
+    /// A tokenizer, a readme, code: copied as it is.
+    Plain,
+}
+
+/// A file of the tree.
+#[derive(Debug)]
+pub struct SourceFile {
+    /// What a recipe says of it; the key is its path below the root, or, for a checkpoint of one
+    /// file, its name.
+    pub source: Source,
+    /// Its name for messages.
+    pub location: PathBuf,
+    /// Whether it is a program for its owner.
+    pub executable: bool,
+    /// What it is.
+    pub kind: Kind,
+}
+
+impl SourceFile {
+    /// Its path below the root.
+    pub fn path(&self) -> &Path {
+        &self.source.key
+    }
+}
+
+/// A checkpoint whose headers, indexes and configs were read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The path that was opened; where that was the folder of a repository in a Hub cache, the
+    /// snapshot in it.
+    pub root: PathBuf,
+    /// Which snapshot that is, and why it was chosen.
+    pub snapshot: Option<String>,
+    /// Whether that is a single file.
+    pub single_file: bool,
+    /// Where its files are.
+    pub place: Arc<dyn Place>,
+    /// The files, sorted by path.
+    pub files: Vec<SourceFile>,
+    /// The `model_type`s the configs name.
+    pub model_types: Vec<String>,
+    /// The config that says the checkpoint is quantized, and the method it names.
+    pub quantized: Option<(PathBuf, String)>,
+}
+
+impl Checkpoint {
+    /// Opens the file or directory at `path`.
+    ///
+    /// # Errors
+    /// When it holds no shard, when a header, an index or a config is invalid, or when they
+    /// contradict each other.
+    pub fn open(path: &Path) -> Result<Checkpoint, Error> {
+        address::check_local(path, address::Use::Read)?;
+        let metadata = crate::fs::metadata(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => address::missing(path),
+            _ => Error::io("open", path)(error),
+        })?;
+        if !metadata.is_dir() {
+            return Checkpoint::open_place(Arc::new(Local::file(path)?), path, true);
+        }
+        let snapshot = Snapshot::of(path)?;
+        let path = snapshot.as_ref().map_or(path, |snapshot| &snapshot.path);
+        let mut checkpoint =
+            Checkpoint::open_place(Arc::new(Local::directory(path)?), path, false)?;
+        checkpoint.snapshot = snapshot.map(|snapshot| snapshot.choice);
+        Ok(checkpoint)
+    }
+
+    /// Opens what is in a place; `root` is its name for messages.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_place(
+        place: Arc<dyn Place>,
+        root: &Path,
+        single_file: bool,
+    ) -> Result<Checkpoint, Error> {
+        let mut checkpoint = Checkpoint {
+            root: root.to_owned(),
+            snapshot: None,
+            single_file,
+            place,
+            files: Vec::new(),
+            model_types: Vec::new(),
+            quantized: None,
+        };
+        let keys = checkpoint.place.list()?;
+        let describes = |key: &PathBuf| [REPORT, SUMS].map(Path::new).contains(&key.as_path());
+        for key in keys.iter().filter(|key| single_file || !describes(key)) {
+            let file = read_file(&*checkpoint.place, key)?;
+            if let Kind::Config(config) = &file.kind {
+                checkpoint.note(&file.location, config);
+            }
+            checkpoint.files.push(file);
+        }
+        if single_file {
+            // The config beside a lone shard is not part of the job, but it still knows the model.
+            checkpoint.note_config_beside(Path::new("config.json"))?;
+        }
+        if checkpoint.shards().next().is_none() {
+            let mut other = checkpoint.files.iter();
+            let other_weights = other.find(|file| matches!(file.kind, Kind::OtherWeights));
+            return Err(Error::NoShards {
+                path: checkpoint.root.clone(),
+                other_weights: other_weights.map(|file| file.path().to_owned()),
+            });
+        }
+        checkpoint.check_indexes()?;
+        Ok(checkpoint)
+    }
+
+    /// The shards with their files.
+    pub fn shards(&self) -> impl Iterator<Item = (&SourceFile, &Arc<Shard>)> {
+        self.files.iter().filter_map(|file| match &file.kind {
+            Kind::Shard(shard) => Some((file, shard)),
+            _ => None,
+        })
+    }
+
+    fn note_config_beside(&mut self, key: &Path) -> Result<(), Error> {
+        match self.place.look(key) {
+            Ok(_) => {}
+            // A folder of that name is no config.
+            Err(Error::NoSuchPath { .. }) => return Ok(()),
+            Err(Error::NotRegular { what: crate::place::links::DIRECTORY, .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let (bytes, name) =
+            (read_small(&*self.place, key, json::MAX_CONFIG)?, self.place.name(key));
+        self.note(&name, &Config::parse(&name, bytes)?);
+        Ok(())
+    }
+
+    fn note(&mut self, path: &Path, config: &Config) {
+        self.model_types.extend_from_slice(&config.model_types);
+        if let Some(method) = &config.quantized {
+            self.quantized.get_or_insert_with(|| (path.to_owned(), method.clone()));
+        }
+    }
+
+    /// The report of the conversion that made the checkpoint, as it stands there; nothing where
+    /// there is none that may be read.
+    pub fn report(&self) -> Option<Vec<u8>> {
+        let key = Path::new(REPORT);
+        if self.single_file {
+            return None;
+        }
+        self.place.look(key).ok()?;
+        read_small(&*self.place, key, MAX_REPORT).ok()
+    }
+
+    /// Every tensor an index names must be in the shard it names, beside the index.
+    fn check_indexes(&self) -> Result<(), Error> {
+        // Made once, because there may be many indexes, and only where there is one.
+        let shards: LazyCell<HashMap<&Path, HashSet<&str>>, _> = LazyCell::new(|| {
+            let named = self.shards().map(|(file, shard)| {
+                let names = shard.tensors.iter().map(|tensor| tensor.name.as_str());
+                (file.path(), names.collect())
+            });
+            named.collect()
+        });
+        for file in &self.files {
+            let Kind::Index(index) = &file.kind else { continue };
+            for (tensor, shard) in &index.weight_map {
+                let held = shards.get(&*file.path().with_file_name(shard));
+                if held.is_some_and(|names| names.contains(tensor.as_str())) {
+                    continue;
+                }
+                let (index, shard, tensor) = (file.location.clone(), shard.clone(), tensor.clone());
+                return Err(match held {
+                    None => Error::MissingShard { index, shard, tensor },
+                    Some(_) => Error::MissingTensor { index, shard, tensor },
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads what recast needs to know of a file: all of a small one, the header of a shard, and of
+/// any other no more than what its place says.
+fn read_file(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
+    let (found, location) = (place.look(key)?, place.name(key));
+    let name = key.file_name().unwrap_or_default().to_string_lossy();
+    let mut source = Source {
+        key: key.to_owned(),
+        bytes: found.marks.bytes,
+        head: 0,
+        version: Digest::of_head(&[]),
+    };
+    let mut text = |limit| {
+        let bytes = read_small(place, key, limit)?;
+        (source.bytes, source.head) = (bytes.len() as u64, bytes.len() as u64);
+        source.version = Digest::of_head(&bytes);
+        Ok(bytes)
+    };
+    let kind = if name.ends_with(".safetensors") {
+        let object = place.open(key, false)?;
+        let shard = Shard::read(&*object, &location)?;
+        let end = shard.tensors.last().map_or(shard.head, |tensor| tensor.start + tensor.bytes);
+        (source.bytes, source.head, source.version) = (end, shard.head, shard.version);
+        Kind::Shard(Arc::new(shard))
+    } else if index::is_index(&name) {
+        Kind::Index(Index::parse(&location, text(json::MAX_INDEX)?)?)
+    } else if name == "config.json" {
+        Kind::Config(Config::parse(&location, text(json::MAX_CONFIG)?)?)
+    } else if is_other_weights(&name) {
+        Kind::OtherWeights
+    } else {
+        Kind::Plain
+    };
+    let executable = matches!(kind, Kind::Plain) && found.executable;
+    Ok(SourceFile { source, location, executable, kind })
+}
+
+/// Weights that are not safetensors, and the indexes of such weights.
+fn is_other_weights(name: &str) -> bool {
+    const SUFFIXES: [&str; 9] =
+        ["bin", "pth", "pt", "ckpt", "h5", "msgpack", "onnx", "onnx_data", "gguf"];
+    let name = name.to_ascii_lowercase();
+    SUFFIXES.iter().any(|suffix| match name.strip_suffix(".json") {
+        Some(stem) => stem.contains(&format!(".{suffix}.index")),
+        None => name.ends_with(&format!(".{suffix}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_in_other_formats_are_told_from_the_rest() {
+        for name in ["pytorch_model.bin", "consolidated.00.pth", "tf_model.h5", "a.GGUF"] {
+            assert!(is_other_weights(name), "{name}");
+        }
+        assert!(is_other_weights("pytorch_model.bin.index.json"));
+        for name in ["tokenizer.json", "README.md", "merges.txt", "tokenizer.model", "bin"] {
+            assert!(!is_other_weights(name), "{name}");
+        }
+    }
+}

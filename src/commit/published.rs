@@ -1,0 +1,103 @@
+//! A published result against the checksums in its report, without its source.
+
+use std::path::{Path, PathBuf};
+
+use super::destination::Destination;
+use super::folder::STAGING;
+use crate::checkpoint::REPORT;
+use crate::checksum::{Blocks, Digest};
+use crate::error::Error;
+use crate::format::safetensors::Shard;
+use crate::fs;
+use crate::make::check::{self, Reading};
+use crate::place::Place;
+use crate::place::local::Local;
+use crate::recipe::FORMAT;
+use crate::report::File;
+
+/// What the files of a result turned out to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// How many files the report names.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The files that are missing, or not as the report says, and what is wrong with each.
+    pub damaged: Vec<(PathBuf, &'static str)>,
+}
+
+/// Reads the files of the result at `dest` and compares them with the checksums in its report.
+/// `progress` is called with the bytes read and all of them, and stops it by returning `false`.
+///
+/// # Errors
+/// When there is no report of this version, the system refuses, or stopped. A file that is not what
+/// it should be is none.
+pub fn check_published(
+    dest: &Path,
+    threads: Option<usize>,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<Checked, Error> {
+    let there = match Destination::look(dest) {
+        Err(Error::Create { path, source }) => return Err(Error::io("open", &path)(source)),
+        // What it says is of use to those who would write there.
+        Err(Error::Destination { path, .. }) => return Err(Error::NoReport { path }),
+        found => found?,
+    };
+    let Some(report) = there.report.filter(|report| report.format == FORMAT) else {
+        return Err(Error::NoReport { path: dest.join(REPORT) });
+    };
+    let files = &report.files;
+    let readings: Vec<Reading<'_, Option<&'static str>>> = files
+        .iter()
+        .map(|file| -> Reading<'_, _> {
+            Box::new(move |read| match problem(dest, file, read) {
+                // What cannot be opened or read for what it is, is a finding.
+                Err(Error::Cancelled) => Err(Error::Cancelled),
+                Err(Error::Io { path, action, source }) if !fs::is_missing(&source) => {
+                    Err(Error::Io { path, action, source })
+                }
+                Err(Error::Io { .. } | Error::NoSuchPath { .. }) => Ok(Some("is missing")),
+                Err(_) => Ok(Some("is damaged")),
+                Ok(found) => Ok(found),
+            })
+        })
+        .collect();
+    // Whoever wrote the report.
+    let bytes = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
+    let found = check::all(&readings, threads, &mut |done| progress(done, bytes))?;
+    let named = files.iter().zip(found);
+    let mut damaged: Vec<_> =
+        named.filter_map(|(file, problem)| Some((file.path.clone(), problem?))).collect();
+    let known =
+        |path: &Path| path == Path::new(REPORT) || files.iter().any(|file| file.path == path);
+    let others = there.files.into_iter().filter(|path| !path.starts_with(STAGING) && !known(path));
+    damaged.extend(others.map(|path| (path, "is not part of the result")));
+    Ok(Checked { files: files.len(), bytes, damaged })
+}
+
+/// What is wrong with a file, if anything is.
+pub fn problem(
+    dest: &Path,
+    file: &File,
+    read: &dyn Fn(u64) -> bool,
+) -> Result<Option<&'static str>, Error> {
+    let (path, place) = (dest.join(&file.path), Local::directory(dest)?);
+    let failed = |error| Error::io("read", &path)(error);
+    let folder = file.path.parent().unwrap_or(Path::new(""));
+    if let Some(found) = fs::look(&path).map_err(failed)?
+        && (found.is_symlink() || fs::leads_elsewhere(dest, folder).map_err(failed)?)
+    {
+        return Ok(Some("is a link"));
+    }
+    if place.look(&file.path)?.marks.bytes != file.bytes {
+        return Ok(Some("has another length"));
+    }
+    let object = place.open(&file.path, false)?;
+    let blocks = if file.path.extension().is_some_and(|extension| extension == "safetensors") {
+        Shard::read(&*object, &file.path)?.blocks(file.bytes)
+    } else {
+        Blocks::new([], file.bytes)
+    };
+    let digest: Digest = check::digest(&*object, &blocks, read)?;
+    Ok((digest != file.xxh3_128).then_some("has other bytes"))
+}

@@ -1,0 +1,175 @@
+//! The folder of one run, wherever it is in `DEST/.recast`: the files, and notes about them.
+
+use std::path::{Path, PathBuf};
+
+use super::folder::unique;
+use super::seal::{not_ours, read_own};
+use crate::checksum::Digest;
+use crate::error::Error;
+use crate::fs;
+use crate::report::Identity;
+
+/// The most bytes of a note about a run that are read.
+const LIMIT: u64 = 100_000_000;
+
+const REPLACES: &str = "replaces";
+const ABOUT: &str = "about.json";
+const VERIFIED: &str = "verified.json";
+
+/// Where the files of a run are.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// The folder at `path`, which need not be there.
+    pub fn at(path: PathBuf) -> RunFolder {
+        RunFolder { path }
+    }
+
+    /// Makes it, with all its folders and what must be known of the run.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create(&self, about: &Identity, replaces: Digest) -> Result<(), Error> {
+        let folders = [self.path.clone(), self.new_files(), self.seals(), self.old_files()];
+        let made = folders.iter().try_for_each(|path| fs::create_dir(path));
+        made.map_err(Error::create(&self.path))?;
+        fs::create_with(&self.path.join(REPLACES), replaces.to_string().as_bytes())?;
+        let text = serde_json::to_vec(about).expect("strings and numbers");
+        fs::create_with(&self.path.join(ABOUT), &text).map(drop)
+    }
+
+    /// Whether it is there.
+    pub fn exists(&self) -> bool {
+        matches!(fs::look(&self.path), Ok(Some(_)))
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The new model.
+    pub fn new_files(&self) -> PathBuf {
+        self.path.join("new")
+    }
+
+    /// What is known of each of its files.
+    pub fn seals(&self) -> PathBuf {
+        self.path.join("seal")
+    }
+
+    /// The old model, while it makes way.
+    pub fn old_files(&self) -> PathBuf {
+        self.path.join("old")
+    }
+
+    /// What makes way, once that is decided.
+    pub fn old_list(&self) -> PathBuf {
+        self.path.join("old.list")
+    }
+
+    /// Makes sure that its folders are there, also where somebody removed those that were empty.
+    ///
+    /// # Errors
+    /// When one of them is a link, which would lead elsewhere, and when the system refuses. Nothing
+    /// when the folder itself is gone.
+    pub fn check(&self) -> Result<(), Error> {
+        match fs::look(&self.path).map_err(Error::io("read", &self.path))? {
+            None => return Ok(()),
+            Some(found) if !found.is_dir() => return Err(not_ours(&self.path)),
+            Some(_) => {}
+        }
+        for path in [self.new_files(), self.seals(), self.old_files()] {
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    return Err(not_ours(&path));
+                }
+                Err(error) if fs::is_missing(&error) => {}
+                result => result.map_err(Error::create(&path))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails when the way to the folder `below` the new model, or what of it is there, is a link.
+    ///
+    /// # Errors
+    /// Then, and when the system refuses.
+    pub fn check_below(&self, below: &Path) -> Result<(), Error> {
+        let path = self.new_files().join(below);
+        match fs::leads_elsewhere(&self.new_files(), below).map_err(Error::io("read", &path))? {
+            true => Err(not_ours(&path)),
+            false => Ok(()),
+        }
+    }
+
+    /// What the destination held when the run was set up, which is what it may replace; nothing
+    /// where that is not whole.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn replaces(&self) -> Result<Option<Digest>, Error> {
+        let text = read_own(&self.path.join(REPLACES), 64)?;
+        Ok(text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()))
+    }
+
+    /// What the run is; nothing where that is not whole.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn about(&self) -> Result<Option<Identity>, Error> {
+        let text = read_own(&self.path.join(ABOUT), LIMIT)?;
+        Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+    }
+
+    /// What the verification of the staged files said, when they passed one.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn verified(&self) -> Result<Option<String>, Error> {
+        let text = read_own(&self.path.join(VERIFIED), LIMIT)?;
+        let text = text.and_then(|text| String::from_utf8(text).ok());
+        Ok(text.filter(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()))
+    }
+
+    /// Notes that the staged files passed their verification.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn note_verified(&self, found: &str) -> Result<(), Error> {
+        put(&self.path.join(VERIFIED), found.as_bytes(), false).map(drop)
+    }
+}
+
+/// Puts a small file at `path`, whole or not at all. Whether it was put; not, when one is there.
+///
+/// # Errors
+/// What the system says.
+pub fn put(path: &Path, bytes: &[u8], sync: bool) -> Result<bool, Error> {
+    let part = part_of(path);
+    let file = fs::create_with(&part, bytes)?;
+    if sync {
+        fs::sync_file(&file, &part, 0, &|| false)?;
+    }
+    match fs::rename_new(&part, path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            fs::remove_file(&part).map_err(Error::io("remove", &part))?;
+            Ok(false)
+        }
+        result => result.map(|_| true).map_err(Error::io("rename into place", path)),
+    }
+}
+
+/// What a file is called while it is written.
+pub fn part_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    // A name of the longest length has no room for more.
+    if name.len() > 200 {
+        name = format!("{:016x}", Digest::of(name.as_encoded_bytes()).0).into();
+    }
+    name.push(format!(".{}.part", unique()));
+    path.with_file_name(name)
+}

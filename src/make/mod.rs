@@ -1,0 +1,167 @@
+//! Carrying recipes out: worker threads take pieces, each from a file of its own while there are
+//! enough, make them in cache and hand them to a sink, which says where the bytes go. Threads of
+//! their own finish files, so that the workers never wait for a disk. All of them end with the call
+//! that started them.
+
+pub mod check;
+mod job;
+pub mod memory;
+mod range;
+pub mod threads;
+
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use crate::cast::{Audit, Level};
+use crate::checksum::Digest;
+use crate::error::Error;
+use crate::held;
+use crate::place::{Marks, Place};
+use crate::recipe::{PIECE, Recipe};
+use job::{Buffers, Finished, Job};
+pub use range::range;
+
+/// Finished files that may wait to be synced; each holds descriptors.
+const UNSYNCED: usize = 64;
+/// Threads that only wait for the disk. Several, because file systems commit syncs together.
+const FINISHERS: usize = 4;
+
+/// A file to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct File<'a> {
+    /// What the sinks know it by.
+    pub number: usize,
+    /// How it is made.
+    pub recipe: &'a Recipe,
+}
+
+/// What was made, and what it was made from.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The digest of the file.
+    pub digest: Digest,
+    /// Of each source its marks, which were the same before and after it was read, and its digest.
+    pub sources: Vec<(Marks, Digest)>,
+    /// What happened to the values of each span that is audited.
+    pub audits: Vec<Audit>,
+}
+
+/// Where the bytes of a file go.
+pub trait Sink: Send + Sync {
+    /// Takes bytes at an offset.
+    ///
+    /// # Errors
+    /// When they cannot be put there.
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Error>;
+}
+
+/// Where files go.
+pub trait Sinks: Sync {
+    /// Where one goes.
+    type Sink: Sink;
+
+    /// Begins the file with a number.
+    ///
+    /// # Errors
+    /// When there can be no such file.
+    fn create(&self, number: usize) -> Result<Self::Sink, Error>;
+
+    /// Takes over a file whose bytes were all written; `stopped` says that nobody waits for it any
+    /// more. Called on a thread that only does this.
+    ///
+    /// # Errors
+    /// When it cannot be finished.
+    fn finish(
+        &self,
+        number: usize,
+        sink: Self::Sink,
+        made: Made,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<(), Error>;
+}
+
+/// How to make.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The instruction set.
+    pub level: Level,
+    /// Worker threads; by default as many as the process may use.
+    pub threads: Option<usize>,
+    /// Whether sources are read through a memory map where that is possible.
+    pub mmap: bool,
+    /// Whether finite values that become infinite stop everything: nothing more is written then,
+    /// but all is still examined.
+    pub stop_at_overflow: bool,
+}
+
+/// The audits of files that were only examined, because values overflowed.
+pub type Overflowed = Vec<(usize, Vec<Audit>)>;
+
+/// Makes `files` from the objects of `place`. `progress` is called about every 15 ms on this
+/// thread with the bytes made so far, and stops everything by returning `false`.
+///
+/// # Errors
+/// When something cannot be read or written, a source changes meanwhile, or the caller stops.
+pub fn make<S: Sinks>(
+    files: &[File<'_>],
+    place: &dyn Place,
+    sinks: &S,
+    options: &Options,
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<Overflowed, Error> {
+    let job = Job::new(files, place, sinks, options);
+    let pieces = files.iter().map(|file| file.recipe.bytes().div_ceil(PIECE)).sum::<u64>();
+    let wanted = threads::count(options.threads).min(pieces as usize).max(1);
+    let (workers, unsynced) = affordable(wanted);
+    let (finished, finishing) = sync_channel(unsynced);
+    let finishing = Mutex::new(finishing);
+    let mut crew: Vec<threads::Task<'_>> = Vec::with_capacity(FINISHERS + workers);
+    for _ in 0..FINISHERS {
+        crew.push(Box::new(|| finish(&job, &finishing)));
+    }
+    for _ in 0..workers {
+        let (job, finished) = (&job, finished.clone());
+        crew.push(Box::new(move || work(job, &finished)));
+    }
+    // The finishers leave when the last worker has.
+    drop(finished);
+    threads::run(crew, FINISHERS + 1, &job.stop, &mut || {
+        progress(job.done.load(Ordering::Relaxed))
+    })?;
+    job.end()
+}
+
+fn work<S: Sinks>(job: &Job<'_, S>, finished: &SyncSender<Finished<S::Sink>>) {
+    let (mut buffers, mut file) = (Buffers::default(), None);
+    while !job.stop.load(Ordering::Relaxed) {
+        let Some((file, start, end)) = job.take(&mut file) else { break };
+        if let Err(error) = job.piece(file, start, end, &mut buffers, finished) {
+            job.fail(error);
+        }
+    }
+}
+
+/// Finishes files, while workers go on with the next.
+fn finish<S: Sinks>(job: &Job<'_, S>, finishing: &Mutex<Receiver<Finished<S::Sink>>>) {
+    let stopped = || job.stop.load(Ordering::Relaxed);
+    loop {
+        let next = held(finishing).recv();
+        let Ok((file, sink, made)) = next else { break };
+        match job.sinks.finish(file, sink, made, &stopped) {
+            Ok(()) | Err(Error::Cancelled) => {}
+            Err(error) => job.fail(error),
+        }
+    }
+}
+
+/// So many workers, and files that wait to be finished, that the process has descriptors for them.
+fn affordable(workers: usize) -> (usize, usize) {
+    /// For the interpreter, the streams and whatever else the process has open.
+    const OTHERS: usize = 16;
+    /// A source and a result; and a seal beside each file that is being finished.
+    const EACH: usize = 2;
+    let free = crate::fs::descriptors().saturating_sub(OTHERS + FINISHERS * (EACH + 1));
+    let workers = workers.min(free / (2 * EACH)).max(1);
+    (workers, (free.saturating_sub(workers * EACH) / EACH).min(UNSYNCED))
+}

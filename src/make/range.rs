@@ -1,0 +1,58 @@
+//! Any range of a result alone: the same bytes as in the whole, made by anybody, again, anywhere.
+
+use std::ops::Range;
+
+use crate::cast::{Audit, Level};
+use crate::error::Error;
+use crate::place::{Object, Place};
+use crate::recipe::Recipe;
+
+use super::check;
+
+/// The bytes of a range of what a recipe makes from the objects of a place.
+///
+/// # Errors
+/// When a source is not the one that the recipe names, or cannot be read.
+///
+/// # Panics
+/// When the range is not one of the result.
+pub fn range(
+    recipe: &Recipe,
+    place: &dyn Place,
+    level: Level,
+    range: Range<u64>,
+) -> Result<Vec<u8>, Error> {
+    let layout = recipe.layout();
+    assert!(range.start <= range.end && range.end <= recipe.bytes(), "not a range of the result");
+    let mut objects: Vec<Option<Box<dyn Object>>> = Vec::new();
+    objects.resize_with(recipe.sources.len(), || None);
+    let (mut out, mut scratch) = (Vec::new(), Vec::new());
+    for part in recipe.parts(&layout, range.start, range.end) {
+        let span = &recipe.spans[part.span];
+        // What cannot be made alone is made with what is beside it.
+        let grain = span.grain();
+        let start = part.start / grain * grain;
+        let end = (part.start + part.bytes).next_multiple_of(grain);
+        let mut read: Vec<Vec<u8>> = Vec::new();
+        for extent in span.inputs(start, end - start) {
+            let object = match &mut objects[extent.source] {
+                Some(object) => object,
+                slot => {
+                    let source = &recipe.sources[extent.source];
+                    let object = place.open(&source.key, false)?;
+                    check::opened(place, source, &*object, |_| ())?;
+                    slot.insert(object)
+                }
+            };
+            let mut buffer = Vec::new();
+            read.push(object.get(extent.start, extent.bytes as usize, &mut buffer)?.to_vec());
+        }
+        let inputs: Vec<&[u8]> = read.iter().map(Vec::as_slice).collect();
+        let mut made = vec![0; (end - start) as usize];
+        let how = (level, recipe.overflow);
+        span.make(how, start, &inputs, &mut made, &mut scratch, &mut Audit::default());
+        let from = (part.start - start) as usize;
+        out.extend(&made[from..from + part.bytes as usize]);
+    }
+    Ok(out)
+}

@@ -1,0 +1,137 @@
+//! What becomes of each tensor of a shard, and how the result's file is made of them.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{Action, Content, Options, PlannedTensor};
+use crate::checkpoint::{Checkpoint, SourceFile};
+use crate::dtype::Float;
+use crate::error::Error;
+use crate::format::safetensors::{MAX_HEADER, Shard, Tensor};
+use crate::keep::{self, Pattern};
+use crate::recipe::{Extent, Span};
+
+/// Decides what becomes of each tensor.
+pub struct Chooser {
+    to: Float,
+    patterns: Vec<Pattern>,
+    built_in: Vec<keep::Entry>,
+}
+
+impl Chooser {
+    pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Chooser, Error> {
+        let patterns =
+            options.keep.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        let shards: Vec<(String, &Shard)> = checkpoint
+            .shards()
+            .map(|(file, shard)| (keep::component(file.path()), &**shard))
+            .collect();
+        let tensors = || {
+            shards.iter().flat_map(|(component, shard)| {
+                shard.tensors.iter().map(|tensor| (component.as_str(), tensor.name.as_str()))
+            })
+        };
+        for pattern in &patterns {
+            if !tensors().any(|(component, name)| pattern.matches(component, name)) {
+                return Err(pattern.unmatched(tensors()));
+            }
+        }
+        let built_in = if options.auto_keep {
+            keep::built_in(options.to, &checkpoint.model_types)
+        } else {
+            Vec::new()
+        };
+        Ok(Chooser { to: options.to, patterns, built_in })
+    }
+
+    fn decide(&self, component: &str, tensor: &Tensor) -> (Action, Cow<'_, str>) {
+        let Some(from) = tensor.dtype.float() else {
+            return (Action::Copy, format!("{} is not cast", tensor.dtype).into());
+        };
+        if from == self.to {
+            return (Action::Copy, format!("already {}", self.to).into());
+        }
+        let mut patterns = self.patterns.iter();
+        if let Some(pattern) = patterns.find(|pattern| pattern.matches(component, &tensor.name)) {
+            return (Action::Keep, format!("--keep {}", pattern.text()).into());
+        }
+        if let Some(entry) = self.built_in.iter().find(|entry| entry.matches(&tensor.name)) {
+            return (Action::Keep, entry.reason.as_str().into());
+        }
+        (Action::Cast, format!("{from} to {}", self.to).into())
+    }
+
+    /// What becomes of a shard, and how it is made.
+    pub fn shard(
+        &self,
+        file: &SourceFile,
+        shard: &Arc<Shard>,
+    ) -> Result<(Content, Vec<Span>), Error> {
+        let component = keep::component(file.path());
+        let mut reasons: HashSet<Arc<str>> = HashSet::new();
+        let mut shared = |reason: Cow<'_, str>| {
+            if let Some(known) = reasons.get(&*reason) {
+                return Arc::clone(known);
+            }
+            let reason = Arc::from(reason);
+            reasons.insert(Arc::clone(&reason));
+            reason
+        };
+        let mut tensors: Vec<PlannedTensor> = shard
+            .tensors
+            .iter()
+            .enumerate()
+            .map(|(index, tensor)| {
+                let (action, reason) = self.decide(&component, tensor);
+                let (dtype, bytes) = match action {
+                    Action::Cast => (self.to.dtype(), tensor.elements() * self.to.bytes() as u64),
+                    Action::Copy | Action::Keep => (tensor.dtype.clone(), tensor.bytes),
+                };
+                PlannedTensor { tensor: index, action, reason: shared(reason), dtype, bytes }
+            })
+            .collect();
+        let source = |planned: &PlannedTensor| &shard.tensors[planned.tensor];
+        // The official writer's order, so that the file is byte-identical to one it writes.
+        tensors.sort_by(|left, right| {
+            let names = || source(left).name.cmp(&source(right).name);
+            right.dtype.cmp(&left.dtype).then_with(names)
+        });
+        let metadata = with_format(shard.metadata.as_deref());
+        let header = Shard::header(
+            &metadata,
+            tensors.iter().map(|planned| {
+                let Tensor { name, shape, .. } = source(planned);
+                (name.as_str(), &planned.dtype, shape.as_slice(), planned.bytes)
+            }),
+        );
+        let length = header.len() as u64 - 8;
+        if length > MAX_HEADER {
+            let reason = format!(
+                "the header of its result would be {length} bytes long, over the format's limit \
+                 of {MAX_HEADER}"
+            );
+            return Err(Error::Header { path: file.location.clone(), reason });
+        }
+        let data = tensors.iter().map(|planned| {
+            let Tensor { start, bytes, dtype, .. } = source(planned);
+            let values = Extent { source: 0, start: *start, bytes: *bytes };
+            match (planned.action, dtype.float()) {
+                (Action::Cast, Some(from)) => Span::Cast { values, from, to: self.to },
+                (Action::Keep, Some(from)) => Span::Keep { values, from, to: self.to },
+                _ => Span::Copy(values),
+            }
+        });
+        let spans = std::iter::once(Span::Literal(header)).chain(data).collect();
+        Ok((Content::Shard { shard: Arc::clone(shard), tensors }, spans))
+    }
+}
+
+/// transformers 4 refuses a file whose metadata lacks `format`, so it is added where missing.
+fn with_format(metadata: Option<&[(String, String)]>) -> Vec<(String, String)> {
+    let mut metadata = metadata.unwrap_or_default().to_vec();
+    if !metadata.iter().any(|(key, _)| key == "format") {
+        metadata.push(("format".to_owned(), "pt".to_owned()));
+    }
+    metadata
+}

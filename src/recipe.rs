@@ -1,0 +1,339 @@
+//! How the bytes of a result file are made: an ordered list of spans, each literal bytes or values
+//! computed from ranges of source objects. A recipe names its sources by key and version, never by
+//! a path, a handle or a thread; the same recipe makes the same bytes, wherever and whenever, and
+//! any range of them alone.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cast::{self, Audit, Level, Overflow};
+use crate::checksum::{BLOCK, Blocks, Digest, Hasher};
+use crate::dtype::Float;
+use crate::names;
+
+/// Changes when the bytes that a recipe makes would, and only then.
+pub const FORMAT: u32 = 1;
+
+/// Bytes of the result that are made at a time.
+pub const PIECE: u64 = 1 << 20;
+
+/// An object that spans are made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its key in its place.
+    #[serde(with = "names")]
+    pub key: PathBuf,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// How many bytes at its start the version is the digest of: a header, or a whole small text.
+    pub head: u64,
+    /// The digest of those.
+    pub version: Digest,
+}
+
+/// A range of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// The source's position in [`Recipe::sources`].
+    pub source: usize,
+    /// Its first byte.
+    pub start: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// How a range of a result is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Span {
+    /// These bytes.
+    Literal(#[serde(with = "names::hex")] Vec<u8>),
+    /// The bytes of a source.
+    Copy(Extent),
+    /// The bytes of a source, which are audited as if they were cast.
+    Keep {
+        /// The values.
+        values: Extent,
+        /// What they are.
+        from: Float,
+        /// What they are not cast to.
+        to: Float,
+    },
+    /// Values, cast.
+    Cast {
+        /// The values.
+        values: Extent,
+        /// What they are.
+        from: Float,
+        /// What they become.
+        to: Float,
+    },
+    /// For tests: binary32 codes, each times the binary32 scale of its group, from anywhere.
+    #[cfg(test)]
+    #[expect(missing_docs, reason = "tests only")]
+    Scaled { codes: Extent, scales: Extent, group: u64 },
+}
+
+/// The recipe of a result file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// What spans refer to.
+    pub sources: Vec<Source>,
+    /// In the order of the result's bytes.
+    pub spans: Vec<Span>,
+    /// What becomes of finite values that the target of a cast cannot hold.
+    pub overflow: Overflow,
+}
+
+impl Span {
+    /// The bytes it makes.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Span::Literal(bytes) => bytes.len() as u64,
+            Span::Copy(extent) | Span::Keep { values: extent, .. } => extent.bytes,
+            Span::Cast { values, from, to, .. } => {
+                values.bytes / from.bytes() as u64 * to.bytes() as u64
+            }
+            #[cfg(test)]
+            Span::Scaled { codes, .. } => codes.bytes,
+        }
+    }
+
+    /// Bytes of the smallest range that can be made alone.
+    pub fn grain(&self) -> u64 {
+        match self {
+            Span::Literal(_) | Span::Copy(_) => 1,
+            Span::Keep { from, .. } => from.bytes() as u64,
+            Span::Cast { to, .. } => to.bytes() as u64,
+            #[cfg(test)]
+            Span::Scaled { group, .. } => 4 * group,
+        }
+    }
+
+    /// Bytes of the smallest range that is made of whole blocks, itself and most of what it is made
+    /// from. What is small beside the rest, as scales are, is read once more for its checksum.
+    fn step(&self) -> u64 {
+        match self {
+            Span::Cast { from, to, .. } => BLOCK * to.bytes().div_ceil(from.bytes()) as u64,
+            _ => BLOCK,
+        }
+    }
+
+    /// What the range of `bytes` bytes at `start`, whole grains, is made from.
+    pub fn inputs(&self, start: u64, bytes: u64) -> impl Iterator<Item = Extent> {
+        let part = |extent: &Extent, (from, to): (u64, u64)| Extent {
+            source: extent.source,
+            start: extent.start + start / to * from,
+            bytes: bytes / to * from,
+        };
+        let inputs = match self {
+            Span::Literal(_) => [None, None],
+            Span::Copy(extent) | Span::Keep { values: extent, .. } => {
+                [Some(part(extent, (1, 1))), None]
+            }
+            Span::Cast { values, from, to, .. } => {
+                [Some(part(values, (from.bytes() as u64, to.bytes() as u64))), None]
+            }
+            #[cfg(test)]
+            Span::Scaled { codes, scales, group } => {
+                [Some(part(codes, (1, 1))), Some(part(scales, (4, 4 * group)))]
+            }
+        };
+        inputs.into_iter().flatten()
+    }
+
+    /// Whether what happens to its values is counted.
+    pub fn is_audited(&self) -> bool {
+        !matches!(self, Span::Literal(_) | Span::Copy(_))
+    }
+
+    /// Whether finite values can become infinite in it.
+    pub fn can_overflow(&self) -> bool {
+        match self {
+            Span::Cast { from, to, .. } => {
+                matches!((from, to), (Float::F32, _) | (Float::Bf16, Float::F16))
+            }
+            _ => false,
+        }
+    }
+
+    /// Makes the range at `start` into `out`, from what [`Span::inputs`] says; `scratch` is memory
+    /// of the caller's for whatever it takes.
+    pub fn make(
+        &self,
+        (level, overflow): (Level, Overflow),
+        start: u64,
+        inputs: &[&[u8]],
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+        audit: &mut Audit,
+    ) {
+        match self {
+            Span::Literal(bytes) => {
+                out.copy_from_slice(&bytes[start as usize..start as usize + out.len()]);
+            }
+            Span::Copy(_) => out.copy_from_slice(inputs[0]),
+            Span::Keep { from, to, .. } => {
+                out.copy_from_slice(inputs[0]);
+                let bytes = out.len() / from.bytes() * to.bytes();
+                scratch.resize(scratch.len().max(bytes), 0);
+                let trial = &mut scratch[..bytes];
+                cast::cast(level, (*from, inputs[0]), (*to, trial), Overflow::Infinity, audit);
+            }
+            Span::Cast { from, to, .. } => {
+                cast::cast(level, (*from, inputs[0]), (*to, out), overflow, audit);
+            }
+            #[cfg(test)]
+            Span::Scaled { group, .. } => {
+                let float = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().expect("four"));
+                let groups = inputs[0].chunks(4 * *group as usize).zip(inputs[1].chunks(4));
+                let scaled = groups.flat_map(|(codes, scale)| {
+                    codes.chunks(4).map(move |code| float(code) * float(scale))
+                });
+                for (out, value) in out.chunks_mut(4).zip(scaled) {
+                    out.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
+    }
+}
+
+/// A part of a span that lies in a range of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The span's position in the recipe.
+    pub span: usize,
+    /// The first byte, counted from the start of the span.
+    pub start: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// Where the spans of a recipe lie in its result.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The spans' starts, and the end of the last.
+    starts: Vec<u64>,
+}
+
+impl Recipe {
+    /// Where the spans lie.
+    pub fn layout(&self) -> Layout {
+        let mut end = 0;
+        let ends = self.spans.iter().map(|span| {
+            end += span.bytes();
+            end
+        });
+        Layout { starts: std::iter::once(0).chain(ends).collect() }
+    }
+
+    /// The result's length in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.spans.iter().map(Span::bytes).sum()
+    }
+
+    /// Where the blocks of the result lie.
+    pub fn blocks(&self) -> Blocks {
+        let starts = self.layout().starts;
+        Blocks::new(starts[..starts.len() - 1].iter().copied(), starts[starts.len() - 1])
+    }
+
+    /// Where the blocks of a source lie: what spans are made from are its segments, and what lies
+    /// between them.
+    pub fn source_blocks(&self, source: usize) -> Blocks {
+        let Source { head, bytes, .. } = self.sources[source];
+        let used = self.spans.iter().flat_map(|span| span.inputs(0, span.bytes()));
+        let mut starts: Vec<u64> = used
+            .filter(|extent| extent.source == source)
+            .flat_map(|extent| [extent.start, extent.start + extent.bytes])
+            .chain([head])
+            .collect();
+        starts.sort_unstable();
+        Blocks::new(starts, bytes)
+    }
+
+    /// Cuts the result into pieces of about [`PIECE`] bytes, of whole blocks of every span and of
+    /// what it is made from; gives where each ends. Small spans share a piece.
+    pub fn pieces(&self) -> Vec<u64> {
+        let (mut cuts, mut piece, mut at) = (Vec::new(), 0, 0);
+        for span in &self.spans {
+            let (mut left, step) = (span.bytes(), span.step());
+            while left > 0 {
+                let room = PIECE.max(step).saturating_sub(at - piece);
+                let fits = if left <= room { left } else { room / step * step };
+                at += fits;
+                left -= fits;
+                if left > 0 {
+                    cuts.push(at);
+                    piece = at;
+                }
+            }
+        }
+        cuts.push(at);
+        cuts.dedup();
+        cuts
+    }
+
+    /// The parts of spans that make the range from `start` to `end`, each of at most one step.
+    pub fn parts<'a>(
+        &'a self,
+        layout: &'a Layout,
+        start: u64,
+        end: u64,
+    ) -> impl Iterator<Item = Part> {
+        let mut span = layout.starts.partition_point(|from| *from <= start).max(1) - 1;
+        let mut at = start;
+        std::iter::from_fn(move || {
+            while at < end && layout.starts.get(span + 1).is_some_and(|next| *next <= at) {
+                span += 1;
+            }
+            let (first, next) = (*layout.starts.get(span)?, *layout.starts.get(span + 1)?);
+            if at >= end {
+                return None;
+            }
+            let (from, step) = (at - first, self.spans[span].step());
+            let bytes = (step - from % step).min(next.min(end) - at);
+            at += bytes;
+            Some(Part { span, start: from, bytes })
+        })
+    }
+}
+
+/// The digest of all that decides about the bytes of some files, but for what becomes of values
+/// that overflow: `(path, executable, recipe)` of each.
+pub fn hash<'a>(files: impl Iterator<Item = (&'a Path, bool, &'a Recipe)>) -> Digest {
+    #[derive(Serialize)]
+    struct File<'a> {
+        #[serde(with = "names")]
+        path: &'a Path,
+        executable: bool,
+        sources: &'a [Source],
+        spans: Vec<Hashed<'a>>,
+    }
+    /// Long literals by their digests.
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Hashed<'a> {
+        Literal { literal: Digest },
+        Other(&'a Span),
+    }
+    let hashed = |span: &'a Span| match span {
+        Span::Literal(bytes) => Hashed::Literal { literal: Digest::of(bytes) },
+        other => Hashed::Other(other),
+    };
+    let mut out = std::io::BufWriter::new(Hasher::default());
+    let write = || -> serde_json::Result<()> {
+        serde_json::to_writer(&mut out, &FORMAT)?;
+        for (path, executable, Recipe { sources, spans, .. }) in files {
+            let spans = spans.iter().map(hashed).collect();
+            serde_json::to_writer(&mut out, &File { path, executable, sources, spans })?;
+        }
+        Ok(())
+    };
+    write().expect("a hash takes everything");
+    out.into_inner().expect("a hash takes everything").finish()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,278 @@
+//! What a conversion did: the one owner of `recast.json`, which holds no facts of the machine, so
+//! that the same conversion leaves the same report everywhere.
+
+mod identity;
+mod lossless;
+
+pub use identity::{File, Identity, Options, SourceFile, is_of};
+pub use lossless::{Lossless, lossless};
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cast::Audit;
+use crate::checksum::Digest;
+use crate::error::counted;
+use crate::names;
+use crate::plan::{Action, Plan, PlannedTensor};
+use crate::recipe::FORMAT;
+use crate::shown::Shown;
+
+/// Of the report and of what the command prints as JSON.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// What happened to the values of all tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Finite values that became infinite, or were saturated.
+    pub to_inf: u64,
+    /// Values that became zero.
+    pub to_zero: u64,
+    /// NaN in the source.
+    pub nan: u64,
+    /// Infinities in the source.
+    pub inf: u64,
+    /// Tensors that lost bits to rounding.
+    pub inexact_tensors: u64,
+}
+
+/// Tensors that keep their dtype for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    reason: String,
+    tensors: Vec<String>,
+    exact_anyway: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Counts {
+    cast: u64,
+    copied: u64,
+    kept: u64,
+}
+
+/// What is known before and after, without what has a line for each file or tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    schema_version: u32,
+    to: String,
+    files: usize,
+    tensors: Counts,
+    parameters: u64,
+    bytes_read: u64,
+    bytes_written: u64,
+    /// Nothing before it is carried out.
+    pub audit: Option<Totals>,
+    kept: Vec<Kept>,
+    warnings: Vec<String>,
+}
+
+/// The audits of the files of a plan, each in the order of the tensors that are audited.
+pub type Audits = [Vec<Audit>];
+
+/// Every tensor that is, or could have been, cast, with its file and its audit.
+fn audited<'a>(
+    plan: &'a Plan,
+    audits: &'a Audits,
+) -> impl Iterator<Item = (&'a Path, &'a str, &'a PlannedTensor, &'a Audit)> {
+    plan.files.iter().zip(audits).flat_map(|(file, audits)| {
+        let tensors = file.tensors().filter(|(_, planned)| planned.action != Action::Copy);
+        let tensors = tensors.zip(audits);
+        tensors.map(|((tensor, planned), audit)| {
+            (file.path.as_path(), tensor.name.as_str(), planned, audit)
+        })
+    })
+}
+
+/// What happened to the values of all tensors that were cast.
+pub fn totals(plan: &Plan, audits: &Audits) -> Totals {
+    let mut totals = Totals::default();
+    for (.., planned, audit) in audited(plan, audits) {
+        // Kept tensors are examined too; what would have become of them is no result.
+        if planned.action == Action::Cast {
+            totals.to_inf += audit.to_inf;
+            totals.to_zero += audit.to_zero;
+            totals.nan += audit.nan;
+            totals.inf += audit.inf;
+            totals.inexact_tensors += u64::from(!audit.exact);
+        }
+    }
+    totals
+}
+
+impl Summary {
+    /// Of a plan, or, with its audits, of a conversion.
+    pub fn new(plan: &Plan, audits: Option<&Audits>) -> Summary {
+        let mut tensors = Counts::default();
+        let mut kept: Vec<Kept> = Vec::new();
+        let mut groups: HashMap<&str, usize> = HashMap::new();
+        for (_, tensor, planned) in plan.tensors() {
+            match planned.action {
+                Action::Cast => tensors.cast += 1,
+                Action::Copy => tensors.copied += 1,
+                Action::Keep => {
+                    tensors.kept += 1;
+                    let reason = &*planned.reason;
+                    let group = *groups.entry(reason).or_insert_with(|| {
+                        let reason = reason.to_owned();
+                        kept.push(Kept { reason, tensors: vec![], exact_anyway: vec![] });
+                        kept.len() - 1
+                    });
+                    kept[group].tensors.push(tensor.name.clone());
+                }
+            }
+        }
+        for (_, name, planned, audit) in audits.into_iter().flat_map(|audits| audited(plan, audits))
+        {
+            if planned.action == Action::Keep && audit.exact {
+                kept[groups[&*planned.reason]].exact_anyway.push(name.to_owned());
+            }
+        }
+        Summary {
+            schema_version: SCHEMA_VERSION,
+            to: plan.options.to.name().to_owned(),
+            files: plan.files.len(),
+            tensors,
+            parameters: plan.tensors().map(|(_, tensor, _)| tensor.elements()).sum(),
+            bytes_read: plan.bytes_read(),
+            bytes_written: plan.bytes_written(),
+            audit: audits.map(|audits| totals(plan, audits)),
+            kept,
+            warnings: plan.warnings.clone(),
+        }
+    }
+}
+
+/// What a run made, for its report.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The name of the run.
+    pub run: Digest,
+    /// The policy it had.
+    pub on_overflow: &'static str,
+    /// The files.
+    pub files: Vec<File>,
+    /// The audits of the files of the plan.
+    pub audits: Vec<Vec<Audit>>,
+}
+
+impl Made {
+    /// Writes the report on carrying `plan` out: a line for each key, and for each item of a list.
+    ///
+    /// # Errors
+    /// What `out` says.
+    pub fn write(&self, plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
+        let summary = Summary::new(plan, Some(&self.audits));
+        let overflowed = summary.audit.is_some_and(|totals| totals.to_inf > 0);
+        let options = Options::new(plan, if overflowed { self.on_overflow } else { "error" });
+        write!(out, "{{\n  \"schema_version\": {SCHEMA_VERSION}")?;
+        let mut member = |key: &str, value: &dyn Fn(&mut dyn Write) -> io::Result<()>| {
+            write!(out, ",\n  \"{key}\": ")?;
+            value(out)
+        };
+        member("format", &json(&FORMAT))?;
+        member("run", &json(&self.run))?;
+        member("to", &json(&summary.to))?;
+        member("options", &json(&options))?;
+        member("files", &json(&summary.files))?;
+        member("tensors", &json(&summary.tensors))?;
+        member("parameters", &json(&summary.parameters))?;
+        member("bytes_read", &json(&summary.bytes_read))?;
+        member("bytes_written", &json(&summary.bytes_written))?;
+        member("audit", &|out| {
+            // The tensors come behind the totals, inside the same braces.
+            let totals = serde_json::to_vec(&summary.audit)?;
+            out.write_all(totals.strip_suffix(b"}").unwrap_or(&totals))?;
+            out.write_all(b",\"tensors\":")?;
+            lines(out, rows(plan, &self.audits))?;
+            out.write_all(b"}")
+        })?;
+        member("kept", &|out| lines(out, summary.kept.iter()))?;
+        member("warnings", &|out| lines(out, summary.warnings.iter()))?;
+        member("published_files", &|out| lines(out, self.files.iter()))?;
+        out.write_all(b"\n}\n")
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> impl Fn(&mut dyn Write) -> io::Result<()> {
+    move |out| Ok(serde_json::to_writer(out, value)?)
+}
+
+fn lines<T: Serialize>(out: &mut dyn Write, items: impl Iterator<Item = T>) -> io::Result<()> {
+    let mut before = "[";
+    for item in items {
+        write!(out, "{before}\n    ")?;
+        serde_json::to_writer(&mut *out, &item)?;
+        before = ",";
+    }
+    out.write_all(if before == "[" { b"[]" } else { b"\n  ]" })
+}
+
+/// The audit of a tensor that was cast.
+#[derive(Serialize)]
+struct Row<'a> {
+    name: &'a str,
+    #[serde(with = "names")]
+    file: &'a Path,
+    to_inf: u64,
+    to_zero: u64,
+    nan: u64,
+    inf: u64,
+    max_abs: f64,
+    exact: bool,
+}
+
+fn rows<'a>(plan: &'a Plan, audits: &'a Audits) -> impl Iterator<Item = Row<'a>> {
+    let cast = audited(plan, audits).filter(|(.., planned, _)| planned.action == Action::Cast);
+    cast.map(|(file, name, _, audit)| {
+        let Audit { to_inf, to_zero, nan, inf, exact, .. } = *audit;
+        let max_abs = f64::from(audit.max_abs());
+        Row { name, file, to_inf, to_zero, nan, inf, max_abs, exact }
+    })
+}
+
+/// How many tensors an overflow names.
+const WORST: usize = 5;
+
+/// What the overflow error says: the tensors that overflow, the worst first. The audits are those
+/// of some files, by their numbers.
+pub fn overflow(plan: &Plan, found: &[(usize, Vec<Audit>)]) -> String {
+    let mut audits = vec![Vec::new(); plan.files.len()];
+    for (file, found) in found {
+        audits[*file].clone_from(found);
+    }
+    let cast = audited(plan, &audits);
+    let mut worst: Vec<_> = cast
+        .filter(|(.., planned, audit)| planned.action == Action::Cast && audit.to_inf > 0)
+        .collect();
+    worst.sort_by_key(|(.., audit)| std::cmp::Reverse(audit.to_inf));
+    let count: u64 = worst.iter().map(|(.., audit)| audit.to_inf).sum();
+    let mut text = format!(
+        "{} in {} {} too large for {} and would become infinite:",
+        counted(count, "finite value"),
+        counted(worst.len() as u64, "tensor"),
+        if count == 1 { "is" } else { "are" },
+        plan.options.to
+    );
+    let elements: HashMap<(&Path, &str), u64> = plan
+        .tensors()
+        .map(|(file, tensor, _)| ((file.path.as_path(), tensor.name.as_str()), tensor.elements()))
+        .collect();
+    for (file, name, _, audit) in worst.iter().take(WORST) {
+        text.push_str(&format!(
+            "\n  {} in {}: {} of {}, max_abs {:e}",
+            name.shown(),
+            file.shown(),
+            audit.to_inf,
+            counted(elements[&(*file, *name)], "value"),
+            audit.max_abs()
+        ));
+    }
+    if worst.len() > WORST {
+        text.push_str(&format!("\n  and {} more", worst.len() - WORST));
+    }
+    text
+}
