@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 __version__: str
-STAGING: str
 
 class Tensor:
     """A tensor of a checkpoint, as its header describes it."""

@@ -122,7 +122,11 @@ def convert(
     if device is not None:
         verification.check_fit(device, planned.tensor_bytes)
         compared = sum(tensor.source_bytes for tensor in planned.tensors)
-        comparing = _part(progress, planned.bytes_written, 0)
+
+        def comparing(done: int, total: int) -> None:
+            # After the writing, of which it must be known how much that was.
+            if progress is not None:
+                progress(planned.bytes_written + done, planned.bytes_written + total)
 
         def judge(staged: str) -> str | None:
             found = verification.verify_all(planned, staged, on_overflow, device, comparing)
@@ -153,13 +157,6 @@ def convert(
         found = verification.verify_published(*options).to_dict()
     seconds = time.perf_counter() - started
     return Report.of(planned, converted, os.fspath(dest), seconds, verification=found)
-
-
-def _part(progress: Progress | None, before: int, after: int) -> Progress | None:
-    """`progress` for a part of the work, with so many bytes to be done before it and after it."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(before + done, before + total + after)
 
 
 def inspect(path: Path) -> Inspection:

@@ -50,7 +50,7 @@ class Inspection:
     """`{name, tensors, parameters, bytes}`: the same by part of the model, largest first."""
     gpu_memory: dict[str, dict[str, int]]
     """`{as_stored|fp32|fp16|bf16: {requested, allocated, reserved}}`, the built-in keep list and
-    the allocator's settings in the environment respected. A quantised checkpoint has only
+    the allocator's settings in the environment respected. A quantized checkpoint has only
     `as_stored`."""
     device: dict[str, Any] | None
     """`{name, free, total}` of the GPU that programs see first, when there is one."""

@@ -1,5 +1,5 @@
 //! The specification: what one value becomes, as bit operations without a branch, so that the
-//! one loop in `kernel` vectorises on every CPU.
+//! one loop in `kernel` vectorizes on every CPU.
 //!
 //! Narrowing rounds once, to nearest, ties to even; subnormals and the sign of zero are kept;
 //! NaN stays NaN with its sign and top payload bits, quieted.

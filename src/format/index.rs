@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_indexes_of_variants_are_recognised() {
+    fn the_indexes_of_variants_are_recognized() {
         assert!(is_index("model.safetensors.index.json"));
         assert!(is_index("model.safetensors.index.fp16.json"));
         assert!(!is_index("pytorch_model.bin.index.json"));

@@ -363,6 +363,4 @@ mod _core {
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives it")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
-    #[pymodule_export]
-    const STAGING: &str = super::commit::STAGING;
 }
