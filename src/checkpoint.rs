@@ -18,23 +18,17 @@ use crate::place::local::Local;
 use crate::place::{Place, address, read_small};
 use crate::recipe::Source;
 
-/// The report recast leaves in a converted checkpoint.
 pub const REPORT: &str = "recast.json";
 
 /// The file of the sums that recast can add to a result. A source's own are of other bytes.
 pub const SUMS: &str = "SHA256SUMS";
 
-/// The most bytes of a report that are read.
 pub const MAX_REPORT: u64 = json::MAX_INDEX;
 
-/// What a file of the tree is.
 #[derive(Debug)]
 pub enum Kind {
-    /// A safetensors file.
     Shard(Arc<Shard>),
-    /// An index of shards.
     Index(Index),
-    /// A model config.
     Config(Config),
     /// Weights in another format, or their index: the old dtype.
     OtherWeights,
@@ -42,22 +36,17 @@ pub enum Kind {
     Plain,
 }
 
-/// A file of the tree.
 #[derive(Debug)]
 pub struct SourceFile {
     /// What a recipe says of it; the key is its path below the root, or, for a checkpoint of one
     /// file, its name.
     pub source: Source,
-    /// Its name for messages.
     pub location: PathBuf,
-    /// Whether it is a program for its owner.
     pub executable: bool,
-    /// What it is.
     pub kind: Kind,
 }
 
 impl SourceFile {
-    /// Its path below the root.
     pub fn path(&self) -> &Path {
         &self.source.key
     }
@@ -71,24 +60,14 @@ pub struct Checkpoint {
     pub root: PathBuf,
     /// Which snapshot that is, and why it was chosen.
     pub snapshot: Option<String>,
-    /// Whether that is a single file.
     pub single_file: bool,
-    /// Where its files are.
     pub place: Arc<dyn Place>,
-    /// The files, sorted by path.
     pub files: Vec<SourceFile>,
-    /// The `model_type`s the configs name.
     pub model_types: Vec<String>,
-    /// The config that says the checkpoint is quantized, and the method it names.
     pub quantized: Option<(PathBuf, String)>,
 }
 
 impl Checkpoint {
-    /// Opens the file or directory at `path`.
-    ///
-    /// # Errors
-    /// When it holds no shard, when a header, an index or a config is invalid, or when they
-    /// contradict each other.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
         address::check_local(path, address::Use::Read)?;
         let metadata = crate::fs::metadata(path).map_err(|error| match error.kind() {
@@ -149,7 +128,6 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The shards with their files.
     pub fn shards(&self) -> impl Iterator<Item = (&SourceFile, &Arc<Shard>)> {
         self.files.iter().filter_map(|file| match &file.kind {
             Kind::Shard(shard) => Some((file, shard)),

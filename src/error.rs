@@ -11,7 +11,6 @@ use crate::shown::{Shown, shown_all};
 /// Everything that can go wrong in recast.
 #[derive(Debug, ThisError)]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "the message above the fields says what they are")]
 pub enum Error {
     /// `RECAST_SIMD` names no level this CPU runs.
     #[error("{VARIABLE}={}: no such instruction set on this machine", name.shown())]

@@ -29,9 +29,6 @@ enum Matcher {
 
 impl Pattern {
     /// Parses a pattern.
-    ///
-    /// # Errors
-    /// What the glob or regular-expression parser says.
     pub fn parse(text: &str) -> Result<Pattern, Error> {
         let bad = |error: &dyn ToString| {
             let (pattern, reason) = (text.to_owned(), error.to_string());
@@ -120,7 +117,6 @@ pub struct Entry {
     pub targets: Vec<String>,
     /// The `model_type`s whose loaders do.
     pub model_types: Vec<String>,
-    /// Why.
     pub reason: String,
     /// Where that is known from.
     pub source: String,

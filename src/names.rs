@@ -17,7 +17,6 @@ pub fn encode(path: &Path) -> Cow<'_, str> {
     }
 }
 
-/// The name that a text stands for.
 pub fn decode(text: &str) -> Option<PathBuf> {
     match text.strip_prefix(NOT_UTF8) {
         None => Some(text.into()),
@@ -38,28 +37,20 @@ pub fn stays_below(path: &Path) -> bool {
 }
 
 /// For serde: a path as [`encode`] gives it.
-///
-/// # Errors
-/// What the serializer says.
 pub fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&encode(path))
 }
 
 /// For serde: a path that [`stays_below`].
-///
-/// # Errors
-/// When it does not.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     let text = <Cow<'_, str>>::deserialize(deserializer)?;
     let path = decode(&text).filter(|path| stays_below(path));
     path.ok_or_else(|| D::Error::custom("not a path below the model"))
 }
 
-/// Bytes in hexadecimal.
 pub mod hex {
     use super::{Cow, Deserialize, Deserializer, Error, Serializer};
 
-    /// Two digits for each byte.
     pub fn encode(bytes: &[u8]) -> String {
         let digit = |value: u8| char::from_digit(value.into(), 16).expect("below 16");
         bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
@@ -72,18 +63,10 @@ pub mod hex {
         Some(digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect())
     }
 
-    /// For serde.
-    ///
-    /// # Errors
-    /// What the serializer says.
     pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&encode(bytes))
     }
 
-    /// For serde.
-    ///
-    /// # Errors
-    /// When it is not hexadecimal.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = <Cow<'_, str>>::deserialize(deserializer)?;
         decode(&text).ok_or_else(|| D::Error::custom("not hexadecimal"))

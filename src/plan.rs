@@ -26,12 +26,9 @@ pub const PIPELINE: &str = "model_index.json";
 /// How many names a warning lists before it counts the rest.
 const LISTED: usize = 4;
 
-/// What a conversion is asked to do.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The dtype to cast to.
     pub to: Float,
-    /// Patterns of tensors to leave as they are.
     pub keep: Vec<String>,
     /// Whether the built-in list of tensors that loaders need in fp32 holds.
     pub auto_keep: bool,
@@ -46,10 +43,8 @@ impl Options {
     }
 }
 
-/// What becomes of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It is cast.
     Cast,
     /// There is nothing to cast.
     Copy,
@@ -61,15 +56,10 @@ pub enum Action {
 /// [`Content::Shard`] and one more, which is the header's.
 #[derive(Clone, Debug)]
 pub struct PlannedTensor {
-    /// Its position in the source's header.
     pub tensor: usize,
-    /// What becomes of it.
     pub action: Action,
-    /// Why.
     pub reason: Arc<str>,
-    /// Its dtype in the result.
     pub dtype: Dtype,
-    /// Its length in the result, in bytes.
     pub bytes: u64,
 }
 
@@ -78,57 +68,39 @@ pub struct PlannedTensor {
 pub enum Content {
     /// A header and the tensors that follow it, in order.
     Shard {
-        /// The source's header.
         shard: Arc<Shard>,
-        /// In the order of the result's data.
         tensors: Vec<PlannedTensor>,
     },
     /// A text with other dtypes or sizes.
     Text,
-    /// The source file's bytes.
     Copy,
 }
 
-/// A file of the result.
 #[derive(Clone, Debug)]
 pub struct PlannedFile {
-    /// Its path below the destination.
     pub path: PathBuf,
-    /// Whether it is a program for its owner.
     pub executable: bool,
-    /// Its exact length in bytes.
     pub bytes: u64,
-    /// What it is.
     pub content: Content,
     /// How it is made. Its first source is the file it is the result of.
     pub recipe: Recipe,
 }
 
-/// What a conversion will do.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The source.
     pub source: PathBuf,
-    /// Whether the source is a single file.
     pub single_file: bool,
-    /// Where the source's files are.
     pub place: Arc<dyn Place>,
-    /// What was asked for; the patterns are sorted.
     pub options: Options,
     /// The files, in the order of publication: weights, other files, indexes, configs, and last
     /// the config (or index) at the root.
     pub files: Vec<PlannedFile>,
-    /// What the user should know, grouped.
     pub warnings: Vec<String>,
     /// The digest of all recipes, but for what becomes of values that overflow.
     recipes: Digest,
 }
 
 impl Plan {
-    /// Plans the conversion of a checkpoint.
-    ///
-    /// # Errors
-    /// When the checkpoint is quantized, or a pattern is invalid or matches nothing.
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
         if let Some((path, method)) = &checkpoint.quantized {
             return Err(Error::Quantized { path: path.clone(), method: method.clone() });
@@ -209,7 +181,6 @@ impl Plan {
             .flat_map(|file| file.tensors().map(move |(it, planned)| (file, it, planned)))
     }
 
-    /// Bytes the conversion reads.
     pub fn bytes_read(&self) -> u64 {
         self.files.iter().map(PlannedFile::source_bytes).sum()
     }
@@ -267,7 +238,6 @@ impl PlannedFile {
         shard.zip(tensors).map(|(shard, planned)| (&shard.tensors[planned.tensor], planned))
     }
 
-    /// The length of the file that it is the result of.
     pub fn source_bytes(&self) -> u64 {
         self.recipe.sources[0].bytes
     }

@@ -71,7 +71,6 @@ pub enum Span {
     },
     /// For tests: binary32 codes, each times the binary32 scale of its group, from anywhere.
     #[cfg(test)]
-    #[expect(missing_docs, reason = "tests only")]
     Scaled { codes: Extent, scales: Extent, group: u64 },
 }
 

@@ -24,18 +24,12 @@ use crate::shown::Shown;
 /// Of the report and of what the command prints as JSON.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// What happened to the values of all tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Finite values that became infinite, or were saturated.
     pub to_inf: u64,
-    /// Values that became zero.
     pub to_zero: u64,
-    /// NaN in the source.
     pub nan: u64,
-    /// Infinities in the source.
     pub inf: u64,
-    /// Tensors that lost bits to rounding.
     pub inexact_tensors: u64,
 }
 
@@ -149,13 +143,9 @@ impl Summary {
 /// What a run made, for its report.
 #[derive(Clone, Debug)]
 pub struct Made {
-    /// The name of the run.
     pub run: Digest,
-    /// The policy it had.
     pub on_overflow: &'static str,
-    /// The files.
     pub files: Vec<File>,
-    /// The audits of the files of the plan.
     pub audits: Vec<Vec<Audit>>,
 }
 

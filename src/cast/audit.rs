@@ -9,13 +9,9 @@ use super::kernel::Summary;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Row", into = "Row")]
 pub struct Audit {
-    /// Finite values that became infinite (or were saturated).
     pub to_inf: u64,
-    /// Non-zero values that became zero.
     pub to_zero: u64,
-    /// NaN in the source.
     pub nan: u64,
-    /// Infinities in the source.
     pub inf: u64,
     /// Bits of the largest finite magnitude in the source, as binary32.
     pub max_abs_bits: u32,

@@ -8,7 +8,6 @@ use crate::error::Error;
 /// An instruction set the loop is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// What every CPU of the target has.
     Portable,
     /// x86-64 with AVX2 and F16C.
     Avx2,
@@ -20,7 +19,6 @@ pub enum Level {
 pub const VARIABLE: &str = "RECAST_SIMD";
 
 impl Level {
-    /// All levels, lowest first.
     pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
 
     /// The name `RECAST_SIMD` takes.
@@ -32,7 +30,6 @@ impl Level {
         }
     }
 
-    /// Whether this CPU runs the level.
     #[cfg(target_arch = "x86_64")]
     pub fn available(self) -> bool {
         match self {
@@ -53,7 +50,6 @@ impl Level {
         }
     }
 
-    /// Whether this CPU runs the level.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn available(self) -> bool {
         self == Level::Portable

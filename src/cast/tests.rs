@@ -27,7 +27,6 @@ fn by_element(from: Float, src: &[u8], to: Float) -> Vec<u8> {
         .collect()
 }
 
-/// Random bits; a seed makes them the same on every run.
 fn noise(bytes: usize, mut seed: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes + 8);
     while out.len() < bytes {

@@ -23,7 +23,6 @@ const LOOKS: usize = 16;
 /// How often a run looks again before it says that it gets nowhere.
 const ROUNDS: usize = 1000;
 
-/// A conversion into a destination.
 pub struct Conversion<'a> {
     pub(super) plan: &'a Plan,
     pub(super) options: &'a Options,
@@ -55,7 +54,6 @@ pub struct Conversion<'a> {
 
 /// What a round came to.
 pub enum Next {
-    /// Something is not as it was: look again.
     Again,
     Ended(Box<Outcome>),
 }

@@ -18,7 +18,6 @@ use crate::plan::Plan;
 use crate::report::Identity;
 use crate::shown::Shown;
 
-/// What is at a destination.
 #[derive(Debug)]
 pub struct Destination {
     /// Its files, the hidden folders' aside.
@@ -30,10 +29,6 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Looks at what is at `dest`.
-    ///
-    /// # Errors
-    /// When it is no directory, or the system refuses.
     pub fn look(dest: &Path) -> Result<Destination, Error> {
         match fs::metadata(dest) {
             Ok(found) if !found.is_dir() => {
@@ -79,9 +74,6 @@ impl Destination {
 /// Fails when a result cannot be put at `dest`, in the place of what is there: an unexpected file,
 /// something that cannot be renamed, a directory that cannot be changed. Everything that a
 /// publication will do is looked at here, because once begun there is only one way.
-///
-/// # Errors
-/// What stands in the way.
 pub fn check_way(
     plan: &Plan,
     dest: &Path,
@@ -140,9 +132,6 @@ fn refuse<T>(reason: &'static str, hint: &'static str, dest: &Path) -> Result<T,
 
 /// Fails when a file of a finished result is not what the plan makes of it, as far as lengths and
 /// headers tell.
-///
-/// # Errors
-/// Then, and when the system refuses.
 pub fn check_lengths(plan: &Plan, dest: &Path, report: &Identity) -> Result<(), Error> {
     let place = Local::directory(dest)?;
     for file in &plan.files {
@@ -172,9 +161,6 @@ pub fn check_lengths(plan: &Plan, dest: &Path, report: &Identity) -> Result<(), 
 /// Reads a finished result and the source it was made of, and compares them with the checksums in
 /// the report; gives what was compared, in words. `progress` is called with the bytes read, and
 /// stops it by returning `false`.
-///
-/// # Errors
-/// When a file of the result is damaged, or the source is another one.
 pub fn check_content(
     plan: &Plan,
     dest: &Path,
@@ -227,9 +213,6 @@ pub fn check_content(
 }
 
 /// Checks where `dest` is: never the source, never inside it, never what holds it.
-///
-/// # Errors
-/// When it is one of these, or leads nowhere.
 pub fn check_place(plan: &Plan, dest: &Path) -> Result<(), Error> {
     address::check_local(dest, address::Use::Write)?;
     if dest.as_os_str().is_empty() {
@@ -282,9 +265,6 @@ pub fn check_place(plan: &Plan, dest: &Path) -> Result<(), Error> {
 
 /// Fails when a run that was just set up at `dest` can be seen from the source: then they are the
 /// same place by a way that no device and inode number tells, as through FUSE.
-///
-/// # Errors
-/// Then, and when the source cannot be resolved.
 pub fn check_alias(plan: &Plan, dest: &Path, run: &RunName) -> Result<(), Error> {
     let source = source_directory(plan)?;
     let dest = std::fs::canonicalize(dest).map_err(Error::io("resolve", dest))?;
@@ -316,9 +296,6 @@ pub fn check_alias(plan: &Plan, dest: &Path, run: &RunName) -> Result<(), Error>
 
 /// Fails when two files of a result would be one, because the file system of a run's folder takes
 /// names that differ only in case for the same.
-///
-/// # Errors
-/// Then, and when the system refuses.
 pub fn check_names(plan: &Plan, more: &[&str], folder: &RunFolder) -> Result<(), Error> {
     let names = plan.files.iter().map(|file| file.path.as_path()).chain(more.iter().map(Path::new));
     let mut seen = HashSet::new();
@@ -367,9 +344,6 @@ fn is_same(left: &Path, right: &Path) -> Result<bool, Error> {
 }
 
 /// Fails when the file system that `dest` is on, or will be, has no room for files of these sizes.
-///
-/// # Errors
-/// Then only.
 pub fn check_space(dest: &Path, sizes: impl Iterator<Item = u64>) -> Result<(), Error> {
     let place = dest.ancestors().find(|path| path.exists()).unwrap_or(dest);
     let Some((free, block)) = fs::free_space(place) else { return Ok(()) };

@@ -20,24 +20,19 @@ use crate::error::Error;
 use crate::fs;
 use crate::report::Identity;
 
-/// The name of the folder.
 pub const STAGING: &str = ".recast";
 
 const PUBLISH: &str = "publish";
 const LOCK: &str = "lock";
 
-/// `DEST/.recast`.
 #[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
 }
 
-/// What is in the folder.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// The names of runs.
     pub runs: Vec<RunName>,
-    /// The publication under way.
     pub publishing: Option<RunName>,
     /// What anybody may remove.
     trash: Vec<PathBuf>,
@@ -48,7 +43,6 @@ pub struct Contents {
 /// The name of a run: what it makes, and which of the runs that do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RunName {
-    /// What it makes.
     pub hash: Digest,
     text: String,
 }
@@ -82,28 +76,18 @@ pub fn is_gone(result: &Result<(), std::io::Error>) -> bool {
 }
 
 impl Folder {
-    /// The folder of a destination.
     pub fn of(dest: &Path) -> Folder {
         Folder { path: dest.join(STAGING) }
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes it.
-    ///
-    /// # Errors
-    /// When something else is there, or the system refuses.
     pub fn create(&self) -> Result<(), Error> {
         fs::create_dir(&self.path).map_err(Error::create(&self.path))
     }
 
-    /// What is in it.
-    ///
-    /// # Errors
-    /// When there is anything that recast does not put there, or the system refuses.
     pub fn look(&self) -> Result<Contents, Error> {
         let mut contents = Contents::default();
         match fs::look(&self.path).map_err(Error::io("read", &self.path))? {
@@ -153,9 +137,6 @@ impl Folder {
     }
 
     /// Sets a run up; its name, and whether the system makes sure that a rename replaces nothing.
-    ///
-    /// # Errors
-    /// What the system says.
     pub fn set_up(&self, about: &Identity, replaces: Digest) -> Result<(RunName, bool), Error> {
         let name = format!("{}.{}", about.run, unique());
         let outer = self.path.join(format!("new-{name}"));
@@ -169,17 +150,11 @@ impl Folder {
     }
 
     /// Moves a run out of the way, for anybody to remove; nothing when somebody else did.
-    ///
-    /// # Errors
-    /// What the system says.
     pub fn displace(&self, run: &RunName) -> Result<(), Error> {
         self.move_run(run, &self.path.join(format!("trash-{}", unique())))
     }
 
     /// Moves the files of a run where no run takes them for staged ones; gives where that is.
-    ///
-    /// # Errors
-    /// What the system says.
     pub fn reject(&self, run: &RunName) -> Result<PathBuf, Error> {
         let to = self.path.join(format!("rejected-{}", unique()));
         self.move_run(run, &to)?;
@@ -204,9 +179,6 @@ impl Folder {
     }
 
     /// Ends the publication of a run: what is left of it may be removed by anybody.
-    ///
-    /// # Errors
-    /// What the system says, unless somebody else ended it.
     pub fn end_publication(&self, run: &RunName) -> Result<(), Error> {
         let trash = self.path.join(format!("trash-{}", unique()));
         fs::create_dir(&trash).map_err(Error::create(&trash))?;
@@ -243,9 +215,6 @@ impl Folder {
     }
 
     /// Whether the system makes sure that a rename replaces nothing.
-    ///
-    /// # Errors
-    /// What the system says.
     pub fn renames_exclusively(&self) -> Result<bool, Error> {
         let (new, trash) =
             (self.path.join(format!("new-{}", unique())), format!("trash-{}", unique()));

@@ -56,10 +56,8 @@ impl OnOverflow {
     }
 }
 
-/// How to convert, beside what the plan says.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Worker threads; by default as many as the process may use.
     pub threads: Option<usize>,
     /// Whether the result is made durable before it is published.
     pub sync: bool,
@@ -68,7 +66,6 @@ pub struct Options {
     pub mmap: bool,
     /// What to do when finite values become infinite; the plan has the same.
     pub on_overflow: OnOverflow,
-    /// Whether a model in the destination may be replaced.
     pub overwrite: bool,
     /// Whether [`Hooks::verify`] judges the staged files before they are published.
     pub verify: bool,
@@ -111,21 +108,16 @@ impl<F: FnMut(u64, u64) -> bool> Hooks for F {
     }
 }
 
-/// What came of a conversion.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The result is published.
     Made {
-        /// For its report.
         made: report::Made,
         /// Files that were staged before.
         resumed_files: usize,
         /// What the verification said, when there was one.
         verified: Option<String>,
     },
-    /// The result was there, and nothing was made.
     Done {
-        /// What its report says.
         summary: Summary,
         /// What was compared to be sure, in words.
         compared: String,
@@ -136,7 +128,6 @@ pub enum Outcome {
     Rejected(PathBuf),
 }
 
-/// What is left of a conversion that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
     /// Nothing that it did.
@@ -145,7 +136,6 @@ pub enum Left {
     Staged,
     /// A publication that has begun, which the next run carries to its end.
     Publishing,
-    /// The whole result.
     Published,
 }
 

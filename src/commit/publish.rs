@@ -28,10 +28,6 @@ const LIMIT: u64 = 100_000_000;
 type OldList = Option<Vec<String>>;
 
 /// Carries the publication of `run` at `dest` to its end, as far as nobody else did.
-///
-/// # Errors
-/// When a staged file is not there any more, something unexpected is in the way, or the system
-/// refuses. Whoever comes next goes on from there.
 pub fn forward(folder: &Folder, dest: &Path, run: &RunName, sync: bool) -> Result<(), Error> {
     let publication = Publication { dest, from: folder.publication(run), run, sync };
     // That it has begun must last before anything that was done because of it.

@@ -18,20 +18,13 @@ use crate::report::File;
 /// What the files of a result turned out to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// How many files the report names.
     pub files: usize,
-    /// Their bytes.
     pub bytes: u64,
-    /// The files that are missing, or not as the report says, and what is wrong with each.
     pub damaged: Vec<(PathBuf, &'static str)>,
 }
 
 /// Reads the files of the result at `dest` and compares them with the checksums in its report.
 /// `progress` is called with the bytes read and all of them, and stops it by returning `false`.
-///
-/// # Errors
-/// When there is no report of this version, the system refuses, or stopped. A file that is not what
-/// it should be is none.
 pub fn check_published(
     dest: &Path,
     threads: Option<usize>,

@@ -29,9 +29,6 @@ impl RunFolder {
     }
 
     /// Makes it, with all its folders and what must be known of the run.
-    ///
-    /// # Errors
-    /// What the system says.
     pub fn create(&self, about: &Identity, replaces: Digest) -> Result<(), Error> {
         let folders = [self.path.clone(), self.new_files(), self.seals(), self.old_files()];
         let made = folders.iter().try_for_each(|path| fs::create_dir(path));
@@ -41,17 +38,14 @@ impl RunFolder {
         fs::create_with(&self.path.join(ABOUT), &text).map(drop)
     }
 
-    /// Whether it is there.
     pub fn exists(&self) -> bool {
         matches!(fs::look(&self.path), Ok(Some(_)))
     }
 
-    /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The new model.
     pub fn new_files(&self) -> PathBuf {
         self.path.join("new")
     }
@@ -72,10 +66,6 @@ impl RunFolder {
     }
 
     /// Makes sure that its folders are there, also where somebody removed those that were empty.
-    ///
-    /// # Errors
-    /// When one of them is a link, which would lead elsewhere, and when the system refuses. Nothing
-    /// when the folder itself is gone.
     pub fn check(&self) -> Result<(), Error> {
         match fs::look(&self.path).map_err(Error::io("read", &self.path))? {
             None => return Ok(()),
@@ -95,9 +85,6 @@ impl RunFolder {
     }
 
     /// Fails when the way to the folder `below` the new model, or what of it is there, is a link.
-    ///
-    /// # Errors
-    /// Then, and when the system refuses.
     pub fn check_below(&self, below: &Path) -> Result<(), Error> {
         let path = self.new_files().join(below);
         match fs::leads_elsewhere(&self.new_files(), below).map_err(Error::io("read", &path))? {
@@ -108,27 +95,18 @@ impl RunFolder {
 
     /// What the destination held when the run was set up, which is what it may replace; nothing
     /// where that is not whole.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn replaces(&self) -> Result<Option<Digest>, Error> {
         let text = read_own(&self.path.join(REPLACES), 64)?;
         Ok(text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()))
     }
 
     /// What the run is; nothing where that is not whole.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn about(&self) -> Result<Option<Identity>, Error> {
         let text = read_own(&self.path.join(ABOUT), LIMIT)?;
         Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
     }
 
     /// What the verification of the staged files said, when they passed one.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn verified(&self) -> Result<Option<String>, Error> {
         let text = read_own(&self.path.join(VERIFIED), LIMIT)?;
         let text = text.and_then(|text| String::from_utf8(text).ok());
@@ -136,18 +114,12 @@ impl RunFolder {
     }
 
     /// Notes that the staged files passed their verification.
-    ///
-    /// # Errors
-    /// What the system says.
     pub fn note_verified(&self, found: &str) -> Result<(), Error> {
         put(&self.path.join(VERIFIED), found.as_bytes(), false).map(drop)
     }
 }
 
 /// Puts a small file at `path`, whole or not at all. Whether it was put; not, when one is there.
-///
-/// # Errors
-/// What the system says.
 pub fn put(path: &Path, bytes: &[u8], sync: bool) -> Result<bool, Error> {
     let part = part_of(path);
     let file = fs::create_with(&part, bytes)?;

@@ -19,7 +19,6 @@ const LIMIT: u64 = 100_000_000;
 /// What is known of a staged file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seal {
-    /// The file's digest.
     pub digest: Digest,
     /// The marks and digests of what it was made from.
     pub sources: Vec<(Marks, Digest)>,
@@ -46,15 +45,11 @@ impl Seal {
 
     /// The seal at `path`; nothing where there is none, and none where it is not whole, as after a
     /// power cut.
-    ///
-    /// # Errors
-    /// When the system refuses to read it.
     pub fn read(path: &Path) -> Result<Option<Option<Seal>>, Error> {
         let text = read_own(path, LIMIT)?;
         Ok(text.map(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
-    /// Its text.
     pub fn text(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings and numbers")
     }
@@ -62,9 +57,6 @@ impl Seal {
 
 /// What a file of recast's own says, in a folder that anybody may have prepared; nothing where
 /// nothing is.
-///
-/// # Errors
-/// When it is a link, a special file or too large, or the system refuses.
 pub fn read_own(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     Ok(read_own_with_time(path, limit)?.map(|(bytes, _)| bytes))
 }
@@ -73,9 +65,6 @@ pub fn read_own(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
 pub type Written = (Vec<u8>, Option<SystemTime>);
 
 /// The same, and when it was written.
-///
-/// # Errors
-/// The same.
 pub fn read_own_with_time(path: &Path, limit: u64) -> Result<Option<Written>, Error> {
     match fs::look(path).map_err(Error::io("read", path))? {
         None => return Ok(None),

@@ -69,9 +69,6 @@ impl<'a> Stage<'a> {
     /// Looks at what is staged: what of it is whole, and made from the source as it is now. What is
     /// not whole is removed, to be made again. `read` is told of bytes that had to be read for that,
     /// and stops it by returning `false`.
-    ///
-    /// # Errors
-    /// When the source cannot be read or is not what was planned, the system refuses, or stopped.
     pub fn look(&self, read: &dyn Fn(u64) -> bool) -> Result<State, Error> {
         self.folder.check()?;
         for folder in self.folders() {
@@ -178,9 +175,6 @@ impl<'a> Stage<'a> {
     }
 
     /// Puts a file that describes the others among them, unless an equal run did.
-    ///
-    /// # Errors
-    /// What the system says.
     pub fn put(
         &self,
         name: &str,
@@ -213,9 +207,6 @@ impl<'a> Stage<'a> {
     }
 
     /// Makes the names of the staged files durable.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn sync_names(&self) -> Result<(), Error> {
         if !self.sync {
             return Ok(());

@@ -13,9 +13,6 @@ use crate::recipe::PIECE;
 use crate::report::File;
 
 /// The text of the sums of `files`, which are in `folder`.
-///
-/// # Errors
-/// When one of them cannot be read.
 pub fn of(files: &[File], folder: &Path, threads: Option<usize>) -> Result<Vec<u8>, Error> {
     let place = Local::directory(folder)?;
     let place = &place;

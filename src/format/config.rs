@@ -22,9 +22,6 @@ pub struct Config {
 
 impl Config {
     /// Reads a config's bytes; `path` is for the error message.
-    ///
-    /// # Errors
-    /// When it is not JSON.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, Error> {
         let (text, strict) = json::text(path, bytes)?;
         let (mut model_types, mut quantized) = (Vec::new(), None);

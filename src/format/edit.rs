@@ -18,9 +18,6 @@ pub struct Object<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Object<'a> {
     /// The members of `text`.
-    ///
-    /// # Errors
-    /// When it is not an object.
     pub fn parse(text: &'a str) -> Result<Object<'a>, serde_json::Error> {
         serde_json::from_str(text)
     }

@@ -25,9 +25,6 @@ pub fn is_index(name: &str) -> bool {
 
 impl Index {
     /// Reads an index's bytes; `path` is for the error message.
-    ///
-    /// # Errors
-    /// When it is not an index, or maps a tensor to anything but a plain file name.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Index, Error> {
         let (text, strict) = json::text(path, bytes)?;
         let invalid = |reason: &str| Error::Json { path: path.to_owned(), reason: reason.into() };

@@ -16,9 +16,6 @@ pub const MAX_INDEX: u64 = super::safetensors::MAX_HEADER;
 
 /// The text of a config or an index, checked to be JSON as Python writes it, and the same text as
 /// strict JSON.
-///
-/// # Errors
-/// When it is not.
 pub fn text(path: &Path, bytes: Vec<u8>) -> Result<(String, String), Error> {
     let invalid = |reason: String| Error::Json { path: path.to_owned(), reason };
     let text = String::from_utf8(bytes).map_err(|error| invalid(format!("not UTF-8: {error}")))?;
@@ -51,9 +48,6 @@ pub fn nesting(text: &[u8]) -> usize {
 /// Checks that `text` is JSON to the last number and escape and nested no deeper than serde_json
 /// allows (127 levels). What only skips a value, as an unknown field or a raw value does, looks at
 /// neither.
-///
-/// # Errors
-/// What is wrong and where.
 pub fn check(text: &str) -> Result<(), serde_json::Error> {
     serde_json::from_str::<Anything>(text).map(drop)
 }

@@ -26,20 +26,16 @@ const METADATA_KEY: &str = "__metadata__";
 /// A tensor as its header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// Its name.
     pub name: String,
-    /// Its dtype.
     pub dtype: Dtype,
     /// Its logical shape; `[]` is a scalar.
     pub shape: Vec<u64>,
     /// Its first byte in the file.
     pub start: u64,
-    /// Its length in bytes.
     pub bytes: u64,
 }
 
 impl Tensor {
-    /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }
@@ -54,15 +50,11 @@ pub struct Shard {
     pub tensors: Vec<Tensor>,
     /// The bytes before the data: the header and its length.
     pub head: u64,
-    /// The digest of those.
     pub version: Digest,
 }
 
 impl Shard {
     /// Reads and checks the header of an object; `path` is its name for messages.
-    ///
-    /// # Errors
-    /// When it cannot be read or breaks a rule of the format.
     pub fn read(object: &dyn Object, path: &Path) -> Result<Shard, Error> {
         let bytes = object.marks()?.bytes;
         let invalid = |reason: String| Error::Header { path: path.to_owned(), reason };

@@ -29,9 +29,6 @@ fn point(_operation: &'static str) -> io::Result<()> {
 const SYNC_STEP: u64 = 8 << 20;
 
 /// Creates a new file at `path` with the mode the umask gives; never opens an existing one.
-///
-/// # Errors
-/// When it exists or the system refuses.
 pub fn create_new(path: &Path, executable: bool) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
@@ -43,9 +40,6 @@ pub fn create_new(path: &Path, executable: bool) -> Result<File, Error> {
 }
 
 /// Creates a new file at `path` that holds `bytes`.
-///
-/// # Errors
-/// When it exists or the system refuses.
 pub fn create_with(path: &Path, bytes: &[u8]) -> Result<File, Error> {
     let file = create_new(path, false)?;
     write_at(&file, path, bytes, 0)?;
@@ -53,17 +47,11 @@ pub fn create_with(path: &Path, bytes: &[u8]) -> Result<File, Error> {
 }
 
 /// Opens a file to read it, without ever waiting for the other end of a pipe.
-///
-/// # Errors
-/// What the system says.
 pub fn open(path: &Path) -> io::Result<File> {
     open_with(path, 0)
 }
 
 /// Opens a file to read it, unless it is a link.
-///
-/// # Errors
-/// What the system says, and where it is one.
 pub fn open_no_link(path: &Path) -> io::Result<File> {
     #[cfg(target_os = "linux")]
     return open_with(path, libc::O_NOFOLLOW);
@@ -82,18 +70,12 @@ fn open_with(path: &Path, flags: i32) -> io::Result<File> {
 }
 
 /// What the system says of what is at `path`, links followed.
-///
-/// # Errors
-/// What the system says.
 pub fn metadata(path: &Path) -> io::Result<Metadata> {
     point("read")?;
     fs::metadata(path)
 }
 
 /// What the system says of what is at `path`, links not followed; nothing where nothing is.
-///
-/// # Errors
-/// What else the system says.
 pub fn look(path: &Path) -> io::Result<Option<Metadata>> {
     point("read")?;
     match fs::symlink_metadata(path) {
@@ -103,18 +85,12 @@ pub fn look(path: &Path) -> io::Result<Option<Metadata>> {
 }
 
 /// What the system says of an open file.
-///
-/// # Errors
-/// What the system says.
 pub fn metadata_of(file: &File) -> io::Result<Metadata> {
     point("read")?;
     file.metadata()
 }
 
 /// The names in a directory, sorted, and what each is; nothing where there is no directory.
-///
-/// # Errors
-/// What else the system says.
 pub fn list(path: &Path) -> io::Result<Vec<(PathBuf, fs::FileType)>> {
     point("read")?;
     let entries = match fs::read_dir(path) {
@@ -136,9 +112,6 @@ pub fn is_missing(error: &io::Error) -> bool {
 }
 
 /// Creates a directory, unless there is one; a link to one does not count.
-///
-/// # Errors
-/// When something else is there, or the system refuses.
 pub fn create_dir(path: &Path) -> io::Result<()> {
     match point("mkdir").and_then(|()| fs::create_dir(path)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -168,9 +141,6 @@ pub fn create_dirs(root: &Path, below: &Path) -> io::Result<()> {
 
 /// Whether something on the way from `root` to `below` is there and no directory: a link, which
 /// would lead elsewhere.
-///
-/// # Errors
-/// What the system says.
 pub fn leads_elsewhere(root: &Path, below: &Path) -> io::Result<bool> {
     let mut path = root.to_owned();
     for part in below.components() {
@@ -183,9 +153,6 @@ pub fn leads_elsewhere(root: &Path, below: &Path) -> io::Result<bool> {
 }
 
 /// Creates a directory and those above it, wherever links lead.
-///
-/// # Errors
-/// When the system refuses.
 pub fn create_dirs_anywhere(path: &Path) -> Result<(), Error> {
     if path.is_dir() {
         return Ok(());
@@ -194,9 +161,6 @@ pub fn create_dirs_anywhere(path: &Path) -> Result<(), Error> {
 }
 
 /// Writes all of `bytes` at `offset`.
-///
-/// # Errors
-/// When the system refuses; what was written is then unknown.
 #[cfg(unix)]
 pub fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), Error> {
     use std::os::unix::fs::FileExt;
@@ -207,9 +171,6 @@ pub fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(
 }
 
 /// Writes all of `bytes` at `offset`.
-///
-/// # Errors
-/// When the system refuses; what was written is then unknown.
 #[cfg(windows)]
 pub fn write_at(file: &File, path: &Path, mut bytes: &[u8], mut offset: u64) -> Result<(), Error> {
     use std::os::windows::fs::FileExt;
@@ -252,9 +213,6 @@ pub fn read_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<(
 
 /// Makes a file of `bytes` bytes durable. Looks at `stopped` between steps, because the wait for
 /// a disk cannot be interrupted.
-///
-/// # Errors
-/// When the system refuses, which means that the file's content is unknown; or when stopped.
 pub fn sync_file(
     file: &File,
     path: &Path,
@@ -323,9 +281,6 @@ fn sync_range(file: &File, start: u64, bytes: u64, flags: libc::c_uint) -> io::R
 
 /// Renames `from` to `to`, which must not exist. Whether the system made sure of that, or can not
 /// and it was only looked before.
-///
-/// # Errors
-/// When it exists or the system refuses.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
     point("rename")?;
     #[cfg(target_os = "linux")]
@@ -345,17 +300,11 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
 }
 
 /// Renames a directory to `to`, where nothing or an empty directory is.
-///
-/// # Errors
-/// When something else is there, or the system refuses.
 pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
     point("rename").and_then(|()| fs::rename(from, to))
 }
 
 /// Makes the names in a directory durable.
-///
-/// # Errors
-/// When the system refuses.
 pub fn sync_dir(path: &Path) -> Result<(), Error> {
     if cfg!(windows) {
         return Ok(()); // A directory cannot be opened there.
@@ -365,17 +314,11 @@ pub fn sync_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// Removes a tree if it is there.
-///
-/// # Errors
-/// When the system refuses.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     unless_missing(point("remove").and_then(|()| fs::remove_dir_all(path)))
 }
 
 /// Removes a file if it is there.
-///
-/// # Errors
-/// When the system refuses.
 pub fn remove_file(path: &Path) -> io::Result<()> {
     unless_missing(point("remove").and_then(|()| fs::remove_file(path)))
 }

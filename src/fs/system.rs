@@ -36,9 +36,6 @@ pub fn mount(_path: &Path) -> Option<u64> {
 }
 
 /// Fails when this process may not change the names in a directory.
-///
-/// # Errors
-/// What the system says.
 #[cfg(target_os = "linux")]
 pub fn check_may_change(directory: &Path) -> io::Result<()> {
     use rustix::fs::{Access, access};
@@ -46,9 +43,6 @@ pub fn check_may_change(directory: &Path) -> io::Result<()> {
 }
 
 /// Fails when this process may not change the names in a directory: trying will tell.
-///
-/// # Errors
-/// None.
 #[cfg(not(target_os = "linux"))]
 pub fn check_may_change(_directory: &Path) -> io::Result<()> {
     Ok(())

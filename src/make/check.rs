@@ -36,9 +36,6 @@ pub fn opened(
 
 /// The digest of an object whose blocks lie so. `read` is told how many bytes were read, and stops
 /// it by returning `false`.
-///
-/// # Errors
-/// What the place says, and when stopped.
 pub fn digest(
     object: &dyn Object,
     blocks: &Blocks,
@@ -50,9 +47,6 @@ pub fn digest(
 }
 
 /// Reads the blocks of an object that were not seen yet.
-///
-/// # Errors
-/// What the place says.
 pub fn complete(object: &dyn Object, sums: &Sums) -> Result<(), Error> {
     read_missing(object, sums, &|_| true)
 }
@@ -99,9 +93,6 @@ pub type Reading<'a, T> = Box<dyn Fn(&dyn Fn(u64) -> bool) -> Result<T, Error> +
 
 /// Carries readings out, a thread to each, and gives what they found in their order. `progress` is
 /// called with the bytes read so far, and stops everything by returning `false`.
-///
-/// # Errors
-/// The first error of any.
 pub fn all<T: Send>(
     readings: &[Reading<'_, T>],
     threads: Option<usize>,

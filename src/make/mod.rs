@@ -39,9 +39,7 @@ pub struct File<'a> {
 /// What was made, and what it was made from.
 #[derive(Clone, Debug)]
 pub struct Made {
-    /// The digest of the file.
     pub digest: Digest,
-    /// Of each source its marks, which were the same before and after it was read, and its digest.
     pub sources: Vec<(Marks, Digest)>,
     /// What happened to the values of each span that is audited.
     pub audits: Vec<Audit>,
@@ -50,9 +48,6 @@ pub struct Made {
 /// Where the bytes of a file go.
 pub trait Sink: Send + Sync {
     /// Takes bytes at an offset.
-    ///
-    /// # Errors
-    /// When they cannot be put there.
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Error>;
 }
 
@@ -62,16 +57,10 @@ pub trait Sinks: Sync {
     type Sink: Sink;
 
     /// Begins the file with a number.
-    ///
-    /// # Errors
-    /// When there can be no such file.
     fn create(&self, number: usize) -> Result<Self::Sink, Error>;
 
     /// Takes over a file whose bytes were all written; `stopped` says that nobody waits for it any
     /// more. Called on a thread that only does this.
-    ///
-    /// # Errors
-    /// When it cannot be finished.
     fn finish(
         &self,
         number: usize,
@@ -84,9 +73,7 @@ pub trait Sinks: Sync {
 /// How to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The instruction set.
     pub level: Level,
-    /// Worker threads; by default as many as the process may use.
     pub threads: Option<usize>,
     /// Whether sources are read through a memory map where that is possible.
     pub mmap: bool,
@@ -100,9 +87,6 @@ pub type Overflowed = Vec<(usize, Vec<Audit>)>;
 
 /// Makes `files` from the objects of `place`. `progress` is called about every 15 ms on this
 /// thread with the bytes made so far, and stops everything by returning `false`.
-///
-/// # Errors
-/// When something cannot be read or written, a source changes meanwhile, or the caller stops.
 pub fn make<S: Sinks>(
     files: &[File<'_>],
     place: &dyn Place,

@@ -11,9 +11,6 @@ use super::check;
 
 /// The bytes of a range of what a recipe makes from the objects of a place.
 ///
-/// # Errors
-/// When a source is not the one that the recipe names, or cannot be read.
-///
 /// # Panics
 /// When the range is not one of the result.
 pub fn range(

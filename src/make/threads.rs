@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// How often the caller is asked.
 const TICK: Duration = Duration::from_millis(15);
 
-/// What a thread does.
 pub type Task<'a> = Box<dyn FnOnce() + Send + 'a>;
 
 /// Runs each task on a thread of its own and waits for all of them. Where the system gives no more

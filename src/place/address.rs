@@ -15,12 +15,9 @@ const HUB: [&str; 2] = ["huggingface.co/", "hf.co/"];
 /// What the Hub has besides models, as it stands in the place of an owner.
 const OTHER_KINDS: [&str; 4] = ["datasets", "spaces", "kernels", "buckets"];
 
-/// What a place is named for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// To read a checkpoint.
     Read,
-    /// To write one.
     Write,
 }
 
@@ -74,7 +71,6 @@ fn split_scheme(text: &str) -> Option<(&str, &str)> {
 
 /// A repository on the Hub.
 struct HubId<'a> {
-    /// `ORG/NAME`.
     id: &'a str,
     revision: Option<&'a str>,
 }
@@ -109,7 +105,6 @@ impl<'a> HubId<'a> {
         self.id.split('/').next().unwrap_or_default()
     }
 
-    /// The command that downloads it.
     fn download(&self) -> String {
         let name = self.id.split('/').next_back().unwrap_or_default();
         let revision = self.revision.map(|name| format!(" --revision {name}")).unwrap_or_default();

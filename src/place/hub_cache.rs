@@ -25,7 +25,6 @@ const REPOSITORIES: [&str; 4] = ["models--", "datasets--", "spaces--", "kernels-
 /// The snapshot that is meant where only its repository was named.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Where it is.
     pub path: PathBuf,
     /// Its revision, and why it was chosen.
     pub choice: String,

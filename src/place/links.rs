@@ -18,10 +18,6 @@ pub struct LinkPolicy {
 }
 
 impl LinkPolicy {
-    /// The policy of the source at `directory`.
-    ///
-    /// # Errors
-    /// When the directory cannot be resolved.
     pub fn of(directory: &Path) -> Result<LinkPolicy, Error> {
         let root = fs::canonicalize(directory).map_err(Error::io("open", directory))?;
         let blobs = Blobs::of(&root);
@@ -30,9 +26,6 @@ impl LinkPolicy {
 
     /// The metadata of the regular file at `path`, which is in the source or is a link that may be
     /// followed. Opens nothing.
-    ///
-    /// # Errors
-    /// When it is neither.
     pub fn check(&self, path: &Path, is_link: bool) -> Result<Metadata, Error> {
         let found = regular(path).map_err(|error| match error {
             Error::Io { ref source, .. }
@@ -57,9 +50,6 @@ impl LinkPolicy {
 
 /// The files below `root`, sorted, and whether each is a link. Hidden folders are not part of a
 /// model, nor is what a fresh file system has.
-///
-/// # Errors
-/// When a folder cannot be listed.
 pub fn list(root: &Path) -> Result<Vec<(PathBuf, bool)>, Error> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::new()];
@@ -82,9 +72,6 @@ pub fn list(root: &Path) -> Result<Vec<(PathBuf, bool)>, Error> {
 }
 
 /// Opens the regular file at `path`, and nothing that only looks like one.
-///
-/// # Errors
-/// When it is not a regular file, or the system refuses.
 pub fn open(path: &Path) -> Result<(File, Metadata), Error> {
     // Looked at first, because opening a pipe waits for its other end and opening a device can do
     // anything; and again once it is open, because it may have been replaced in between.
@@ -99,9 +86,6 @@ pub fn open(path: &Path) -> Result<(File, Metadata), Error> {
 pub const DIRECTORY: &str = "a link to a directory";
 
 /// The metadata of the regular file at `path`, links followed. Opens nothing.
-///
-/// # Errors
-/// When it is none.
 pub fn regular(path: &Path) -> Result<Metadata, Error> {
     let found = crate::fs::metadata(path).map_err(Error::io("open", path))?;
     check_regular(path, &found)?;

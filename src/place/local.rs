@@ -26,18 +26,11 @@ pub struct Local {
 }
 
 impl Local {
-    /// The directory at `root`.
-    ///
-    /// # Errors
-    /// When it cannot be resolved.
     pub fn directory(root: &Path) -> Result<Local, Error> {
         Ok(Local { root: root.to_owned(), links: LinkPolicy::of(root)?, single: None })
     }
 
     /// The file at `path`, beside which others may be read, but of the same directory.
-    ///
-    /// # Errors
-    /// When its directory cannot be resolved.
     pub fn file(path: &Path) -> Result<Local, Error> {
         let name = path.file_name().map(PathBuf::from);
         // The parent of a bare file name is empty, and means here.
@@ -94,7 +87,6 @@ fn is_executable(_found: &Metadata) -> bool {
     false
 }
 
-/// An open file.
 struct Opened {
     path: PathBuf,
     file: File,
@@ -175,10 +167,6 @@ const LARGEST_PAGE: usize = 64 << 10;
 struct Map(memmap2::Mmap);
 
 impl Map {
-    /// Maps all of `file`.
-    ///
-    /// # Errors
-    /// When the system refuses to map it.
     fn new(file: &File) -> std::io::Result<Map> {
         // SAFETY: the map is private to this type, read-only, and only ever seen as plain bytes,
         // for which every bit pattern is valid. A writer elsewhere can change what a read
@@ -189,7 +177,6 @@ impl Map {
         Ok(Map(map))
     }
 
-    /// The bytes of the file.
     fn bytes(&self) -> &[u8] {
         &self.0
     }

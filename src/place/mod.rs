@@ -17,39 +17,25 @@ use crate::error::Error;
 /// ones mean that only reading tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
-    /// The object's length in bytes.
     pub bytes: u64,
     /// Everything else: on a local disk inode and times.
     pub rest: String,
 }
 
-/// What is known of an object before it is opened.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Its marks.
     pub marks: Marks,
-    /// Whether it is a program for its owner.
     pub executable: bool,
 }
 
-/// Where objects are.
 pub trait Place: Send + Sync + std::fmt::Debug {
     /// The keys of all objects, sorted.
-    ///
-    /// # Errors
-    /// What the place says.
     fn list(&self) -> Result<Vec<PathBuf>, Error>;
 
     /// What is at `key` now. Opens nothing.
-    ///
-    /// # Errors
-    /// When there is nothing, or nothing that may be read.
     fn look(&self, key: &Path) -> Result<Found, Error>;
 
     /// Opens the object at `key`, through a memory map where that is asked for and possible.
-    ///
-    /// # Errors
-    /// When there is none, or none that may be read.
     fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error>;
 
     /// The name of an object for messages.
@@ -57,9 +43,6 @@ pub trait Place: Send + Sync + std::fmt::Debug {
 }
 
 /// Reads the small object at `key`: all of it, when that is no more than `limit` bytes.
-///
-/// # Errors
-/// When it is larger, or cannot be read.
 pub fn read_small(place: &dyn Place, key: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let object = place.open(key, false)?;
     let bytes = object.marks()?.bytes;
@@ -72,12 +55,7 @@ pub fn read_small(place: &dyn Place, key: &Path, limit: u64) -> Result<Vec<u8>, 
     Ok(object.get(0, bytes as usize, &mut buffer)?.to_vec())
 }
 
-/// An open object.
 pub trait Object: Send + Sync {
-    /// The marks it has now.
-    ///
-    /// # Errors
-    /// What the place says.
     fn marks(&self) -> Result<Marks, Error>;
 
     /// `bytes` bytes from `start`, in `buffer` where they have to be read first.

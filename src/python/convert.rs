@@ -14,7 +14,6 @@ use crate::error::Error;
 use crate::plan::Plan;
 use crate::report;
 
-/// Carries `plan` out into `dest`.
 pub fn run(
     py: Python<'_>,
     plan: &Arc<Plan>,
@@ -65,7 +64,6 @@ pub struct Hooks {
     pub verify: Option<Py<PyAny>>,
     /// What it raised, which then is what the conversion raises.
     pub raised: Option<PyErr>,
-    /// Whether the conversion is to stop.
     pub stopped: bool,
 }
 
@@ -101,7 +99,6 @@ impl commit::Hooks for Hooks {
     }
 }
 
-/// What came of a conversion.
 #[pyclass(frozen, module = "recast._core")]
 pub struct Converted {
     plan: Arc<Plan>,

@@ -27,27 +27,20 @@ pub struct Options {
     on_overflow: String,
 }
 
-/// A file of the result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
-    /// Its path below the destination.
     #[serde(with = "names")]
     pub path: PathBuf,
-    /// Its length.
     pub bytes: u64,
-    /// Its checksum.
     pub xxh3_128: Digest,
     /// The file it is the result of; none of one that only describes the others.
     pub source: Option<SourceFile>,
 }
 
-/// A file of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFile {
-    /// Its path below the source.
     #[serde(with = "names")]
     pub path: PathBuf,
-    /// Its length.
     pub bytes: u64,
     /// Its checksum; that of its header alone as long as the rest was not read.
     pub xxh3_128: Digest,
@@ -58,9 +51,7 @@ pub struct SourceFile {
 pub struct Identity {
     /// What decides about the bytes changes with it.
     pub format: u32,
-    /// The name of the run.
     pub run: Digest,
-    /// The options.
     pub options: Options,
     /// What happened to the values, once it is known.
     #[serde(default)]

@@ -13,9 +13,7 @@ use crate::dtype::Float;
 /// A conversion that lost nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lossless {
-    /// How many tensors it cast.
     pub tensors: usize,
-    /// What it cast them to.
     pub to: Float,
 }
 
@@ -42,9 +40,6 @@ struct Row<'a> {
 
 /// Whether the conversion that made `checkpoint` kept every value; nothing where no report that
 /// may be read says so of tensors that are there.
-///
-/// # Errors
-/// When the report is not JSON.
 pub fn lossless(checkpoint: &Checkpoint) -> Result<Option<Lossless>, serde_json::Error> {
     let Some(bytes) = checkpoint.report() else { return Ok(None) };
     serde_json::from_slice::<IgnoredAny>(&bytes)?;
