@@ -3,7 +3,37 @@
 use serde::{Deserialize, Serialize};
 
 use super::element::{Element, INFINITY, MAGNITUDE};
-use super::kernel::Summary;
+
+/// What a pass over a block saw, in binary32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The largest magnitude; above infinity when there is a NaN.
+    pub largest: u32,
+    /// One less than the smallest non-zero magnitude; `u32::MAX` when all are zero.
+    pub smallest_less_one: u32,
+    /// All bits that were set in any value.
+    pub union: u32,
+}
+
+impl Summary {
+    /// Of no elements.
+    pub const EMPTY: Summary = Summary { largest: 0, smallest_less_one: u32::MAX, union: 0 };
+
+    #[inline(always)]
+    pub fn add(&mut self, bits: u32) {
+        let magnitude = bits & MAGNITUDE;
+        self.largest = self.largest.max(magnitude);
+        self.smallest_less_one = self.smallest_less_one.min(magnitude.wrapping_sub(1));
+        self.union |= bits;
+    }
+
+    #[inline(always)]
+    pub fn join(&mut self, other: Summary) {
+        self.largest = self.largest.max(other.largest);
+        self.smallest_less_one = self.smallest_less_one.min(other.smallest_less_one);
+        self.union |= other.union;
+    }
+}
 
 /// What a cast did to a tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //! Narrowing rounds once, to nearest, ties to even; subnormals and the sign of zero are kept;
 //! NaN stays NaN with its sign and top payload bits, quieted.
 
-use super::kernel::{Binary16, LANES};
+use super::lanes::{Binary16, LANES};
 
 /// Bits of binary32 infinity; anything above it, the sign aside, is NaN.
 pub const INFINITY: u32 = 0x7F80_0000;

@@ -2,48 +2,45 @@
 //! tell whether anything in the block needs counting. It has no branch, so the compiler turns
 //! it into vector code for whatever CPU level it is compiled for.
 
-use super::element::{Element, MAGNITUDE};
+use serde::{Deserialize, Serialize};
 
-/// Elements the loop takes at a time: a whole register of the widest level.
-pub const LANES: usize = 16;
+use super::audit::{Audit, Summary};
+use super::element::{Element, F16, INFINITY, MAGNITUDE};
+use super::lanes::{Binary16, LANES};
 
-/// How a CPU level converts binary16. The compiler makes good vector code of everything else;
-/// for these two the instructions are worth it (docs/benchmarks.md).
-pub trait Binary16 {
-    /// Bits of binary16 to bits of the same values in binary32; NaN is quieted.
-    fn widen(bits: [u16; LANES]) -> [u32; LANES];
-    /// Bits of binary32 to bits of the nearest binary16; NaN keeps its top payload, quieted.
-    fn narrow(bits: [u32; LANES]) -> [u16; LANES];
+/// Elements per block: source and result of one block stay in the first-level cache.
+const BLOCK: usize = 4096;
+
+/// What becomes of a finite value whose magnitude the target cannot hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overflow {
+    /// Infinity, as IEEE 754 rounding says.
+    #[default]
+    Infinity,
+    /// The largest finite value, with the sign.
+    Saturate,
 }
 
-/// What a pass over a block saw, in binary32 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// The largest magnitude; above infinity when there is a NaN.
-    pub largest: u32,
-    /// One less than the smallest non-zero magnitude; `u32::MAX` when all are zero.
-    pub smallest_less_one: u32,
-    /// All bits that were set in any value.
-    pub union: u32,
+/// One call's work: the bytes, the policy, and the audit it adds to.
+pub struct Run<'a> {
+    pub src: &'a [u8],
+    pub dst: &'a mut [u8],
+    pub overflow: Overflow,
+    pub audit: &'a mut Audit,
 }
 
-impl Summary {
-    /// Of no elements.
-    pub const EMPTY: Summary = Summary { largest: 0, smallest_less_one: u32::MAX, union: 0 };
+/// binary16 by the specification, on any CPU.
+pub struct Portable;
 
+impl Binary16 for Portable {
     #[inline(always)]
-    fn add(&mut self, bits: u32) {
-        let magnitude = bits & MAGNITUDE;
-        self.largest = self.largest.max(magnitude);
-        self.smallest_less_one = self.smallest_less_one.min(magnitude.wrapping_sub(1));
-        self.union |= bits;
+    fn widen(bits: [u16; LANES]) -> [u32; LANES] {
+        bits.map(|bits| F16(bits).to_f32())
     }
-
     #[inline(always)]
-    fn join(&mut self, other: Summary) {
-        self.largest = self.largest.max(other.largest);
-        self.smallest_less_one = self.smallest_less_one.min(other.smallest_less_one);
-        self.union |= other.union;
+    fn narrow(bits: [u32; LANES]) -> [u16; LANES] {
+        bits.map(|bits| F16::from_f32(bits).0)
     }
 }
 
@@ -80,10 +77,32 @@ pub fn cast_block<H: Binary16, S: Element, D: Element>(src: &[u8], dst: &mut [u8
     summary
 }
 
+#[inline(always)]
+pub fn run_blocks<H: Binary16, S: Element, D: Element>(run: Run<'_>) {
+    let blocks = run.src.chunks(BLOCK * S::BYTES).zip(run.dst.chunks_mut(BLOCK * D::BYTES));
+    for (src, dst) in blocks {
+        let summary = cast_block::<H, S, D>(src, dst);
+        run.audit.add_block::<S, D>(summary, src);
+        if run.overflow == Overflow::Saturate && summary.largest >= D::INFINITE_FROM {
+            saturate::<S, D>(src, dst);
+        }
+    }
+}
+
+/// Replaces the infinities that came from finite values.
+#[inline(always)]
+fn saturate<S: Element, D: Element>(src: &[u8], dst: &mut [u8]) {
+    for (src, dst) in src.chunks_exact(S::BYTES).zip(dst.chunks_exact_mut(D::BYTES)) {
+        let bits = S::load(src).to_f32();
+        if (D::INFINITE_FROM..INFINITY).contains(&(bits & MAGNITUDE)) {
+            D::from_f32((bits & !MAGNITUDE) | D::LARGEST).store(dst);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cast::Portable;
     use crate::cast::element::{F16, F32};
 
     #[test]

@@ -9,8 +9,8 @@ use std::arch::x86_64::{
 use std::mem::transmute;
 
 use super::element::Element;
-use super::kernel::{Binary16, LANES};
-use super::{Run, run_blocks};
+use super::kernel::{Run, run_blocks};
+use super::lanes::{Binary16, LANES};
 
 /// The loop for AVX2 and F16C.
 #[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2")]
