@@ -15,8 +15,7 @@ use crate::format::json;
 use crate::format::safetensors::Shard;
 use crate::place::hub_cache::Snapshot;
 use crate::place::local::Local;
-use crate::place::{Place, address, read_small};
-use crate::recipe::Source;
+use crate::place::{Place, Source, address, read_small};
 
 pub const REPORT: &str = "recast.json";
 
@@ -138,9 +137,8 @@ impl Checkpoint {
     fn note_config_beside(&mut self, key: &Path) -> Result<(), Error> {
         match self.place.look(key) {
             Ok(_) => {}
-            // A folder of that name is no config.
-            Err(Error::NoSuchPath { .. }) => return Ok(()),
-            Err(Error::NotRegular { what: crate::place::links::DIRECTORY, .. }) => return Ok(()),
+            // A folder of that name is not a config.
+            Err(Error::NoSuchPath { .. } | Error::LinkToDirectory { .. }) => return Ok(()),
             Err(error) => return Err(error),
         }
         let (bytes, name) =

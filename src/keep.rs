@@ -9,7 +9,7 @@ use regex::Regex;
 use serde::Deserialize;
 
 use crate::dtype::Float;
-use crate::error::Error;
+use crate::error::{Error, Reason};
 
 /// How many near names an unmatched pattern suggests.
 const SUGGESTIONS: usize = 3;
@@ -30,14 +30,14 @@ enum Matcher {
 impl Pattern {
     /// Parses a pattern.
     pub fn parse(text: &str) -> Result<Pattern, Error> {
-        let bad = |error: &dyn ToString| {
-            let (pattern, reason) = (text.to_owned(), error.to_string());
-            Error::BadPattern { pattern, reason }
-        };
         let matcher = match text.strip_prefix("re:") {
-            Some(regex) => Matcher::Regex(Regex::new(regex).map_err(|error| bad(&error))?),
-            None => Matcher::Glob(Glob::new(text).map_err(|error| bad(&error))?.compile_matcher()),
+            Some(regex) => Regex::new(regex).map(Matcher::Regex).map_err(Reason::from),
+            None => Glob::new(text)
+                .map(|glob| Matcher::Glob(glob.compile_matcher()))
+                .map_err(Reason::from),
         };
+        let matcher =
+            matcher.map_err(|source| Error::BadPattern { pattern: text.to_owned(), source })?;
         Ok(Pattern { text: text.to_owned(), matcher })
     }
 

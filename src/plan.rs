@@ -3,6 +3,7 @@
 
 use std::cell::LazyCell;
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,70 +12,21 @@ mod tensors;
 use crate::cast::Overflow;
 use crate::checkpoint::{Checkpoint, Kind, SourceFile};
 use crate::checksum::Digest;
-use crate::dtype::{Dtype, Float};
-use crate::error::Error;
+use crate::dtype::Float;
+use crate::error::{Error, causes};
 use crate::format::index::Index;
-use crate::format::safetensors::{Shard, Tensor};
+use crate::format::safetensors::Tensor;
 use crate::place::Place;
 use crate::recipe::{self, Extent, Recipe, Span};
 use crate::shown::Shown;
-use tensors::Chooser;
+use tensors::Decisions;
+pub use tensors::{Action, Content, Options, PlannedTensor};
 
 /// The file that makes a directory of several models a diffusers pipeline.
 pub const PIPELINE: &str = "model_index.json";
 
 /// How many names a warning lists before it counts the rest.
 const LISTED: usize = 4;
-
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub to: Float,
-    pub keep: Vec<String>,
-    /// Whether the built-in list of tensors that loaders need in fp32 holds.
-    pub auto_keep: bool,
-    /// What becomes of finite values that the target cannot hold.
-    pub overflow: Overflow,
-}
-
-impl Options {
-    /// To that dtype, and nothing else asked for.
-    pub fn to(to: Float) -> Options {
-        Options { to, keep: Vec::new(), auto_keep: true, overflow: Overflow::Infinity }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    Cast,
-    /// There is nothing to cast.
-    Copy,
-    /// It could be cast, but is left as it is.
-    Keep,
-}
-
-/// What becomes of a tensor of a shard. Its bytes are those of the span with its position in
-/// [`Content::Shard`] and one more, which is the header's.
-#[derive(Clone, Debug)]
-pub struct PlannedTensor {
-    pub tensor: usize,
-    pub action: Action,
-    pub reason: Arc<str>,
-    pub dtype: Dtype,
-    pub bytes: u64,
-}
-
-/// What a file of the result is.
-#[derive(Clone, Debug)]
-pub enum Content {
-    /// A header and the tensors that follow it, in order.
-    Shard {
-        shard: Arc<Shard>,
-        tensors: Vec<PlannedTensor>,
-    },
-    /// A text with other dtypes or sizes.
-    Text,
-    Copy,
-}
 
 #[derive(Clone, Debug)]
 pub struct PlannedFile {
@@ -95,7 +47,7 @@ pub struct Plan {
     /// The files, in the order of publication: weights, other files, indexes, configs, and last
     /// the config (or index) at the root.
     pub files: Vec<PlannedFile>,
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
     /// The digest of all recipes, but for what becomes of values that overflow.
     recipes: Digest,
 }
@@ -109,7 +61,7 @@ impl Plan {
         options.keep.sort();
         options.keep.dedup();
         let (to, overflow) = (options.to, options.overflow);
-        let chooser = Chooser::new(checkpoint, &options)?;
+        let decisions = Decisions::new(checkpoint, &options)?;
         let mut sources: Vec<&SourceFile> = checkpoint.files.iter().collect();
         sources.sort_by_key(|file| publication_rank(file));
         let mut files: Vec<PlannedFile> = Vec::with_capacity(sources.len());
@@ -121,7 +73,7 @@ impl Plan {
         };
         // They come before what describes them.
         for (file, shard) in checkpoint.shards() {
-            let (content, spans) = chooser.shard(file, shard)?;
+            let (content, spans) = decisions.shard(file, shard)?;
             add(&mut files, file, content, spans);
         }
         // Made once, because there may be many indexes, and only where there is one.
@@ -190,23 +142,15 @@ impl Plan {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    fn collect_warnings(&self, checkpoint: &Checkpoint) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if let Some(snapshot) = &checkpoint.snapshot {
-            warnings
-                .push(format!("converting one snapshot of this Hub cache repository: {snapshot}"));
-        }
+    fn collect_warnings(&self, checkpoint: &Checkpoint) -> Vec<Warning> {
+        let snapshot = checkpoint.snapshot.iter().cloned();
+        let mut warnings: Vec<_> = snapshot.map(|choice| Warning::Snapshot { choice }).collect();
         let other = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::OtherWeights));
-        if let Some(files) = list(other.map(|file| file.path().shown())) {
-            warnings.push(format!(
-                "left behind, because recast converts only safetensors and these hold the old \
-                 dtype: {files}"
-            ));
-        }
+        let files = Names::of(other.map(|file| file.path().shown()));
+        warnings.extend(files.map(|files| Warning::LeftBehind { files }));
         let doubles = self.tensors().filter(|(_, tensor, _)| tensor.dtype.name() == "F64");
-        if let Some(tensors) = list(doubles.map(|(_, tensor, _)| tensor.name.shown())) {
-            warnings.push(format!("carried in fp64, which recast does not cast: {tensors}"));
-        }
+        let tensors = Names::of(doubles.map(|(_, tensor, _)| tensor.name.shown()));
+        warnings.extend(tensors.map(|tensors| Warning::Fp64 { tensors }));
         let to = self.options.to;
         let misnamed = self.files.iter().filter(|file| {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy();
@@ -215,13 +159,11 @@ impl Plan {
                     .split(['.', '-', '_'])
                     .any(|part| Float::parse(part).is_some_and(|float| float != to))
         });
-        if let Some(files) = list(misnamed.map(|file| file.path.shown())) {
-            warnings.push(format!(
-                "named after another dtype than the {to} they now hold (names are kept): {files}"
-            ));
-        }
+        let to = to.name();
+        let files = Names::of(misnamed.map(|file| file.path.shown()));
+        warnings.extend(files.map(|files| Warning::Misnamed { to, files }));
         if self.tensors().all(|(_, _, planned)| planned.action == Action::Copy) {
-            warnings.push(format!("no tensor needed a cast: all floating tensors are {to}"));
+            warnings.push(Warning::NothingToCast { to });
         }
         warnings
     }
@@ -276,12 +218,44 @@ fn publication_rank(file: &SourceFile) -> u8 {
     }
 }
 
-/// The first of some names and how many more there are; nothing when there is none.
-fn list(mut names: impl Iterator<Item = String>) -> Option<String> {
-    let first: Vec<String> = names.by_ref().take(LISTED).collect();
-    let text = first.join(", ");
-    match names.count() {
-        0 => (!first.is_empty()).then_some(text),
-        more => Some(format!("{text} and {more} more")),
+causes! {
+    /// What the user should know of a plan.
+    #[derive(Clone)]
+    Warning
+    "warning" {
+        Snapshot { choice: String = "REVISION, REASON" }
+            "converting one snapshot of this Hub cache repository: {choice}";
+        LeftBehind { files: Names = Names::of(["FILES".to_owned()].into_iter()).expect("one") }
+            "left behind, because recast converts only safetensors and these hold the old dtype: \
+             {files}";
+        Fp64 { tensors: Names = Names::of(["TENSORS".to_owned()].into_iter()).expect("one") }
+            "carried in fp64, which recast does not cast: {tensors}";
+        Misnamed { to: &'static str = "DTYPE",
+                   files: Names = Names::of(["FILES".to_owned()].into_iter()).expect("one") }
+            "named after another dtype than the {to} they now hold (names are kept): {files}";
+        NothingToCast { to: &'static str = "DTYPE" }
+            "no tensor needed a cast: all floating tensors are {to}";
+    }
+}
+
+/// The first of some names, and how many more there are.
+#[derive(Clone, Debug)]
+pub struct Names {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Names {
+    /// Nothing where there is none.
+    fn of(mut names: impl Iterator<Item = String>) -> Option<Names> {
+        let first: Vec<String> = names.by_ref().take(LISTED).collect();
+        (!first.is_empty()).then(|| Names { first, more: names.count() })
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.first.join(", "))?;
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
     }
 }

@@ -3,7 +3,7 @@
 //! a path, a handle or a thread; the same recipe makes the same bytes, wherever and whenever, and
 //! any range of them alone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,26 +11,13 @@ use crate::cast::{self, Audit, Level, Overflow};
 use crate::checksum::{BLOCK, Blocks, Digest, Hasher};
 use crate::dtype::Float;
 use crate::names;
+use crate::place::Source;
 
 /// Changes when the bytes that a recipe makes would, and only then.
 pub const FORMAT: u32 = 1;
 
 /// Bytes of the result that are made at a time.
 pub const PIECE: u64 = 1 << 20;
-
-/// An object that spans are made from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
-    /// Its key in its place.
-    #[serde(with = "names")]
-    pub key: PathBuf,
-    /// Its length in bytes.
-    pub bytes: u64,
-    /// How many bytes at its start the version is the digest of: a header, or a whole small text.
-    pub head: u64,
-    /// The digest of those.
-    pub version: Digest,
-}
 
 /// A range of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 mod identity;
 mod lossless;
 
-pub use identity::{File, Identity, Options, SourceFile, is_of};
+pub use identity::{File, Identity, Options, SourceFile, Totals, is_of};
 pub use lossless::{Lossless, lossless};
 
 use std::collections::HashMap;
@@ -15,23 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::cast::Audit;
 use crate::checksum::Digest;
-use crate::error::counted;
+use crate::error::{Overflow, OverflowedTensor};
+use crate::format::safetensors::Tensor;
 use crate::names;
 use crate::plan::{Action, Plan, PlannedTensor};
 use crate::recipe::FORMAT;
-use crate::shown::Shown;
 
 /// Of the report and of what the command prints as JSON.
 pub const SCHEMA_VERSION: u32 = 1;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
-    pub to_inf: u64,
-    pub to_zero: u64,
-    pub nan: u64,
-    pub inf: u64,
-    pub inexact_tensors: u64,
-}
 
 /// Tensors that keep their dtype for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,13 +62,11 @@ pub type Audits = [Vec<Audit>];
 fn audited<'a>(
     plan: &'a Plan,
     audits: &'a Audits,
-) -> impl Iterator<Item = (&'a Path, &'a str, &'a PlannedTensor, &'a Audit)> {
+) -> impl Iterator<Item = (&'a Path, &'a Tensor, &'a PlannedTensor, &'a Audit)> {
     plan.files.iter().zip(audits).flat_map(|(file, audits)| {
         let tensors = file.tensors().filter(|(_, planned)| planned.action != Action::Copy);
-        let tensors = tensors.zip(audits);
-        tensors.map(|((tensor, planned), audit)| {
-            (file.path.as_path(), tensor.name.as_str(), planned, audit)
-        })
+        let path = file.path.as_path();
+        tensors.zip(audits).map(move |((tensor, planned), audit)| (path, tensor, planned, audit))
     })
 }
 
@@ -119,10 +108,10 @@ impl Summary {
                 }
             }
         }
-        for (_, name, planned, audit) in audits.into_iter().flat_map(|audits| audited(plan, audits))
-        {
+        let audited = audits.into_iter().flat_map(|audits| audited(plan, audits));
+        for (_, tensor, planned, audit) in audited {
             if planned.action == Action::Keep && audit.exact {
-                kept[groups[&*planned.reason]].exact_anyway.push(name.to_owned());
+                kept[groups[&*planned.reason]].exact_anyway.push(tensor.name.clone());
             }
         }
         Summary {
@@ -135,7 +124,7 @@ impl Summary {
             bytes_written: plan.bytes_written(),
             audit: audits.map(|audits| totals(plan, audits)),
             kept,
-            warnings: plan.warnings.clone(),
+            warnings: plan.warnings.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -217,52 +206,29 @@ struct Row<'a> {
 
 fn rows<'a>(plan: &'a Plan, audits: &'a Audits) -> impl Iterator<Item = Row<'a>> {
     let cast = audited(plan, audits).filter(|(.., planned, _)| planned.action == Action::Cast);
-    cast.map(|(file, name, _, audit)| {
+    cast.map(|(file, tensor, _, audit)| {
         let Audit { to_inf, to_zero, nan, inf, exact, .. } = *audit;
         let max_abs = f64::from(audit.max_abs());
-        Row { name, file, to_inf, to_zero, nan, inf, max_abs, exact }
+        Row { name: &tensor.name, file, to_inf, to_zero, nan, inf, max_abs, exact }
     })
 }
 
-/// How many tensors an overflow names.
-const WORST: usize = 5;
-
-/// What the overflow error says: the tensors that overflow, the worst first. The audits are those
-/// of some files, by their numbers.
-pub fn overflow(plan: &Plan, found: &[(usize, Vec<Audit>)]) -> String {
+/// The tensors that overflow, the worst first. The audits are those of some files, by their numbers.
+pub fn overflow(plan: &Plan, found: &[(usize, Vec<Audit>)]) -> Overflow {
     let mut audits = vec![Vec::new(); plan.files.len()];
     for (file, found) in found {
         audits[*file].clone_from(found);
     }
-    let cast = audited(plan, &audits);
-    let mut worst: Vec<_> = cast
-        .filter(|(.., planned, audit)| planned.action == Action::Cast && audit.to_inf > 0)
-        .collect();
-    worst.sort_by_key(|(.., audit)| std::cmp::Reverse(audit.to_inf));
-    let count: u64 = worst.iter().map(|(.., audit)| audit.to_inf).sum();
-    let mut text = format!(
-        "{} in {} {} too large for {} and would become infinite:",
-        counted(count, "finite value"),
-        counted(worst.len() as u64, "tensor"),
-        if count == 1 { "is" } else { "are" },
-        plan.options.to
-    );
-    let elements: HashMap<(&Path, &str), u64> = plan
-        .tensors()
-        .map(|(file, tensor, _)| ((file.path.as_path(), tensor.name.as_str()), tensor.elements()))
-        .collect();
-    for (file, name, _, audit) in worst.iter().take(WORST) {
-        text.push_str(&format!(
-            "\n  {} in {}: {} of {}, max_abs {:e}",
-            name.shown(),
-            file.shown(),
-            audit.to_inf,
-            counted(elements[&(*file, *name)], "value"),
-            audit.max_abs()
-        ));
-    }
-    if worst.len() > WORST {
-        text.push_str(&format!("\n  and {} more", worst.len() - WORST));
-    }
-    text
+    let overflowed = audited(plan, &audits)
+        .filter(|(.., planned, audit)| planned.action == Action::Cast && audit.to_inf > 0);
+    let tensors = overflowed.map(|(file, tensor, _, audit)| OverflowedTensor {
+        name: tensor.name.clone(),
+        file: file.to_owned(),
+        overflowed: audit.to_inf,
+        elements: tensor.elements(),
+        max_abs: audit.max_abs(),
+    });
+    let mut tensors: Vec<_> = tensors.collect();
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.overflowed));
+    Overflow { to: plan.options.to.name(), tensors }
 }

@@ -42,6 +42,11 @@ impl Shown for Path {
     }
 }
 
+/// How many there are of something, in words that fit the number.
+pub fn counted(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Each of several texts as it is shown.
 pub fn shown_all<T: AsRef<str>>(texts: impl IntoIterator<Item = T>, between: &str) -> String {
     texts.into_iter().map(|text| text.as_ref().shown()).collect::<Vec<_>>().join(between)

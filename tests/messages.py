@@ -1,4 +1,4 @@
-"""Every message of an error that recast raises on purpose, taken from its source."""
+"""Every message of a failure: the core lists its own, those of the package are in its source."""
 
 import ast
 import re
@@ -7,27 +7,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import recast
+from recast import _core
 
 ROOT = Path(__file__).parents[1]
-VARIANT = re.compile(r'#\[error\("(?P<text>(?:[^"\\]|\\.)*)".*?\)\]\s+(?P<name>\w+)', re.DOTALL)
-
-
-STRING = r'"((?:[^"\\]|\\.)*)"'
-# Where a variant's message is mostly a reason: the file that gives it, how it stands there, and the
-# variant.
-REASONS = (
-    ("commit/destination.rs", r"(?:reason: |let reason = |refuse\(\s*)" + STRING, "Destination"),
-    ("commit/destination.rs", r"in_the_way\(&place, " + STRING, "Destination"),
-    ("commit/conversion.rs", r"let reason = " + STRING, "Destination"),
-    ("report.rs", r"let mut text = format!\(\s*" + STRING, "Overflow"),
-    ("place/links.rs", STRING.replace('"(', '"(a '), "NotRegular"),
-    ("place/mod.rs", r"format!\(\s*" + STRING, "Json"),
-    ("format/json.rs", r"format!\(\s*" + STRING, "Json"),
-    ("format/index.rs", r"invalid\(&?(?:format!\()?" + STRING, "Json"),
-    ("format/safetensors.rs", r"format!\(\s*" + STRING, "Header"),
-    ("plan/tensors.rs", r"let reason = format!\(\s*" + STRING, "Header"),
-    ("format/safetensors.rs", r"[{]\s*" + STRING + r"\s*[}]", "Header"),
-)
+HEADER = "PATH: not a valid safetensors file: "
+HEADINGS = {
+    "warning": "Warnings",
+    "finding": "What verification finds",
+    "note": "Exit codes 130 and 143:",
+}
 
 
 @dataclass(frozen=True)
@@ -48,36 +36,22 @@ class Message:
         return True
 
 
-def of_the_core() -> list[Message]:
-    """One for each variant of the core's `Error`, and for each reason that one spells out."""
-    source = (ROOT / "src" / "error.rs").read_text(encoding="utf-8")
-    arms = source.split("fn class(")[1].split("pub fn ")[0].split("=>")
-    headings: dict[str, set[str]] = {}
-    for left, right in pairwise(arms):
-        exception = re.search(r'"(\w+Error)"', right)
-        assert exception
-        for variant in re.findall(r"Error::(\w+)", left):
-            heading = _heading(getattr(recast.errors, exception[1]))
-            headings.setdefault(variant, set()).add(heading)
-    enum = source.split("pub enum Error {")[1].split("\n}\n")[0]
+def of_the_core() -> list[tuple[str, str, str | None]]:
+    """An example of everything that the core may say: its heading, the text, the hint."""
     found = []
-    for variant in VARIANT.finditer(enum):
-        found.append(Message(variant["name"], _literal(variant["text"]), headings[variant["name"]]))
-    for path, pattern, variant in REASONS:
-        # Their tests have texts of their own.
-        text = (ROOT / "src" / path).read_text(encoding="utf-8").split("#[cfg(test)]")[0]
-        reasons = re.findall(pattern, text, re.DOTALL)
-        assert reasons, path
-        for reason in reasons:
-            found.append(Message(path, _literal(reason), headings[variant]))
+    for kind, text, hint in _core.messages():
+        heading = HEADINGS.get(kind) or _heading(getattr(recast.errors, kind))
+        found.append((heading, general(text), hint))
+    found.append((_heading(recast.HeaderError), "REASON", None))
     return found
 
 
-def of_warnings() -> list[Message]:
-    """One for each warning of a plan."""
-    source = (ROOT / "src" / "plan.rs").read_text(encoding="utf-8")
-    texts = re.findall(r'push\(format!\(\s*"((?:[^"\\]|\\.)*)"', source, re.DOTALL)
-    return [Message("plan.rs", _literal(text), {"Warnings"}) for text in texts]
+def general(message: str) -> str:
+    """A message with words for its numbers, on one line, a repeated line once."""
+    lines = [line.strip() for line in message.splitlines()]
+    text = " ".join(line for line, next in pairwise([*lines, ""]) if line != next)
+    text = text.removeprefix(HEADER)
+    return re.sub(r"\d[\d.e]*", "NUMBER", re.sub(r"\[[\d, ]+\]", "SHAPE", text))
 
 
 def of_the_package() -> list[Message]:
@@ -104,9 +78,6 @@ def of_verification() -> list[Message]:
             for text in _problems(node, name):
                 origin = f"{path.name}:{text.lineno}"
                 found.append(Message(origin, _words(_constants(text)), {"What verification finds"}))
-    source = (ROOT / "src" / "commit" / "published.rs").read_text(encoding="utf-8")
-    for text in re.findall(r'(?:Some\(|then_some\(|\(path, )"([^"]+)"', source):
-        found.append(Message("published.rs", _literal(text), {"What verification finds"}))
     return found
 
 
@@ -136,9 +107,3 @@ def _constants(node: ast.expr) -> list[str]:
 
 def _words(parts: list[str]) -> list[str]:
     return [word for part in parts if (word := part.strip(" \n:'()=,")) and len(word) > 1]
-
-
-def _literal(text: str) -> list[str]:
-    """The words of a Rust string: without what is filled in, and with its escapes resolved."""
-    plain = re.sub(r"\\\n\s*", "", text).replace("\\n", " ").replace("\\'", "'")
-    return _words(re.split(r"\{[^}]*\}", plain))

@@ -199,10 +199,10 @@ def test_a_rerun_sees_sums_that_are_damaged_or_not_asked_for(model: Path, tmp_pa
         recast.convert(model, dest, to="bf16")
     sums = (dest / "SHA256SUMS").read_bytes()
     flip(dest / "SHA256SUMS", 3)
-    with pytest.raises(recast.OutputError, match="SHA256SUMS: is missing or not as recast left it"):
+    with pytest.raises(recast.OutputError, match="SHA256SUMS: is missing, or was changed"):
         recast.convert(model, dest, to="bf16", sha256=True)
     (dest / "SHA256SUMS").unlink()
-    with pytest.raises(recast.OutputError, match="SHA256SUMS: is missing or not as recast left it"):
+    with pytest.raises(recast.OutputError, match="SHA256SUMS: is missing, or was changed"):
         recast.convert(model, dest, to="bf16", sha256=True)
     recast.convert(model, dest, to="bf16", sha256=True, overwrite=True)
     assert (dest / "SHA256SUMS").read_bytes() == sums
@@ -431,7 +431,7 @@ def test_a_report_that_cannot_be_read_is_an_error_of_the_input(name: str, result
     assert (done.returncode, done.stdout) == (65, "")
     first, hint = done.stderr.splitlines()
     assert first.startswith("error: ")
-    assert first.endswith("recast.json: there is no report of a conversion that can be read")
+    assert first.endswith("recast.json: no conversion report that recast can read")
     assert hint.startswith("hint: ")
 
 

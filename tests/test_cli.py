@@ -153,7 +153,7 @@ def test_a_dry_run_says_what_it_did_not_look_at(model: Path, tmp_path: Path) -> 
     assert recast_process(*command, "--dry-run").stdout == printed
     again = recast_process(*command)
     assert again.returncode == 73
-    assert "model.safetensors: is missing or not as recast left it" in again.stderr
+    assert "model.safetensors: is missing, or was changed since recast wrote it" in again.stderr
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(model: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Place:
         said = f"{result.returncode}: {result.stderr}"
         assert result.returncode in (0, 73, 74), said
         assert "Traceback" not in said
-        assert "other runs keep changing it" not in said
+        assert "other processes keep changing it" not in said
         assert tree(self.outside) == self.before, said
         if result.returncode == 0:
             assert_whole(self.dest, self.expected, said)
@@ -225,7 +225,7 @@ def test_what_recast_does_not_know_stays(name: str, place: Place) -> None:
         for options in ((), ("--overwrite",), ("--dry-run",)):
             result = convert(place.source, place.dest, *options)
             assert result.returncode == 73, result.stderr
-            assert f"{place.dest / '.recast' / name}: is not what recast leaves" in result.stderr
+            assert f"{place.dest / '.recast' / name}: is not something that recast creates" in result.stderr
             assert "hint: " in result.stderr
             assert tree(place.dest) == before
 

@@ -222,7 +222,7 @@ def test_a_name_that_is_not_utf_8_is_printed_to_any_stream(
         ([*command, "--dry-run"], 0, "caf\\xe9-\\xff.fp32.safetensors"),
         (command, 0, "out-caf\\xe9-\\xff in bf16"),
         (["inspect", strange, "--tensors"], 0, "caf\\xe9-\\xff.fp32.safetensors"),
-        ([*command, "--keep", "layer*"], 73, "caf\\xe9-\\xff: holds the result of another"),
+        ([*command, "--keep", "layer*"], 73, "caf\\xe9-\\xff: contains the result of another"),
         (["inspect", strange / "x"], 65, "caf\\xe9-\\xff/x: no such file"),
         (["inspect", strange, STRANGE], 2, "caf\\xe9-\\xff"),
     ):

@@ -146,7 +146,7 @@ def test_of_two_different_conversions_at_one_destination_the_result_is_wholly_on
         loser = "bf16" if winners == ["fp16"] else "fp16"
         assert results[loser].returncode == 73, note
         said = results[loser].stderr
-        assert "another conversion" in said or "changed by somebody else" in said, note
+        assert "another conversion" in said or "changed by another process" in said, note
         assert "hint: " in said, note
         assert_whole(dest, models[winners[0]], note)
         shutil.rmtree(dest)
@@ -203,7 +203,7 @@ def test_a_run_that_stands_still_is_displaced_by_another_only_with_overwrite(
     before = tree(dest)
     result = convert(source, dest, "--to", "fp16")
     assert result.returncode == 73, result.stderr
-    assert "holds what was begun of another conversion" in result.stderr
+    assert "contains another unfinished conversion" in result.stderr
     assert tree(dest) == before
     result = convert(source, dest, "--to", "fp16", "--overwrite")
     assert result.returncode == 0, result.stderr

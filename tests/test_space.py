@@ -108,7 +108,7 @@ def test_a_result_that_does_not_fit_is_refused_before_anything_is_published(
     result = convert(source, disk.dest)
     assert result.returncode == 73, result.stderr
     assert not disk.dest.exists()
-    said = re.search(r"needs (\d+) bytes more, and (\d+) are free", result.stderr)
+    said = re.search(r"needs (\d+) more bytes, but only (\d+) are free", result.stderr)
     assert said, result.stderr
     assert int(said[1]) == needed
     assert free - OWN <= int(said[2]) <= free

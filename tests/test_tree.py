@@ -348,7 +348,7 @@ def test_a_staging_folder_that_this_version_does_not_know_is_left_alone(
     (dest / ".recast" / name / "model.safetensors").write_bytes(b"half a model")
     before = tree(dest)
     for overwrite in (False, True):
-        with pytest.raises(recast.OutputError, match="is not what recast leaves there"):
+        with pytest.raises(recast.OutputError, match="is not something that recast creates there"):
             convert(model, dest, overwrite=overwrite)
     assert tree(dest) == before
 

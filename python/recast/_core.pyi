@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 __version__: str
+SIMD_VARIABLE: str
 
 class Tensor:
     """A tensor of a checkpoint, as its header describes it."""
@@ -176,4 +177,10 @@ def check_published(
 def check_local(path: str, *, write: bool = False) -> None: ...
 def float_name(name: str) -> str | None: ...
 def nesting(text: bytes) -> int: ...
+def messages() -> list[tuple[str, str, str | None]]:
+    """All that the core may say of a failure: class, example, hint.
+
+    The class is the name of an exception, or 'warning', 'finding' or 'note'.
+    """
+
 def simd_level() -> str: ...

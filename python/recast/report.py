@@ -136,7 +136,7 @@ class Report:
             return published
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise OutputError(
-                f"{plain(path)}: is missing or not as recast left it",
+                f"{plain(path)}: is missing, or was changed since recast wrote it",
                 "convert again with overwrite, which replaces it",
             ) from error
 

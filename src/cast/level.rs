@@ -65,6 +65,7 @@ impl Level {
         if let Some(level) = CURRENT.get() {
             return Ok(*level);
         }
+        #[expect(clippy::disallowed_methods, reason = "the one variable that the core reads")]
         let level = match std::env::var_os(VARIABLE) {
             Some(name) if !name.is_empty() => Level::named(&name.to_string_lossy())?,
             _ => Level::available_levels().last().expect("portable runs everywhere"),
@@ -80,7 +81,11 @@ impl Level {
     fn named(name: &str) -> Result<Level, Error> {
         Level::available_levels().find(|level| level.name() == name).ok_or_else(|| {
             let names: Vec<_> = Level::available_levels().map(Level::name).collect();
-            Error::NoSuchLevel { name: name.to_owned(), available: names.join(", ") }
+            Error::NoSuchLevel {
+                variable: VARIABLE,
+                name: name.to_owned(),
+                available: names.join(", "),
+            }
         })
     }
 }

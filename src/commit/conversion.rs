@@ -1,56 +1,25 @@
 //! A conversion: it looks at what is there, does what comes next, and looks again, until its result
 //! is there or may not be. Whatever happens between two looks, the next one sees it.
 
-use std::fs::File;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::destination::{self, Destination};
-use super::folder::{Contents, Folder, RunName};
+use super::folder::{Contents, RunName};
+use super::own_files::read_own;
+use super::publish;
 use super::stage::{Stage, State};
-use super::work::Verdict;
-use super::{Hooks, OnOverflow, Options, Outcome, publish, seal};
-use crate::cast::{Level, Overflow};
-use crate::checkpoint::{MAX_REPORT, REPORT, SUMS};
-use crate::checksum::Digest;
-use crate::error::Error;
+use super::terms::{Hooks, Outcome};
+use super::work::{Conversion, Verdict};
+use crate::checkpoint::{MAX_REPORT, REPORT};
+use crate::error::{DestinationFault, Difference, Error};
 use crate::fs;
-use crate::plan::Plan;
-use crate::report::{self, Identity, Summary};
+use crate::report::{Identity, Summary};
 
 /// How often a source may seem to change between two looks before a run gives up.
 const LOOKS: usize = 16;
 /// How often a run looks again before it says that it gets nowhere.
 const ROUNDS: usize = 1000;
-
-pub struct Conversion<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) options: &'a Options,
-    pub(super) level: Level,
-    pub(super) run: Digest,
-    pub(super) dest: PathBuf,
-    /// As the user named it.
-    pub(super) named: PathBuf,
-    pub(super) folder: Folder,
-    /// Directories that did not exist before, the innermost first.
-    pub(super) created: Vec<PathBuf>,
-    /// What the destination held when this began: only that may be replaced.
-    pub(super) seen: Option<Digest>,
-    /// A model of the same recipes that is there but is damaged, or of another source.
-    pub(super) known_other: Option<Digest>,
-    /// The run that this one works on.
-    pub(super) mine: Option<RunName>,
-    /// Held where the file system cannot promise that a rename replaces nothing.
-    pub(super) lock: Option<File>,
-    /// Whether it is known that others do no harm, or held that there are none.
-    pub(super) is_alone: bool,
-    /// What this run published, to be looked at once more.
-    pub(super) published: Option<Outcome>,
-    pub(super) resumed: usize,
-    pub(super) checked_place: bool,
-    /// Whether this carried a publication of the same to its end.
-    pub(super) completed: bool,
-}
 
 /// What a round came to.
 pub enum Next {
@@ -58,59 +27,7 @@ pub enum Next {
     Ended(Box<Outcome>),
 }
 
-impl<'a> Conversion<'a> {
-    pub(super) fn new(
-        plan: &'a Plan,
-        dest: &Path,
-        options: &'a Options,
-    ) -> Result<Conversion<'a>, Error> {
-        // Nothing that the place of an empty name would be.
-        let named = if dest.as_os_str().is_empty() { Path::new("/") } else { dest };
-        let absolute = std::path::absolute(named).map_err(Error::io("resolve", dest))?;
-        let mut conversion = Conversion {
-            plan,
-            options,
-            level: Level::current()?,
-            run: Digest::default(),
-            folder: Folder::of(&absolute),
-            dest: absolute,
-            named: dest.to_owned(),
-            created: Vec::new(),
-            seen: None,
-            known_other: None,
-            mine: None,
-            lock: None,
-            is_alone: false,
-            published: None,
-            resumed: 0,
-            checked_place: false,
-            completed: false,
-        };
-        conversion.run = conversion.run_under(plan.options.overflow);
-        Ok(conversion)
-    }
-
-    /// The name of the run under a policy for values that overflow.
-    pub(super) fn run_under(&self, overflow: Overflow) -> Digest {
-        let run = self.plan.run(overflow);
-        if self.options.sha256 { Digest::of_blocks(&[run, Digest(2)]) } else { run }
-    }
-
-    pub(super) fn is_mine(&self, report: &Identity) -> bool {
-        let stops = self.options.on_overflow == OnOverflow::Error;
-        report::is_of(report, self.plan, |overflow| self.run_under(overflow), stops)
-    }
-
-    /// The name of the file of sums, where one is asked for.
-    fn sums(&self) -> Option<&'static str> {
-        self.options.sha256.then_some(SUMS)
-    }
-
-    /// The names of files that describe the others.
-    pub(super) fn more(&self) -> Vec<&'static str> {
-        self.sums().into_iter().chain([REPORT]).collect()
-    }
-
+impl Conversion<'_> {
     pub(super) fn carry_out(&mut self, hooks: &mut dyn Hooks) -> Result<Outcome, Error> {
         destination::check_place(self.plan, &self.named)?;
         for _ in 0..ROUNDS {
@@ -124,7 +41,7 @@ impl<'a> Conversion<'a> {
             }
             let total = self.plan.bytes_written();
             if !hooks.progress(if self.published.is_some() { total } else { 0 }, total) {
-                return Err(Error::Cancelled);
+                return Err(Error::Stopped);
             }
         }
         Err(Error::Contended { path: self.named.clone() })
@@ -141,7 +58,8 @@ impl<'a> Conversion<'a> {
         }
         if let Some(run) = &contents.publishing {
             if let Err(error) = publish::forward(&self.folder, &self.dest, run, self.options.sync) {
-                return self.restore(run, error, hooks);
+                self.restore(run, error, hooks)?;
+                return Ok(Next::Again);
             }
             self.completed |= run.hash == self.run;
             return Ok(Next::Again);
@@ -252,7 +170,9 @@ impl<'a> Conversion<'a> {
                     self.folder.sweep(contents, true);
                     return Ok(Some(outcome));
                 }
-                Err(Error::Damaged { .. } | Error::Mismatch { .. }) if self.options.overwrite => {
+                Err(Error::Damaged { .. } | Error::OtherResult { .. })
+                    if self.options.overwrite =>
+                {
                     self.known_other = Some(there.fingerprint);
                 }
                 Err(error) => return Err(error),
@@ -281,17 +201,17 @@ impl<'a> Conversion<'a> {
     pub(super) fn check_first(&self, there: &Destination, runs: &[RunName]) -> Result<(), Error> {
         if !self.options.overwrite {
             if let Some(report) = &there.report {
-                return Err(self.mismatch(Some(report), true));
+                let differences = self.differences(Some(report));
+                return Err(Error::OtherResult { path: self.named.clone(), differences });
             }
             if !there.files.is_empty() {
-                let reason = "the destination is not empty";
-                let hint =
-                    "give a new or empty directory, or --overwrite to replace the model there";
-                return Err(Error::Destination { path: self.named.clone(), reason, hint });
+                let fault = DestinationFault::NotEmpty;
+                return Err(Error::Destination { path: self.named.clone(), fault });
             }
             if let Some(other) = runs.iter().find(|run| run.hash != self.run) {
                 let about = self.folder.run(other).about()?;
-                return Err(self.mismatch(about.as_ref(), false));
+                let differences = self.differences(about.as_ref());
+                return Err(Error::OtherRun { path: self.named.clone(), differences });
             }
         }
         destination::check_way(self.plan, &self.dest, there, &self.more())?;
@@ -303,12 +223,10 @@ impl<'a> Conversion<'a> {
         Ok(())
     }
 
-    fn mismatch(&self, there: Option<&Identity>, finished: bool) -> Error {
+    fn differences(&self, there: Option<&Identity>) -> Vec<Difference> {
         let name = self.options.on_overflow.name();
-        let unknown = || vec!["of which nothing more is known".to_owned()];
-        let differences =
-            there.map_or_else(unknown, |it| it.differences(self.plan, self.run, name, self.sums()));
-        Error::Mismatch { path: self.named.clone(), finished, differences }
+        let unknown = || vec![Difference::Unknown];
+        there.map_or_else(unknown, |it| it.differences(self.plan, self.run, name, self.sums()))
     }
 
     /// The result is there: made by this run, or before it.
@@ -326,7 +244,7 @@ impl<'a> Conversion<'a> {
         let compared =
             destination::check_content(self.plan, &self.dest, report, threads, progress)?;
         let path = self.dest.join(REPORT);
-        let text = seal::read_own(&path, MAX_REPORT)?.unwrap_or_default();
+        let text = read_own(&path, MAX_REPORT)?.unwrap_or_default();
         let summary = serde_json::from_slice::<Summary>(&text).ok();
         let summary = summary.filter(|summary| summary.audit.is_some());
         let summary = summary.ok_or(Error::Damaged { path })?;

@@ -5,18 +5,18 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::folder::{Folder, RunName, STAGING};
+use super::own_files::read_own_with_time;
 use super::run_folder::RunFolder;
-use super::seal::read_own_with_time;
 use crate::checkpoint::{MAX_REPORT, REPORT};
 use crate::checksum::{Blocks, Digest, Hasher};
-use crate::error::Error;
+use crate::error::{DestinationFault, Difference, Error};
 use crate::fs;
 use crate::make::check::{self, Reading};
 use crate::place::local::Local;
-use crate::place::{Place, address, links};
+use crate::place::{Place, address, regular};
 use crate::plan::Plan;
 use crate::report::Identity;
-use crate::shown::Shown;
+use crate::shown::counted;
 
 #[derive(Debug)]
 pub struct Destination {
@@ -31,10 +31,7 @@ pub struct Destination {
 impl Destination {
     pub fn look(dest: &Path) -> Result<Destination, Error> {
         match fs::metadata(dest) {
-            Ok(found) if !found.is_dir() => {
-                let hint = "give a directory that does not exist yet";
-                return refuse("exists and is not a directory", hint, dest);
-            }
+            Ok(found) if !found.is_dir() => return refuse(dest, DestinationFault::NotADirectory),
             Err(error) if !fs::is_missing(&error) => return Err(Error::create(dest)(error)),
             _ => {}
         }
@@ -44,7 +41,7 @@ impl Destination {
             Err(Error::NotOurs { .. }) => None,
             found => found?,
         };
-        let listed = match links::list(dest) {
+        let listed = match regular::list(dest) {
             Err(Error::Io { path, source, .. }) => return Err(Error::Create { path, source }),
             found => found?,
         };
@@ -86,7 +83,7 @@ pub fn check_way(
     let known: HashSet<&Path> =
         reported.map(|file| file.path.as_path()).chain(new.iter().copied()).collect();
     if let Some(path) = there.files.iter().find(|path| !known.contains(path.as_path())) {
-        return Err(Error::Stranger { path: dest.join(path) });
+        return Err(Error::UnexpectedFile { path: dest.join(path) });
     }
     if fs::look(dest).map_err(Error::io("read", dest))?.is_none() {
         return Ok(());
@@ -98,10 +95,10 @@ pub fn check_way(
         let place = dest.join(path);
         match fs::look(&place).map_err(Error::io("read", &place))? {
             Some(found) if found.is_dir() => {
-                return in_the_way(&place, "is a directory where the result has a file");
+                return refuse(&place, DestinationFault::DirectoryInTheWay);
             }
             Some(_) if fs::mount(&place) != mount => {
-                return in_the_way(&place, "is mounted there by itself and cannot be replaced");
+                return refuse(&place, DestinationFault::MountPoint);
             }
             _ => {}
         }
@@ -112,22 +109,18 @@ pub fn check_way(
         let place = if is_top { dest.to_owned() } else { dest.join(folder) };
         let Some(found) = fs::look(&place).map_err(Error::io("read", &place))? else { continue };
         if !found.is_dir() && !is_top {
-            return in_the_way(&place, "is not a directory, where the result has one");
+            return refuse(&place, DestinationFault::FileInTheWay);
         }
         if found.is_dir() && fs::mount(&place) != mount {
-            return in_the_way(&place, "is another file system, to which nothing can be renamed");
+            return refuse(&place, DestinationFault::OtherFileSystem);
         }
         fs::check_may_change(&place).map_err(Error::create(&place))?;
     }
     Ok(())
 }
 
-fn in_the_way(path: &Path, reason: &'static str) -> Result<(), Error> {
-    refuse(reason, "move it away, or give another destination", path)
-}
-
-fn refuse<T>(reason: &'static str, hint: &'static str, dest: &Path) -> Result<T, Error> {
-    Err(Error::Destination { path: dest.to_owned(), reason, hint })
+fn refuse<T>(path: &Path, fault: DestinationFault) -> Result<T, Error> {
+    Err(Error::Destination { path: path.to_owned(), fault })
 }
 
 /// Fails when a file of a finished result is not what the plan makes of it, as far as lengths and
@@ -182,8 +175,8 @@ pub fn check_content(
             check::digest(&*there.open(&file.path, false)?, &file.recipe.blocks(), read)
         }));
         expected.push((known.xxh3_128, Error::Damaged { path }));
-        let differences = vec![format!("{}: other content there", source.path.shown())];
-        let other = Error::Mismatch { path: dest.to_owned(), finished: true, differences };
+        let differences = vec![Difference::Content { path: source.path.clone() }];
+        let other = Error::OtherResult { path: dest.to_owned(), differences };
         readings.push(Box::new(move |read| {
             check::source(&*plan.place, &file.recipe, 0, read).map(|(_, digest)| digest)
         }));
@@ -208,7 +201,7 @@ pub fn check_content(
     }
     Ok(format!(
         "compared the checksums of {} and of the source, {total} bytes",
-        crate::error::counted(listed.len() as u64, "file")
+        counted(listed.len() as u64, "file")
     ))
 }
 
@@ -216,14 +209,10 @@ pub fn check_content(
 pub fn check_place(plan: &Plan, dest: &Path) -> Result<(), Error> {
     address::check_local(dest, address::Use::Write)?;
     if dest.as_os_str().is_empty() {
-        return refuse("the name of the destination is empty", "give a directory", dest);
+        return refuse(dest, DestinationFault::EmptyName);
     }
     if plan.files.iter().any(|file| file.path.starts_with(STAGING)) {
-        return refuse(
-            "the source has a file called '.recast', which is what recast calls its own folder",
-            "rename that file, or convert without it",
-            dest,
-        );
+        return refuse(dest, DestinationFault::NamedLikeStaging);
     }
     match fs::metadata(dest) {
         // As for a name that is too long: nothing can be there.
@@ -233,18 +222,16 @@ pub fn check_place(plan: &Plan, dest: &Path) -> Result<(), Error> {
     let (existing, missing) = split_at_existing(dest)?;
     if missing.components().any(|part| part == Component::ParentDir) {
         // Creating what is missing would change where the path leads.
-        let hint = "give a plain path";
-        return refuse("contains '..' below a directory that does not exist", hint, dest);
+        return refuse(dest, DestinationFault::ParentOfMissing);
     }
     let source = source_directory(plan)?;
-    let elsewhere = "give another directory";
     if dest.exists() {
         for holder in source.ancestors().skip(usize::from(!plan.single_file)) {
             if is_same(holder, dest)? {
-                return refuse("the destination holds the source", elsewhere, dest);
+                return refuse(dest, DestinationFault::HoldsSource);
             }
             if is_same(holder, &dest.join(STAGING)).unwrap_or(false) {
-                return refuse("the source is inside DEST/.recast", "move it out first", dest);
+                return refuse(dest, DestinationFault::SourceInStaging);
             }
         }
     }
@@ -252,12 +239,11 @@ pub fn check_place(plan: &Plan, dest: &Path) -> Result<(), Error> {
         return Ok(());
     }
     if dest.exists() && is_same(&existing, &source)? {
-        return refuse("the destination is the source", elsewhere, dest);
+        return refuse(dest, DestinationFault::IsSource);
     }
     for above in existing.ancestors() {
         if is_same(above, &source)? {
-            let hint = "give a directory outside it";
-            return refuse("the destination is inside the source", hint, dest);
+            return refuse(dest, DestinationFault::InsideSource);
         }
     }
     Ok(())
@@ -269,26 +255,16 @@ pub fn check_alias(plan: &Plan, dest: &Path, run: &RunName) -> Result<(), Error>
     let source = source_directory(plan)?;
     let dest = std::fs::canonicalize(dest).map_err(Error::io("resolve", dest))?;
     let sees = |place: &Path| Folder::of(place).run(run).exists();
-    let elsewhere = "give another directory";
-    for holder in source.ancestors() {
-        if sees(holder) {
-            let is_source = holder == source && !plan.single_file;
-            let reason = if is_source {
-                "the destination is the source"
-            } else {
-                "the destination holds the source"
-            };
-            return refuse(reason, elsewhere, &dest);
-        }
+    if let Some(holder) = source.ancestors().find(|holder| sees(holder)) {
+        let is_source = holder == source && !plan.single_file;
+        let fault =
+            if is_source { DestinationFault::IsSource } else { DestinationFault::HoldsSource };
+        return refuse(&dest, fault);
     }
     for above in dest.ancestors().skip(1).take_while(|_| !plan.single_file) {
         let below = dest.strip_prefix(above).unwrap_or(&dest);
         if sees(&source.join(below)) {
-            return refuse(
-                "the destination is inside the source",
-                "give a directory outside it",
-                &dest,
-            );
+            return refuse(&dest, DestinationFault::InsideSource);
         }
     }
     Ok(())
@@ -308,8 +284,7 @@ pub fn check_names(plan: &Plan, more: &[&str], folder: &RunFolder) -> Result<(),
     if fs::look(&probe).map_err(Error::io("read", &probe))?.is_none() {
         return Ok(());
     }
-    let reason = "differs only in case from another file, which is the same file there";
-    refuse(reason, "give a destination on another file system, or rename one of them", twin)
+    refuse(twin, DestinationFault::SameButForCase)
 }
 
 /// The directory that the source's files are in, links resolved.

@@ -9,12 +9,10 @@
 //! trash-ID          to be removed by anybody
 //! ```
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::own_files::{not_ours, unique};
 use super::run_folder::RunFolder;
-use super::seal::not_ours;
 use crate::checksum::Digest;
 use crate::error::Error;
 use crate::fs;
@@ -54,20 +52,6 @@ impl RunName {
         let is_id = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_id.then(|| RunName { hash, text: text.to_owned() })
     }
-}
-
-/// A name that nothing had before and nothing will have.
-pub fn unique() -> String {
-    let mut text = String::new();
-    for _ in 0..2 {
-        // Its keys are random; a fork has the same ones, but another number and time.
-        let mut hasher = RandomState::new().build_hasher();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        hasher.write_u128(now.as_nanos());
-        hasher.write_u32(std::process::id());
-        text.push_str(&format!("{:016x}", hasher.finish()));
-    }
-    text
 }
 
 /// Whether an error says that what it is about was moved away meanwhile.

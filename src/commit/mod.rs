@@ -5,150 +5,27 @@
 mod conversion;
 mod destination;
 mod folder;
+mod own_files;
 mod publish;
 mod published;
 mod run_folder;
 mod seal;
 mod stage;
 mod sums;
+mod terms;
 mod work;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use conversion::Conversion;
 use destination::Destination;
 pub use folder::STAGING;
+use work::Conversion;
 
-use crate::cast::Overflow;
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::report::{self, Summary};
 
-pub use published::{Checked, check_published};
-
-/// What to do when finite values become infinite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnOverflow {
-    /// Examine all tensors, then stop and publish nothing.
-    Error,
-    /// Let them become infinite.
-    Infinity,
-    /// Take the largest finite value instead.
-    Saturate,
-}
-
-impl OnOverflow {
-    /// Its name as an option.
-    pub fn name(self) -> &'static str {
-        match self {
-            OnOverflow::Error => "error",
-            OnOverflow::Infinity => "inf",
-            OnOverflow::Saturate => "saturate",
-        }
-    }
-
-    /// What a cast does under it.
-    pub fn of_cast(self) -> Overflow {
-        match self {
-            OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
-            OnOverflow::Saturate => Overflow::Saturate,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    pub threads: Option<usize>,
-    /// Whether the result is made durable before it is published.
-    pub sync: bool,
-    /// Whether source files are read through a memory map, instead of by positioned reads. A file
-    /// that another process truncates meanwhile then kills this one.
-    pub mmap: bool,
-    /// What to do when finite values become infinite; the plan has the same.
-    pub on_overflow: OnOverflow,
-    pub overwrite: bool,
-    /// Whether [`Hooks::verify`] judges the staged files before they are published.
-    pub verify: bool,
-    /// Whether the result has a file with the SHA-256 sums of the others.
-    pub sha256: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            threads: None,
-            sync: true,
-            mmap: false,
-            on_overflow: OnOverflow::Error,
-            overwrite: false,
-            verify: false,
-            sha256: false,
-        }
-    }
-}
-
-/// What the caller has to say in a conversion.
-pub trait Hooks {
-    /// Called about every 15 ms with the bytes that are made, or compared, and all of them; stops
-    /// the conversion by returning `false`.
-    fn progress(&mut self, done: u64, total: u64) -> bool;
-
-    /// Judges the staged files in a folder; what it found as JSON, or nothing when they failed.
-    ///
-    /// # Errors
-    /// When it could not judge; [`Error::Cancelled`] when it was stopped.
-    fn verify(&mut self, _staged: &Path) -> Result<Option<String>, Error> {
-        Ok(Some("null".to_owned()))
-    }
-}
-
-impl<F: FnMut(u64, u64) -> bool> Hooks for F {
-    fn progress(&mut self, done: u64, total: u64) -> bool {
-        self(done, total)
-    }
-}
-
-#[derive(Debug)]
-pub enum Outcome {
-    Made {
-        made: report::Made,
-        /// Files that were staged before.
-        resumed_files: usize,
-        /// What the verification said, when there was one.
-        verified: Option<String>,
-    },
-    Done {
-        summary: Summary,
-        /// What was compared to be sure, in words.
-        compared: String,
-        /// Whether a publication that had begun was carried to its end before.
-        completed: bool,
-    },
-    /// The staged files failed their verification, and are in this folder.
-    Rejected(PathBuf),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    /// Nothing that it did.
-    Nothing,
-    /// Staged files, with which the same command continues.
-    Staged,
-    /// A publication that has begun, which the next run carries to its end.
-    Publishing,
-    Published,
-}
-
-/// What is at a destination, for a dry run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// The result, as far as lengths and headers tell.
-    Done,
-    /// What was begun of it.
-    Begun,
-    /// A place for it.
-    Place,
-}
+pub use published::{Checked, Damage, check_published};
+pub use terms::{Found, Hooks, Left, OnOverflow, Options, Outcome};
 
 /// Finds what is at `dest`, and whether the plan may be carried out there. Writes nothing.
 ///

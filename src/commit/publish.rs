@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::destination::Destination;
 use super::folder::{Folder, RunName};
-use super::published;
-use super::run_folder::{RunFolder, put};
-use super::seal::{not_ours, read_own};
+use super::own_files::{not_ours, put, read_own};
+use super::published::{self, Damage};
+use super::run_folder::RunFolder;
 use crate::checkpoint::{MAX_REPORT, REPORT};
 use crate::error::Error;
 use crate::format::index;
@@ -93,7 +93,7 @@ impl Publication<'_> {
             let below = path.parent().unwrap_or(Path::new(""));
             let elsewhere = fs::leads_elsewhere(self.dest, below);
             if elsewhere.map_err(Error::io("read", &from))? {
-                return Err(Error::Stranger { path: self.dest.join(below) });
+                return Err(Error::UnexpectedFile { path: self.dest.join(below) });
             }
             fs::create_dirs(&self.from.old_files(), below).map_err(Error::create(&to))?;
             match fs::rename_new(&from, &to) {
@@ -135,7 +135,7 @@ impl Publication<'_> {
         // What is not in its place was lost, and must not become part of a model.
         for (path, bytes) in &files[..=last] {
             if !self.is_in_place(path, *bytes)? {
-                return Err(Error::Lost { path: self.dest.join(path) });
+                return Err(self.lost(path));
             }
         }
         if let Some((path, bytes)) = files.get(last + 1) {
@@ -161,7 +161,7 @@ impl Publication<'_> {
             let ours = |report: &Identity| report.run == self.run.hash;
             return report.filter(ours).ok_or_else(|| not_ours(path));
         }
-        Err(Error::Lost { path: self.dest.join(REPORT) })
+        Err(self.lost(Path::new(REPORT)))
     }
 
     fn move_in(&self, path: &Path, file: Option<&File>) -> Result<(), Error> {
@@ -184,20 +184,27 @@ impl Publication<'_> {
                         Some(file) => published::problem(self.dest, file, &|_| true),
                         None => read_own(&from, MAX_REPORT).and_then(|ours| {
                             let theirs = read_own(&to, MAX_REPORT)?;
-                            Ok((ours != theirs).then_some("has other bytes"))
+                            Ok((ours != theirs).then_some(Damage::Bytes))
                         }),
                     };
                     return match is_same {
                         Ok(None) => Ok(()),
                         Err(error @ Error::Io { .. }) => Err(error),
-                        _ => Err(Error::Stranger { path: to }),
+                        _ => Err(Error::UnexpectedFile { path: to }),
                     };
                 }
                 Err(error) => return Err(Error::io("rename into place", &to)(error)),
             }
         }
         // It was moved before: then it is there.
-        if self.is_in_place(path, file)? { Ok(()) } else { Err(Error::Lost { path: to }) }
+        if self.is_in_place(path, file)? { Ok(()) } else { Err(self.lost(path)) }
+    }
+
+    /// The error that only the command of this run can get over, because it makes the file again.
+    fn lost(&self, path: &Path) -> Error {
+        let about = self.from.about().ok().flatten();
+        let command = about.map(|about| about.arguments());
+        Error::LostFile { path: self.dest.join(path), old: self.from.old_files(), command }
     }
 
     fn is_in_place(&self, path: &Path, file: Option<&File>) -> Result<bool, Error> {

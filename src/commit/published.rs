@@ -6,7 +6,7 @@ use super::destination::Destination;
 use super::folder::STAGING;
 use crate::checkpoint::REPORT;
 use crate::checksum::{Blocks, Digest};
-use crate::error::Error;
+use crate::error::{Error, causes};
 use crate::format::safetensors::Shard;
 use crate::fs;
 use crate::make::check::{self, Reading};
@@ -20,7 +20,21 @@ use crate::report::File;
 pub struct Checked {
     pub files: usize,
     pub bytes: u64,
-    pub damaged: Vec<(PathBuf, &'static str)>,
+    pub damaged: Vec<(PathBuf, Damage)>,
+}
+
+causes! {
+    /// What can be wrong with a file of a result, behind its name.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    Damage
+    "finding" {
+        Missing "is missing";
+        Unreadable "is damaged";
+        Link "is a link";
+        Length "has another length";
+        Bytes "has other bytes";
+        Extra "is not part of the result";
+    }
 }
 
 /// Reads the files of the result at `dest` and compares them with the checksums in its report.
@@ -40,17 +54,17 @@ pub fn check_published(
         return Err(Error::NoReport { path: dest.join(REPORT) });
     };
     let files = &report.files;
-    let readings: Vec<Reading<'_, Option<&'static str>>> = files
+    let readings: Vec<Reading<'_, Option<Damage>>> = files
         .iter()
         .map(|file| -> Reading<'_, _> {
             Box::new(move |read| match problem(dest, file, read) {
                 // What cannot be opened or read for what it is, is a finding.
-                Err(Error::Cancelled) => Err(Error::Cancelled),
+                Err(Error::Stopped) => Err(Error::Stopped),
                 Err(Error::Io { path, action, source }) if !fs::is_missing(&source) => {
                     Err(Error::Io { path, action, source })
                 }
-                Err(Error::Io { .. } | Error::NoSuchPath { .. }) => Ok(Some("is missing")),
-                Err(_) => Ok(Some("is damaged")),
+                Err(Error::Io { .. } | Error::NoSuchPath { .. }) => Ok(Some(Damage::Missing)),
+                Err(_) => Ok(Some(Damage::Unreadable)),
                 Ok(found) => Ok(found),
             })
         })
@@ -64,7 +78,7 @@ pub fn check_published(
     let known =
         |path: &Path| path == Path::new(REPORT) || files.iter().any(|file| file.path == path);
     let others = there.files.into_iter().filter(|path| !path.starts_with(STAGING) && !known(path));
-    damaged.extend(others.map(|path| (path, "is not part of the result")));
+    damaged.extend(others.map(|path| (path, Damage::Extra)));
     Ok(Checked { files: files.len(), bytes, damaged })
 }
 
@@ -73,17 +87,17 @@ pub fn problem(
     dest: &Path,
     file: &File,
     read: &dyn Fn(u64) -> bool,
-) -> Result<Option<&'static str>, Error> {
+) -> Result<Option<Damage>, Error> {
     let (path, place) = (dest.join(&file.path), Local::directory(dest)?);
     let failed = |error| Error::io("read", &path)(error);
     let folder = file.path.parent().unwrap_or(Path::new(""));
     if let Some(found) = fs::look(&path).map_err(failed)?
         && (found.is_symlink() || fs::leads_elsewhere(dest, folder).map_err(failed)?)
     {
-        return Ok(Some("is a link"));
+        return Ok(Some(Damage::Link));
     }
     if place.look(&file.path)?.marks.bytes != file.bytes {
-        return Ok(Some("has another length"));
+        return Ok(Some(Damage::Length));
     }
     let object = place.open(&file.path, false)?;
     let blocks = if file.path.extension().is_some_and(|extension| extension == "safetensors") {
@@ -92,5 +106,5 @@ pub fn problem(
         Blocks::new([], file.bytes)
     };
     let digest: Digest = check::digest(&*object, &blocks, read)?;
-    Ok((digest != file.xxh3_128).then_some("has other bytes"))
+    Ok((digest != file.xxh3_128).then_some(Damage::Bytes))
 }

@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::folder::unique;
-use super::seal::{not_ours, read_own};
+use super::own_files::{not_ours, put, read_own};
 use crate::checksum::Digest;
 use crate::error::Error;
 use crate::fs;
@@ -117,31 +116,4 @@ impl RunFolder {
     pub fn note_verified(&self, found: &str) -> Result<(), Error> {
         put(&self.path.join(VERIFIED), found.as_bytes(), false).map(drop)
     }
-}
-
-/// Puts a small file at `path`, whole or not at all. Whether it was put; not, when one is there.
-pub fn put(path: &Path, bytes: &[u8], sync: bool) -> Result<bool, Error> {
-    let part = part_of(path);
-    let file = fs::create_with(&part, bytes)?;
-    if sync {
-        fs::sync_file(&file, &part, 0, &|| false)?;
-    }
-    match fs::rename_new(&part, path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            fs::remove_file(&part).map_err(Error::io("remove", &part))?;
-            Ok(false)
-        }
-        result => result.map(|_| true).map_err(Error::io("rename into place", path)),
-    }
-}
-
-/// What a file is called while it is written.
-pub fn part_of(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    // A name of the longest length has no room for more.
-    if name.len() > 200 {
-        name = format!("{:016x}", Digest::of(name.as_encoded_bytes()).0).into();
-    }
-    name.push(format!(".{}.part", unique()));
-    path.with_file_name(name)
 }

@@ -1,11 +1,11 @@
 //! A seal: what is known of a staged file. It is put before the file itself, and never replaced, so
 //! that no file is ever there without what says what it is.
 
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::own_files::read_own;
 use crate::cast::Audit;
 use crate::checksum::Digest;
 use crate::error::Error;
@@ -53,45 +53,4 @@ impl Seal {
     pub fn text(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings and numbers")
     }
-}
-
-/// What a file of recast's own says, in a folder that anybody may have prepared; nothing where
-/// nothing is.
-pub fn read_own(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-    Ok(read_own_with_time(path, limit)?.map(|(bytes, _)| bytes))
-}
-
-/// What a file says, and when it was written.
-pub type Written = (Vec<u8>, Option<SystemTime>);
-
-/// The same, and when it was written.
-pub fn read_own_with_time(path: &Path, limit: u64) -> Result<Option<Written>, Error> {
-    match fs::look(path).map_err(Error::io("read", path))? {
-        None => return Ok(None),
-        // Never opened, because opening a device can do anything.
-        Some(found) if !found.is_file() => return Err(not_ours(path)),
-        Some(_) => {}
-    }
-    let read = || -> std::io::Result<Option<Written>> {
-        // What is open stays what it is, whatever is put in its place.
-        let file = fs::open_no_link(path)?;
-        let found = fs::metadata_of(&file)?;
-        if !found.is_file() || found.len() > limit {
-            return Ok(None);
-        }
-        let mut bytes = vec![0; found.len() as usize];
-        fs::read_at(&file, &mut bytes, 0)?;
-        Ok(Some((bytes, found.modified().ok())))
-    };
-    match read() {
-        Ok(Some(found)) => Ok(Some(found)),
-        Ok(None) => Err(not_ours(path)),
-        Err(error) if fs::is_missing(&error) => Ok(None),
-        Err(error) => Err(Error::io("read", path)(error)),
-    }
-}
-
-/// The error for something in recast's folder that recast does not put there.
-pub fn not_ours(path: &Path) -> Error {
-    Error::NotOurs { path: PathBuf::from(path) }
 }

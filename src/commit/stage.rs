@@ -7,7 +7,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::run_folder::{RunFolder, part_of, put};
+use super::own_files::{part_of, put};
+use super::run_folder::RunFolder;
 use super::seal::Seal;
 use crate::error::Error;
 use crate::fs;
@@ -231,7 +232,7 @@ struct Writing<'a> {
 impl std::io::Write for Writing<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         match fs::write_at(&self.file, self.path, bytes, self.at) {
-            Err(Error::Io { source, .. }) => return Err(source),
+            Err(Error::Io { source, .. } | Error::Full { source, .. }) => return Err(source),
             result => result.map_err(std::io::Error::other)?,
         }
         self.at += bytes.len() as u64;

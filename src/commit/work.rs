@@ -1,21 +1,23 @@
 //! What a conversion does with the files of its run: makes them, has them judged, describes them.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::conversion::{Conversion, Next};
 use super::destination::{self, Destination};
-use super::folder::RunName;
+use super::folder::{Folder, RunName};
 use super::seal::Seal;
 use super::stage::{Stage, State};
-use super::{Hooks, Left, OnOverflow, sums};
-use crate::cast::Audit;
+use super::sums;
+use super::terms::{Hooks, Left, OnOverflow, Options, Outcome};
+use crate::cast::{Audit, Level, Overflow};
 use crate::checkpoint::{REPORT, SUMS};
 use crate::checksum::Digest;
 use crate::error::Error;
 use crate::fs;
 use crate::make::{self, make};
-use crate::report;
+use crate::plan::Plan;
+use crate::report::{self, Identity};
 
 /// What a verification came to.
 pub enum Verdict {
@@ -23,6 +25,89 @@ pub enum Verdict {
     None,
     Passed(String),
     Failed,
+}
+
+pub struct Conversion<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) options: &'a Options,
+    pub(super) level: Level,
+    pub(super) run: Digest,
+    pub(super) dest: PathBuf,
+    /// As the user named it.
+    pub(super) named: PathBuf,
+    pub(super) folder: Folder,
+    /// Directories that did not exist before, the innermost first.
+    pub(super) created: Vec<PathBuf>,
+    /// What the destination held when this began: only that may be replaced.
+    pub(super) seen: Option<Digest>,
+    /// A model of the same recipes that is there but is damaged, or of another source.
+    pub(super) known_other: Option<Digest>,
+    /// The run that this one works on.
+    pub(super) mine: Option<RunName>,
+    /// Held where the file system cannot promise that a rename replaces nothing.
+    pub(super) lock: Option<File>,
+    /// Whether it is known that others do no harm, or held that there are none.
+    pub(super) is_alone: bool,
+    /// What this run published, to be looked at once more.
+    pub(super) published: Option<Outcome>,
+    pub(super) resumed: usize,
+    pub(super) checked_place: bool,
+    /// Whether this carried a publication of the same to its end.
+    pub(super) completed: bool,
+}
+
+impl<'a> Conversion<'a> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        dest: &Path,
+        options: &'a Options,
+    ) -> Result<Conversion<'a>, Error> {
+        // Nothing that the place of an empty name would be.
+        let named = if dest.as_os_str().is_empty() { Path::new("/") } else { dest };
+        let absolute = std::path::absolute(named).map_err(Error::io("resolve", dest))?;
+        let mut conversion = Conversion {
+            plan,
+            options,
+            level: Level::current()?,
+            run: Digest::default(),
+            folder: Folder::of(&absolute),
+            dest: absolute,
+            named: dest.to_owned(),
+            created: Vec::new(),
+            seen: None,
+            known_other: None,
+            mine: None,
+            lock: None,
+            is_alone: false,
+            published: None,
+            resumed: 0,
+            checked_place: false,
+            completed: false,
+        };
+        conversion.run = conversion.run_under(plan.options.overflow);
+        Ok(conversion)
+    }
+
+    /// The name of the run under a policy for values that overflow.
+    pub(super) fn run_under(&self, overflow: Overflow) -> Digest {
+        let run = self.plan.run(overflow);
+        if self.options.sha256 { Digest::of_blocks(&[run, Digest(2)]) } else { run }
+    }
+
+    pub(super) fn is_mine(&self, report: &Identity) -> bool {
+        let stops = self.options.on_overflow == OnOverflow::Error;
+        report::is_of(report, self.plan, |overflow| self.run_under(overflow), stops)
+    }
+
+    /// The name of the file of sums, where one is asked for.
+    pub(super) fn sums(&self) -> Option<&'static str> {
+        self.options.sha256.then_some(SUMS)
+    }
+
+    /// The names of files that describe the others.
+    pub(super) fn more(&self) -> Vec<&'static str> {
+        self.sums().into_iter().chain([REPORT]).collect()
+    }
 }
 
 impl Conversion<'_> {
@@ -50,7 +135,7 @@ impl Conversion<'_> {
         let progress = &mut |done| hooks.progress(before + done, total);
         let overflowed = make(&files, &*self.plan.place, stage, &options, progress)?;
         if !overflowed.is_empty() {
-            return Err(Error::Overflow { summary: report::overflow(self.plan, &overflowed) });
+            return Err(Error::Overflow { overflow: report::overflow(self.plan, &overflowed) });
         }
         // Staged under another policy, and right under that one only.
         let audits = audits_of(&stage.seals());
@@ -58,7 +143,7 @@ impl Conversion<'_> {
             && report::totals(self.plan, &audits).to_inf > 0
         {
             let found: Vec<_> = audits.into_iter().enumerate().collect();
-            return Err(Error::Overflow { summary: report::overflow(self.plan, &found) });
+            return Err(Error::Overflow { overflow: report::overflow(self.plan, &found) });
         }
         Ok(())
     }
@@ -86,10 +171,10 @@ impl Conversion<'_> {
             return Ok(Verdict::Passed(found));
         }
         match hooks.verify(&stage.folder().new_files()) {
-            Err(Error::Cancelled) => Err(Error::Cancelled),
+            Err(Error::Stopped) => Err(Error::Stopped),
             // Moved away meanwhile: whatever it found, or failed at, says nothing.
             _ if !stage.folder().exists() => Err(Error::Stale),
-            Err(_) => Err(Error::Cancelled),
+            Err(_) => Err(Error::Stopped),
             Ok(Some(found)) => {
                 stage.folder().note_verified(&found)?;
                 Ok(Verdict::Passed(found))
@@ -129,8 +214,8 @@ impl Conversion<'_> {
         run: &RunName,
         error: Error,
         hooks: &mut dyn Hooks,
-    ) -> Result<Next, Error> {
-        let Error::Lost { path } = &error else { return Err(error) };
+    ) -> Result<(), Error> {
+        let Error::LostFile { path, .. } = &error else { return Err(error) };
         let lost = self.plan.files.iter().position(|file| self.dest.join(&file.path) == *path);
         let (Some(number), true) = (lost, run.hash == self.run) else { return Err(error) };
         let stage = Stage::new(self.plan, self.folder.publication(run), self.options.sync);
@@ -146,7 +231,7 @@ impl Conversion<'_> {
         match make(&files, &*self.plan.place, &stage, &options, progress) {
             // The source is not what it was: nobody can make that file from it again.
             Err(Error::Stale) => Err(error),
-            result => result.map(|_| Next::Again),
+            result => result.map(drop),
         }
     }
 
@@ -174,9 +259,14 @@ impl Conversion<'_> {
                 }
             }
         }
+        let lock = self.folder.lock();
+        if self.lock.is_none() && matches!(fs::look(&lock), Ok(Some(_))) {
+            // A run that was killed left its file, or another one works and holds it.
+            self.lock = fs::lock(&lock).ok().flatten();
+        }
         if self.lock.is_some() {
-            // Before it is let go: whoever takes the next one takes another file's.
-            let _ = fs::remove_file(&self.folder.lock());
+            // Before it is released: whoever takes the next one takes another file's.
+            let _ = fs::remove_file(&lock);
         }
         self.lock = None;
         self.folder.remove_if_empty();

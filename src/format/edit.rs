@@ -28,7 +28,7 @@ impl<'a> Object<'a> {
     }
 
     /// A key that more than one member has.
-    pub fn twice(&self) -> Option<&str> {
+    pub fn duplicate(&self) -> Option<&str> {
         let mut seen = HashSet::with_capacity(self.0.len());
         self.0.iter().map(|(key, _)| key.as_ref()).find(|key| !seen.insert(*key))
     }

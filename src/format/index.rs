@@ -7,7 +7,7 @@ use super::config::dtype_edit;
 use super::edit::{self, Object};
 use super::json;
 use crate::dtype::Float;
-use crate::error::Error;
+use crate::error::{Error, JsonFault};
 
 /// An index file's text and its map.
 #[derive(Debug)]
@@ -27,23 +27,23 @@ impl Index {
     /// Reads an index's bytes; `path` is for the error message.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Index, Error> {
         let (text, strict) = json::text(path, bytes)?;
-        let invalid = |reason: &str| Error::Json { path: path.to_owned(), reason: reason.into() };
-        let object = Object::parse(&strict).map_err(|_| invalid("the index is not an object"))?;
+        let invalid = |fault| Error::json(path)(fault);
+        let object = Object::parse(&strict).map_err(|_| invalid(JsonFault::NotAnObject))?;
         let part = |key| object.get(key).and_then(|value| Object::parse(value.get()).ok());
-        let map =
-            part("weight_map").ok_or_else(|| invalid("the index has no object 'weight_map'"))?;
+        let map = part("weight_map").ok_or_else(|| invalid(JsonFault::NoWeightMap))?;
         // Readers differ in which of two they believe.
         let metadata = part("metadata");
-        if let Some(key) = object.twice().or_else(|| metadata.as_ref()?.twice()) {
-            return Err(invalid(&format!("'{key}' stands there twice")));
+        if let Some(key) = object.duplicate().or_else(|| metadata.as_ref()?.duplicate()) {
+            return Err(invalid(JsonFault::DuplicateKey { key: key.to_owned() }));
         }
-        if let Some(tensor) = map.twice() {
-            return Err(invalid(&format!("tensor '{tensor}' is mapped twice")));
+        if let Some(tensor) = map.duplicate() {
+            return Err(invalid(JsonFault::DuplicateTensor { tensor: tensor.to_owned() }));
         }
         let mut weight_map = Vec::with_capacity(map.0.len());
         for (tensor, shard) in map.0 {
-            let shard: String = serde_json::from_str(shard.get())
-                .map_err(|_| invalid(&format!("tensor '{tensor}' is not mapped to a file name")))?;
+            let shard: String = serde_json::from_str(shard.get()).map_err(|_| {
+                invalid(JsonFault::NotAName { tensor: tensor.clone().into_owned() })
+            })?;
             if !is_plain_name(&shard) {
                 let (index, tensor) = (path.to_owned(), tensor.into_owned());
                 return Err(Error::ShardPath { index, tensor, shard });
@@ -136,7 +136,7 @@ mod tests {
         ] {
             let error = Index::parse(Path::new("i"), text.into()).expect_err(text);
             assert!(error.to_string().contains(key), "{text}: {error}");
-            assert!(error.to_string().contains("twice"), "{text}: {error}");
+            assert!(error.to_string().contains("duplicate key"), "{text}: {error}");
         }
     }
 

@@ -7,20 +7,21 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::edit;
-use crate::error::Error;
+use crate::error::{Error, JsonFault};
 
 /// The most bytes of a config that are read. The largest in use have about one million.
 pub const MAX_CONFIG: u64 = 10_000_000;
 /// The most bytes of an index that are read: as many as of a header, which says more.
-pub const MAX_INDEX: u64 = super::safetensors::MAX_HEADER;
+pub const MAX_INDEX: u64 = 100_000_000;
 
 /// The text of a config or an index, checked to be JSON as Python writes it, and the same text as
 /// strict JSON.
 pub fn text(path: &Path, bytes: Vec<u8>) -> Result<(String, String), Error> {
-    let invalid = |reason: String| Error::Json { path: path.to_owned(), reason };
-    let text = String::from_utf8(bytes).map_err(|error| invalid(format!("not UTF-8: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| JsonFault::Utf8 { source: error.into() });
+    let text = text.map_err(Error::json(path))?;
     let strict = edit::strict(&text);
-    check(&strict).map_err(|error| invalid(format!("not valid JSON: {error}")))?;
+    let checked = check(&strict).map_err(|error| JsonFault::Syntax { source: error.into() });
+    checked.map_err(Error::json(path))?;
     Ok((text, strict))
 }
 

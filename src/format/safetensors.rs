@@ -6,14 +6,13 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use serde::de::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::edit::Object as Members;
 use super::json;
 use crate::checksum::{Blocks, Digest};
 use crate::dtype::Dtype;
-use crate::error::{Error, counted};
+use crate::error::{Error, HeaderFault};
 use crate::place::Object;
 
 /// The format's cap on the header's length.
@@ -57,10 +56,9 @@ impl Shard {
     /// Reads and checks the header of an object; `path` is its name for messages.
     pub fn read(object: &dyn Object, path: &Path) -> Result<Shard, Error> {
         let bytes = object.marks()?.bytes;
-        let invalid = |reason: String| Error::Header { path: path.to_owned(), reason };
+        let invalid = |fault| Error::Header { path: path.to_owned(), fault };
         let Some(rest) = bytes.checked_sub(8) else {
-            let bytes = counted(bytes, "byte");
-            return Err(invalid(format!("it has {bytes}, fewer than the 8 of the header length")));
+            return Err(invalid(HeaderFault::TooShort { bytes }));
         };
         let mut buffer = Vec::new();
         let length = object.get(0, 8, &mut buffer)?;
@@ -71,16 +69,10 @@ impl Shard {
             if start == LFS_POINTER {
                 return Err(Error::LfsPointer { path: path.to_owned() });
             }
-            return Err(invalid(format!(
-                "the header says it is {length} bytes long, over the format's limit of {MAX_HEADER}"
-            )));
+            return Err(invalid(HeaderFault::TooLong { length, limit: MAX_HEADER }));
         }
         if length > rest {
-            return Err(invalid(format!(
-                "the header says it is {} long, but the file ends {} after it starts",
-                counted(length, "byte"),
-                counted(rest, "byte")
-            )));
+            return Err(invalid(HeaderFault::PastEnd { length, rest }));
         }
         let head = object.get(0, 8 + length as usize, &mut buffer)?;
         Shard::parse(head, bytes).map_err(invalid)
@@ -93,49 +85,45 @@ impl Shard {
     }
 
     /// Checks a header, its length in front, against a file of `file_bytes` bytes.
-    fn parse(head: &[u8], file_bytes: u64) -> Result<Shard, String> {
+    fn parse(head: &[u8], file_bytes: u64) -> Result<Shard, HeaderFault> {
         let header = &head[8..];
         let text = std::str::from_utf8(header)
-            .map_err(|error| format!("the header is not UTF-8: {error}"))?;
-        let (metadata, mut entries) = members(text)
-            .map_err(|error| format!("the header is not the JSON it must be: {error}"))?;
+            .map_err(|error| HeaderFault::Utf8 { source: error.into() })?;
+        let (metadata, mut entries) = members(text)?;
         entries.sort_by_key(|(_, entry)| entry.data_offsets);
         let data_start = 8 + header.len() as u64;
         let mut end = 0;
         let mut tensors = Vec::with_capacity(entries.len());
         for (name, entry) in entries {
             let (start, stop) = entry.data_offsets;
+            let (expected, tensor) = (end, name.into_owned());
             if stop < start {
-                return Err(format!(
-                    "tensor '{name}' ends (at {stop}) before it starts (at {start})"
-                ));
+                return Err(HeaderFault::Backwards { tensor, start, end: stop });
             }
-            if start != end {
-                let what =
-                    if start < end { "overlaps the one before" } else { "leaves a hole before it" };
-                return Err(format!(
-                    "tensor '{name}' starts at {start} instead of {end}: it {what}"
-                ));
+            if start < expected {
+                return Err(HeaderFault::Overlap { tensor, start, expected });
+            }
+            if start > expected {
+                return Err(HeaderFault::Hole { tensor, start, expected });
             }
             end = stop;
-            let dtype = Dtype::from_name(&entry.dtype);
-            check_size(&name, &dtype, &entry.shape, stop - start)?;
-            tensors.push(Tensor {
-                name: name.into_owned(),
-                dtype,
+            let tensor = Tensor {
+                name: tensor,
+                dtype: Dtype::from_name(&entry.dtype),
                 shape: entry.shape,
                 start: data_start.saturating_add(start),
                 bytes: stop - start,
-            });
+            };
+            check_size(&tensor)?;
+            tensors.push(tensor);
         }
         let expected = data_start.saturating_add(end);
-        if expected != file_bytes {
-            let what = if file_bytes < expected {
-                "is cut short"
-            } else {
-                "has bytes after the last tensor"
-            };
-            return Err(format!("the file {what}: {file_bytes} bytes instead of {expected}"));
+        let bytes = file_bytes;
+        if bytes < expected {
+            return Err(HeaderFault::CutShort { bytes, expected });
+        }
+        if bytes > expected {
+            return Err(HeaderFault::TrailingBytes { bytes, expected });
         }
         Ok(Shard { metadata, tensors, head: data_start, version: Digest::of_head(head) })
     }
@@ -176,34 +164,38 @@ fn in_order<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<
     serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
 }
 
-fn check_size(name: &str, dtype: &Dtype, shape: &[u64], bytes: u64) -> Result<(), String> {
-    let elements = shape
-        .iter()
-        .try_fold(1_u64, |product, &size| product.checked_mul(size))
-        .ok_or_else(|| format!("tensor '{name}' has a shape whose product overflows: {shape:?}"))?;
+fn check_size(tensor: &Tensor) -> Result<(), HeaderFault> {
+    let Tensor { name, dtype, shape, bytes, .. } = tensor;
+    let (shape, name, bytes) = (|| shape.clone(), || name.clone(), *bytes);
+    let elements = tensor.shape.iter().try_fold(1_u64, |product, &size| product.checked_mul(size));
+    let elements =
+        elements.ok_or_else(|| HeaderFault::ElementsOverflow { tensor: name(), shape: shape() })?;
+    let dtype_name = || dtype.to_string();
     let Some(bits) = dtype.bits() else {
         // No dtype has less than a bit to an element, so this bounds what sums of elements reach.
         return match bytes.checked_mul(8) {
-            Some(bits) if elements > bits => Err(format!(
-                "tensor '{name}' ({dtype} {shape:?}) has more elements than bits: its offsets span {}",
-                counted(bytes, "byte")
-            )),
+            Some(bits) if elements > bits => Err(HeaderFault::TooManyElements {
+                tensor: name(),
+                dtype: dtype_name(),
+                shape: shape(),
+                bytes,
+            }),
             _ => Ok(()),
         };
     };
     let bits = elements
         .checked_mul(bits)
-        .ok_or_else(|| format!("tensor '{name}' has a shape whose size overflows: {shape:?}"))?;
-    if bits % 8 != 0 {
-        return Err(format!("tensor '{name}' ({dtype} {shape:?}) does not end on a whole byte"));
+        .ok_or_else(|| HeaderFault::SizeOverflow { tensor: name(), shape: shape() })?;
+    let (dtype, needed) = (dtype_name(), bits / 8);
+    match () {
+        () if bits % 8 != 0 => {
+            Err(HeaderFault::PartOfAByte { tensor: name(), dtype, shape: shape() })
+        }
+        () if needed != bytes => {
+            Err(HeaderFault::WrongSize { tensor: name(), dtype, shape: shape(), needed, bytes })
+        }
+        () => Ok(()),
     }
-    if bits / 8 != bytes {
-        return Err(format!(
-            "tensor '{name}' ({dtype} {shape:?}) needs {}, but its offsets span {bytes}",
-            counted(bits / 8, "byte")
-        ));
-    }
-    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -217,35 +209,40 @@ struct Entry<'a> {
 type Parsed<'a> = (Option<Vec<(String, String)>>, Vec<(Cow<'a, str>, Entry<'a>)>);
 
 /// The metadata and the tensors' entries, each in the order they stand in.
-fn members(text: &str) -> Result<Parsed<'_>, String> {
+fn members(text: &str) -> Result<Parsed<'_>, HeaderFault> {
+    let syntax = |error: serde_json::Error| HeaderFault::Syntax { source: error.into() };
     // What comes after it ignores fields that it does not know, whatever is in them.
-    json::check(text).map_err(|error| error.to_string())?;
-    let header = Members::parse(text).map_err(|error| error.to_string())?;
-    if let Some(name) = header.twice() {
-        return Err(format!("tensor '{name}' stands there twice"));
+    json::check(text).map_err(syntax)?;
+    let header = Members::parse(text).map_err(syntax)?;
+    if let Some(name) = header.duplicate() {
+        return Err(HeaderFault::DuplicateTensor { tensor: name.to_owned() });
     }
     let (mut metadata, mut entries) = (None, Vec::with_capacity(header.0.len()));
     for (name, value) in header.0 {
         if name != METADATA_KEY {
-            let entry = serde_json::from_str(value.get())
-                .map_err(|error| format!("tensor '{name}': {}", without_place(&error)))?;
+            let entry = serde_json::from_str(value.get()).map_err(|error| HeaderFault::Entry {
+                tensor: name.clone().into_owned(),
+                reason: without_place(&error),
+            })?;
             entries.push((name, entry));
         } else if value.get() != "null" {
-            let pairs = strings(value.get())
-                .map_err(|error| format!("__metadata__: {}", without_place(&error)))?;
-            metadata = Some(pairs);
+            metadata = Some(strings(value.get())?);
         }
     }
     Ok((metadata, entries))
 }
 
-fn strings(text: &str) -> Result<Vec<(String, String)>, serde_json::Error> {
-    let object = Members::parse(text)?;
-    if let Some(key) = object.twice() {
-        return Err(serde_json::Error::custom(format_args!("duplicate metadata key '{key}'")));
+fn strings(text: &str) -> Result<Vec<(String, String)>, HeaderFault> {
+    let invalid =
+        |error: serde_json::Error| HeaderFault::Metadata { reason: without_place(&error) };
+    let object = Members::parse(text).map_err(invalid)?;
+    if let Some(key) = object.duplicate() {
+        return Err(HeaderFault::DuplicateMetadata { key: key.to_owned() });
     }
-    let pairs = object.0.into_iter();
-    pairs.map(|(key, value)| Ok((key.into_owned(), serde_json::from_str(value.get())?))).collect()
+    let pairs = object.0.into_iter().map(|(key, value)| {
+        Ok((key.into_owned(), serde_json::from_str(value.get()).map_err(invalid)?))
+    });
+    pairs.collect()
 }
 
 /// What is wrong in a part of the header: a place in the part would be taken for one in the whole.

@@ -222,7 +222,7 @@ pub fn sync_file(
     let mut start = 0;
     while start < bytes {
         if stopped() {
-            return Err(Error::Cancelled);
+            return Err(Error::Stopped);
         }
         wait_for_writeback(file, start, SYNC_STEP).map_err(Error::io("sync", path))?;
         start += SYNC_STEP;

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::checksum::{Blocks, Digest, Sums};
 use crate::error::Error;
 use crate::held;
-use crate::place::{Marks, Object, Place};
-use crate::recipe::{PIECE, Recipe, Source};
+use crate::place::{Marks, Object, Place, Source};
+use crate::recipe::{PIECE, Recipe};
+
+use super::threads;
 
 /// Checks that an object just opened is the one that a recipe names, by its length and its head,
 /// which `seen` is given; gives its marks.
@@ -57,7 +59,7 @@ fn read_missing(object: &dyn Object, sums: &Sums, read: &dyn Fn(u64) -> bool) ->
         let bytes = (end - start) as usize;
         sums.add(start, object.get(start, bytes, &mut buffer)?);
         object.release(start, bytes);
-        if read(bytes as u64) { Ok(()) } else { Err(Error::Cancelled) }
+        if read(bytes as u64) { Ok(()) } else { Err(Error::Stopped) }
     };
     let (mut start, mut end) = (0, 0);
     for (block, bytes) in sums.missing() {
@@ -115,16 +117,16 @@ pub fn all<T: Send>(
             }
         }
     };
-    let crew = (0..super::threads::count(threads).min(readings.len()).max(1))
-        .map(|_| Box::new(&work) as super::threads::Task<'_>)
+    let crew = (0..threads::count(threads).min(readings.len()).max(1))
+        .map(|_| Box::new(&work) as threads::Task<'_>)
         .collect();
-    super::threads::run(crew, 1, &stop, &mut || progress(done.load(Ordering::Relaxed)))?;
+    threads::run(crew, 1, &stop, &mut || progress(done.load(Ordering::Relaxed)))?;
     let mut found = std::mem::take(&mut *held(&found));
     found.sort_by_key(|(number, _)| *number);
     // Whoever was stopped by another's error is not the one that tells.
     let first = found
         .iter()
-        .position(|(_, result)| matches!(result, Err(error) if !matches!(error, Error::Cancelled)));
+        .position(|(_, result)| matches!(result, Err(error) if !matches!(error, Error::Stopped)));
     match first {
         Some(at) => Err(found.swap_remove(at).1.err().expect("just seen")),
         None => found.into_iter().map(|(_, result)| result).collect(),

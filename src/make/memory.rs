@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use super::{Made, Sink, Sinks};
+use super::sink::{Made, Sink, Sinks};
 use crate::error::Error;
 use crate::held;
 

@@ -7,83 +7,25 @@ pub mod check;
 mod job;
 pub mod memory;
 mod range;
+mod sink;
 pub mod threads;
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use crate::cast::{Audit, Level};
-use crate::checksum::Digest;
 use crate::error::Error;
 use crate::held;
-use crate::place::{Marks, Place};
-use crate::recipe::{PIECE, Recipe};
+use crate::place::Place;
+use crate::recipe::PIECE;
 use job::{Buffers, Finished, Job};
 pub use range::range;
+pub use sink::{File, Made, Options, Overflowed, Sink, Sinks};
 
 /// Finished files that may wait to be synced; each holds descriptors.
 const UNSYNCED: usize = 64;
 /// Threads that only wait for the disk. Several, because file systems commit syncs together.
 const FINISHERS: usize = 4;
-
-/// A file to be made.
-#[derive(Clone, Copy, Debug)]
-pub struct File<'a> {
-    /// What the sinks know it by.
-    pub number: usize,
-    /// How it is made.
-    pub recipe: &'a Recipe,
-}
-
-/// What was made, and what it was made from.
-#[derive(Clone, Debug)]
-pub struct Made {
-    pub digest: Digest,
-    pub sources: Vec<(Marks, Digest)>,
-    /// What happened to the values of each span that is audited.
-    pub audits: Vec<Audit>,
-}
-
-/// Where the bytes of a file go.
-pub trait Sink: Send + Sync {
-    /// Takes bytes at an offset.
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Error>;
-}
-
-/// Where files go.
-pub trait Sinks: Sync {
-    /// Where one goes.
-    type Sink: Sink;
-
-    /// Begins the file with a number.
-    fn create(&self, number: usize) -> Result<Self::Sink, Error>;
-
-    /// Takes over a file whose bytes were all written; `stopped` says that nobody waits for it any
-    /// more. Called on a thread that only does this.
-    fn finish(
-        &self,
-        number: usize,
-        sink: Self::Sink,
-        made: Made,
-        stopped: &dyn Fn() -> bool,
-    ) -> Result<(), Error>;
-}
-
-/// How to make.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    pub level: Level,
-    pub threads: Option<usize>,
-    /// Whether sources are read through a memory map where that is possible.
-    pub mmap: bool,
-    /// Whether finite values that become infinite stop everything: nothing more is written then,
-    /// but all is still examined.
-    pub stop_at_overflow: bool,
-}
-
-/// The audits of files that were only examined, because values overflowed.
-pub type Overflowed = Vec<(usize, Vec<Audit>)>;
 
 /// Makes `files` from the objects of `place`. `progress` is called about every 15 ms on this
 /// thread with the bytes made so far, and stops everything by returning `false`.
@@ -133,7 +75,7 @@ fn finish<S: Sinks>(job: &Job<'_, S>, finishing: &Mutex<Receiver<Finished<S::Sin
         let next = held(finishing).recv();
         let Ok((file, sink, made)) = next else { break };
         match job.sinks.finish(file, sink, made, &stopped) {
-            Ok(()) | Err(Error::Cancelled) => {}
+            Ok(()) | Err(Error::Stopped) => {}
             Err(error) => job.fail(error),
         }
     }

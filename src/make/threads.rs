@@ -16,7 +16,7 @@ pub type Task<'a> = Box<dyn FnOnce() + Send + 'a>;
 /// thread; once it returns `false`, `stop` is set, and the tasks are expected to end.
 ///
 /// # Errors
-/// [`Error::Cancelled`] when the caller wanted no more, and when there are no threads.
+/// [`Error::Stopped`] when the caller wanted no more, and when there are no threads.
 pub fn run(
     tasks: Vec<Task<'_>>,
     needed: usize,
@@ -49,7 +49,7 @@ pub fn run(
             let gone = leaving.recv_timeout(TICK) == Err(RecvTimeoutError::Disconnected);
             if !wanted() && !gone {
                 stop.store(true, Ordering::Relaxed);
-                result = Err(Error::Cancelled);
+                result = Err(Error::Stopped);
             }
             if gone {
                 break;

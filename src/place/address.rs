@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::error::Error;
+use crate::error::{Error, HubModel};
 
 /// Schemes that are recognized with one slash too, which is what a `pathlib.Path` makes of
 /// `s3://bucket`.
@@ -29,29 +29,24 @@ pub enum Use {
 pub fn check_local(path: &Path, wanted: Use) -> Result<(), Error> {
     let text = path.to_string_lossy();
     let Some((scheme, rest)) = split_scheme(&text) else { return Ok(()) };
-    let hint = match (scheme, wanted, HubId::in_address(scheme, rest)) {
-        ("file", ..) => {
+    let (path, scheme) = (path.to_owned(), scheme.to_owned());
+    let model = hub_model_in(&scheme, rest);
+    Err(match wanted {
+        _ if scheme == "file" => {
             let rest = rest.trim_start_matches("localhost").trim_start_matches('/');
-            format!("give the plain path: /{rest}")
+            Error::FileAddress { path, plain: Path::new("/").join(rest) }
         }
-        (_, Use::Read, Some(id)) => format!("download it first: {}", id.download()),
-        (_, Use::Read, None) => "download it first, and give the local path".to_owned(),
-        (_, Use::Write, Some(HubId { id, .. })) => format!(
-            "give a local directory, and upload it when it is complete: `hf upload {id} DIRECTORY`"
-        ),
-        (_, Use::Write, None) => {
-            "give a local directory, and upload it when it is complete".to_owned()
-        }
-    };
-    Err(Error::NotLocal { path: path.to_owned(), scheme: scheme.to_owned(), hint })
+        Use::Read => Error::SourceAddress { path, scheme, model },
+        Use::Write => Error::DestinationAddress { path, scheme, model },
+    })
 }
 
 /// The error for a source that is not there.
 pub fn missing(path: &Path) -> Error {
-    let id = path.to_str().filter(|text| !text.ends_with(".safetensors")).and_then(HubId::parse);
+    let text = path.to_str().filter(|text| !text.ends_with(".safetensors"));
     // A directory of that name says that a path was meant.
-    let id = id.filter(|id| !Path::new(id.owner()).exists());
-    Error::NoSuchPath { path: path.to_owned(), download: id.map(|id| id.download()) }
+    let model = text.and_then(hub_model).filter(|it| !Path::new(owner(&it.id)).exists());
+    Error::NoSuchPath { path: path.to_owned(), model }
 }
 
 /// The scheme that `text` begins with, and what follows its two slashes.
@@ -69,47 +64,34 @@ fn split_scheme(text: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// A repository on the Hub.
-struct HubId<'a> {
-    id: &'a str,
-    revision: Option<&'a str>,
+/// The model that `text` names as people write it: `ORG/NAME`.
+fn hub_model(text: &str) -> Option<HubModel> {
+    let (owner, name) = text.split_once('/')?;
+    let is_id = is_hub_name(owner) && is_hub_name(name);
+    is_id.then(|| HubModel { id: text.to_owned(), revision: None })
 }
 
-impl<'a> HubId<'a> {
-    /// The one that `text` names as people write it: `ORG/NAME`.
-    fn parse(text: &'a str) -> Option<HubId<'a>> {
-        let (owner, name) = text.split_once('/')?;
-        (is_hub_name(owner) && is_hub_name(name)).then_some(HubId { id: text, revision: None })
-    }
+/// The model in `hf://ORG/NAME@REVISION/FILE` or `https://huggingface.co/ORG/NAME/tree/REVISION`.
+fn hub_model_in(scheme: &str, rest: &str) -> Option<HubModel> {
+    let rest = match scheme {
+        "hf" => rest.strip_prefix("models/").unwrap_or(rest),
+        "http" | "https" => HUB.iter().find_map(|host| rest.strip_prefix(host))?,
+        _ => return None,
+    };
+    let rest = rest.split(['?', '#']).next()?;
+    let mut slashes = rest.match_indices('/').map(|(at, _)| at);
+    let _ = slashes.next()?;
+    let (id, below) = rest.split_at(slashes.next().unwrap_or(rest.len()));
+    let (id, at) = id.split_once('@').map_or((id, None), |(id, at)| (id, Some(at)));
+    let view = |kind| below.strip_prefix(kind).and_then(|rest| rest.split('/').next());
+    let revision = at.or_else(|| ["/tree/", "/resolve/", "/blob/"].iter().find_map(view));
+    let revision = revision.filter(|name| is_hub_name(name)).map(str::to_owned);
+    let model = hub_model(id).filter(|model| !OTHER_KINDS.contains(&owner(&model.id)))?;
+    Some(HubModel { revision, ..model })
+}
 
-    /// The model in `hf://ORG/NAME@REVISION/FILE` or `https://huggingface.co/ORG/NAME/tree/REVISION`.
-    fn in_address(scheme: &str, rest: &'a str) -> Option<HubId<'a>> {
-        let rest = match scheme {
-            "hf" => rest.strip_prefix("models/").unwrap_or(rest),
-            "http" | "https" => HUB.iter().find_map(|host| rest.strip_prefix(host))?,
-            _ => return None,
-        };
-        let rest = rest.split(['?', '#']).next()?;
-        let mut slashes = rest.match_indices('/').map(|(at, _)| at);
-        let _ = slashes.next()?;
-        let (id, below) = rest.split_at(slashes.next().unwrap_or(rest.len()));
-        let (id, at) = id.split_once('@').map_or((id, None), |(id, at)| (id, Some(at)));
-        let view = |kind| below.strip_prefix(kind).and_then(|rest| rest.split('/').next());
-        let revision = at.or_else(|| ["/tree/", "/resolve/", "/blob/"].iter().find_map(view));
-        let found = HubId::parse(id)?;
-        let is_model = !OTHER_KINDS.contains(&found.owner());
-        is_model.then_some(HubId { revision: revision.filter(|name| is_hub_name(name)), ..found })
-    }
-
-    fn owner(&self) -> &str {
-        self.id.split('/').next().unwrap_or_default()
-    }
-
-    fn download(&self) -> String {
-        let name = self.id.split('/').next_back().unwrap_or_default();
-        let revision = self.revision.map(|name| format!(" --revision {name}")).unwrap_or_default();
-        format!("`hf download {}{revision} --local-dir {name}`", self.id)
-    }
+fn owner(id: &str) -> &str {
+    id.split('/').next().unwrap_or_default()
 }
 
 /// Whether `text` may be part of a Hub id. It is printed in a command, so it has no character that

@@ -11,7 +11,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::links;
+use super::regular;
 use crate::error::Error;
 
 /// The longest `refs/main` that is read: it holds a revision.
@@ -100,7 +100,7 @@ fn main_revision(repository: &Path) -> Option<String> {
     if !is_real(&path, fs::Metadata::is_file) {
         return None;
     }
-    let (file, _) = links::open(&path).ok()?;
+    let (file, _) = regular::open(&path).ok()?;
     let mut bytes = Vec::new();
     file.take(MAX_REF + 1).read_to_end(&mut bytes).ok()?;
     if bytes.len() as u64 > MAX_REF {

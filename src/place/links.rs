@@ -1,11 +1,12 @@
 //! Which files of a directory are opened: regular ones, and through a link only where it stays
 //! inside the model.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::hub_cache::Blobs;
+use super::regular::regular;
 use crate::error::Error;
 
 /// Where the links of a source may lead: anywhere inside the source, and from a snapshot in a Hub
@@ -31,8 +32,7 @@ impl LinkPolicy {
             Error::Io { ref source, .. }
                 if is_link && source.kind() != ErrorKind::PermissionDenied =>
             {
-                let what = "a link that leads nowhere, as an incomplete download leaves";
-                Error::NotRegular { path: path.to_owned(), what }
+                Error::BrokenLink { path: path.to_owned() }
             }
             error => error,
         })?;
@@ -41,62 +41,9 @@ impl LinkPolicy {
             let target = fs::canonicalize(path).map_err(Error::io("open", path))?;
             let is_blob = self.blobs.as_ref().is_some_and(|blobs| blobs.hold(&target));
             if !target.starts_with(&self.root) && !is_blob {
-                return Err(Error::Link { path: path.to_owned(), target });
+                return Err(Error::LinkOutside { path: path.to_owned(), target });
             }
         }
         Ok(found)
     }
-}
-
-/// The files below `root`, sorted, and whether each is a link. Hidden folders are not part of a
-/// model, nor is what a fresh file system has.
-pub fn list(root: &Path) -> Result<Vec<(PathBuf, bool)>, Error> {
-    let mut found = Vec::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(below) = folders.pop() {
-        let folder = root.join(&below);
-        let failed = |error| Error::io("list", &folder)(error);
-        for (name, kind) in crate::fs::list(&folder).map_err(failed)? {
-            let path = below.join(&name);
-            if !kind.is_dir() {
-                found.push((path, kind.is_symlink()));
-            } else if !name.as_os_str().as_encoded_bytes().starts_with(b".")
-                && path != Path::new("lost+found")
-            {
-                folders.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Opens the regular file at `path`, and nothing that only looks like one.
-pub fn open(path: &Path) -> Result<(File, Metadata), Error> {
-    // Looked at first, because opening a pipe waits for its other end and opening a device can do
-    // anything; and again once it is open, because it may have been replaced in between.
-    regular(path)?;
-    let file = crate::fs::open(path).map_err(Error::io("open", path))?;
-    let metadata = crate::fs::metadata_of(&file).map_err(Error::io("read", path))?;
-    check_regular(path, &metadata)?;
-    Ok((file, metadata))
-}
-
-/// What is not a file although a link, or a name that is a file's, leads to it.
-pub const DIRECTORY: &str = "a link to a directory";
-
-/// The metadata of the regular file at `path`, links followed. Opens nothing.
-pub fn regular(path: &Path) -> Result<Metadata, Error> {
-    let found = crate::fs::metadata(path).map_err(Error::io("open", path))?;
-    check_regular(path, &found)?;
-    Ok(found)
-}
-
-fn check_regular(path: &Path, metadata: &Metadata) -> Result<(), Error> {
-    if metadata.is_file() {
-        return Ok(());
-    }
-    let what =
-        if metadata.is_dir() { DIRECTORY } else { "a special file (a pipe, socket or device)" };
-    Err(Error::NotRegular { path: path.to_owned(), what })
 }

@@ -5,7 +5,8 @@ use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::links::{self, LinkPolicy};
+use super::links::LinkPolicy;
+use super::regular;
 use super::{Found, Marks, Object, Place};
 use crate::error::Error;
 use crate::fs;
@@ -44,18 +45,17 @@ impl Place for Local {
     fn list(&self) -> Result<Vec<PathBuf>, Error> {
         match &self.single {
             Some(name) => Ok(vec![name.clone()]),
-            None => Ok(links::list(&self.root)?.into_iter().map(|(key, _)| key).collect()),
+            None => Ok(regular::list(&self.root)?.into_iter().map(|(key, _)| key).collect()),
         }
     }
 
     fn look(&self, key: &Path) -> Result<Found, Error> {
         let path = self.root.join(key);
         let found = if self.single.as_deref() == Some(key) {
-            links::regular(&path)?
+            regular::regular(&path)?
         } else {
             let own = fs::look(&path).map_err(Error::io("open", &path))?;
-            let own =
-                own.ok_or_else(|| Error::NoSuchPath { path: path.clone(), download: None })?;
+            let own = own.ok_or_else(|| Error::NoSuchPath { path: path.clone(), model: None })?;
             self.links.check(&path, own.is_symlink())?
         };
         Ok(Found { marks: marks(&found), executable: is_executable(&found) })
@@ -64,7 +64,7 @@ impl Place for Local {
     fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
         self.look(key)?;
         let path = self.root.join(key);
-        let (file, _) = links::open(&path)?;
+        let (file, _) = regular::open(&path)?;
         fs::will_read_in_order(&file);
         let map = if mmap { Some(Map::new(&file).map_err(Error::io("map", &path))?) } else { None };
         Ok(Box::new(Opened { path, file, map }))

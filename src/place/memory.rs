@@ -22,7 +22,7 @@ impl Memory {
 
     fn find(&self, key: &Path) -> Result<Bytes, Error> {
         let found = held(&self.0).get(key).map(Arc::clone);
-        found.ok_or_else(|| Error::NoSuchPath { path: key.to_owned(), download: None })
+        found.ok_or_else(|| Error::NoSuchPath { path: key.to_owned(), model: None })
     }
 }
 

@@ -6,12 +6,15 @@ pub mod hub_cache;
 pub mod links;
 pub mod local;
 pub mod memory;
+pub mod regular;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::checksum::Digest;
+use crate::error::{Error, JsonFault};
+use crate::names;
 
 /// What a place can say of an object without reading it. Equal marks mean the same bytes; different
 /// ones mean that only reading tells.
@@ -20,6 +23,19 @@ pub struct Marks {
     pub bytes: u64,
     /// Everything else: on a local disk inode and times.
     pub rest: String,
+}
+
+/// An object at a version: what a result is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its key in its place.
+    #[serde(with = "names")]
+    pub key: PathBuf,
+    pub bytes: u64,
+    /// How many bytes at its start the version is the digest of: a header, or a whole small text.
+    pub head: u64,
+    /// The digest of those.
+    pub version: Digest,
 }
 
 #[derive(Clone, Debug)]
@@ -47,9 +63,7 @@ pub fn read_small(place: &dyn Place, key: &Path, limit: u64) -> Result<Vec<u8>, 
     let object = place.open(key, false)?;
     let bytes = object.marks()?.bytes;
     if bytes > limit {
-        let reason =
-            format!("it has {bytes} bytes, and recast reads at most {limit} of such a file");
-        return Err(Error::Json { path: place.name(key), reason });
+        return Err(Error::json(&place.name(key))(JsonFault::TooLarge { bytes, limit }));
     }
     let mut buffer = Vec::new();
     Ok(object.get(0, bytes as usize, &mut buffer)?.to_vec())

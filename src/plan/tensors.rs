@@ -4,23 +4,72 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Action, Content, Options, PlannedTensor};
+use crate::cast::Overflow;
 use crate::checkpoint::{Checkpoint, SourceFile};
-use crate::dtype::Float;
-use crate::error::Error;
+use crate::dtype::{Dtype, Float};
+use crate::error::{Error, HeaderFault};
 use crate::format::safetensors::{MAX_HEADER, Shard, Tensor};
 use crate::keep::{self, Pattern};
 use crate::recipe::{Extent, Span};
 
-/// Decides what becomes of each tensor.
-pub struct Chooser {
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub to: Float,
+    pub keep: Vec<String>,
+    /// Whether the built-in list of tensors that loaders need in fp32 holds.
+    pub auto_keep: bool,
+    /// What becomes of finite values that the target cannot hold.
+    pub overflow: Overflow,
+}
+
+impl Options {
+    /// To that dtype, and nothing else asked for.
+    pub fn to(to: Float) -> Options {
+        Options { to, keep: Vec::new(), auto_keep: true, overflow: Overflow::Infinity }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Cast,
+    /// There is nothing to cast.
+    Copy,
+    /// It could be cast, but is left as it is.
+    Keep,
+}
+
+/// What becomes of a tensor of a shard. Its bytes are those of the span with its position in
+/// [`Content::Shard`] and one more, which is the header's.
+#[derive(Clone, Debug)]
+pub struct PlannedTensor {
+    pub tensor: usize,
+    pub action: Action,
+    pub reason: Arc<str>,
+    pub dtype: Dtype,
+    pub bytes: u64,
+}
+
+/// What a file of the result is.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// A header and the tensors that follow it, in order.
+    Shard {
+        shard: Arc<Shard>,
+        tensors: Vec<PlannedTensor>,
+    },
+    /// A text with other dtypes or sizes.
+    Text,
+    Copy,
+}
+
+pub struct Decisions {
     to: Float,
     patterns: Vec<Pattern>,
     built_in: Vec<keep::Entry>,
 }
 
-impl Chooser {
-    pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Chooser, Error> {
+impl Decisions {
+    pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Decisions, Error> {
         let patterns =
             options.keep.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>, _>>()?;
         let shards: Vec<(String, &Shard)> = checkpoint
@@ -42,7 +91,7 @@ impl Chooser {
         } else {
             Vec::new()
         };
-        Ok(Chooser { to: options.to, patterns, built_in })
+        Ok(Decisions { to: options.to, patterns, built_in })
     }
 
     fn decide(&self, component: &str, tensor: &Tensor) -> (Action, Cow<'_, str>) {
@@ -107,11 +156,8 @@ impl Chooser {
         );
         let length = header.len() as u64 - 8;
         if length > MAX_HEADER {
-            let reason = format!(
-                "the header of its result would be {length} bytes long, over the format's limit \
-                 of {MAX_HEADER}"
-            );
-            return Err(Error::Header { path: file.location.clone(), reason });
+            let fault = HeaderFault::ResultTooLong { length, limit: MAX_HEADER };
+            return Err(Error::Header { path: file.location.clone(), fault });
         }
         let data = tensors.iter().map(|planned| {
             let Tensor { start, bytes, dtype, .. } = source(planned);

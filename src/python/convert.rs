@@ -25,30 +25,20 @@ pub fn run(
     match (result, hooks.raised) {
         // It was to stop when there was nothing left to stop, but whoever said so is to know.
         (Ok(Outcome::Made { .. } | Outcome::Done { .. }), Some(raised)) if hooks.stopped => {
-            Err(with_note(py, raised, note(Left::Published)))
+            Err(with_note(py, raised, Left::Published))
         }
         (Ok(outcome), _) => Ok(Converted { plan: Arc::clone(plan), outcome }),
         (Err((error, left)), raised) => {
-            Err(with_note(py, raised.unwrap_or_else(|| error.into()), note(left)))
+            Err(with_note(py, raised.unwrap_or_else(|| error.into()), left))
         }
     }
 }
 
-/// What to say of what is left.
-fn note(left: Left) -> Option<&'static str> {
-    match left {
-        Left::Nothing => None,
-        Left::Staged => Some("the model is not published; the same command continues"),
-        Left::Publishing => Some("publication has begun; the same command completes it"),
-        Left::Published => Some("the model is published"),
-    }
-}
-
-/// An exception with what is left of the run; one that only stops it says also that nothing is.
-fn with_note(py: Python<'_>, raised: PyErr, note: Option<&str>) -> PyErr {
-    if let Some(note) = note.or(is_stop(py, &raised).then_some("nothing was published")) {
+/// An exception with what is left of the run; that nothing is, only where it was stopped.
+fn with_note(py: Python<'_>, raised: PyErr, left: Left) -> PyErr {
+    if left != Left::Nothing || is_stop(py, &raised) {
         // Without the note, the exception itself still says what happened.
-        let _ = raised.value(py).call_method1("add_note", (note,));
+        let _ = raised.value(py).call_method1("add_note", (left.note(),));
     }
     raised
 }
@@ -94,7 +84,7 @@ impl commit::Hooks for Hooks {
             self.stopped = Python::attach(|py| is_stop(py, &raised));
             self.raised = Some(raised);
             // Whatever else it raised may only be because another run moved the files away.
-            if self.stopped { Error::Cancelled } else { Error::Panicked }
+            if self.stopped { Error::Stopped } else { Error::Panicked }
         })
     }
 }
@@ -166,7 +156,7 @@ impl Converted {
 }
 
 /// A file that is wrong, and what is.
-type Problem = (OsString, &'static str);
+type Problem = (OsString, String);
 
 /// What is wrong with the files of a published result: how many files, their bytes, and for each
 /// that is wrong its path and what is.
@@ -187,5 +177,5 @@ pub fn check_published(
         return Err(raised);
     }
     let commit::Checked { files, bytes, damaged } = result?;
-    Ok((files, bytes, damaged.iter().map(|(path, what)| (text(path), *what)).collect()))
+    Ok((files, bytes, damaged.iter().map(|(path, what)| (text(path), what.to_string())).collect()))
 }

@@ -220,7 +220,7 @@ impl Plan {
 
     #[getter]
     fn warnings(&self) -> Vec<String> {
-        self.0.warnings.clone()
+        self.0.warnings.iter().map(ToString::to_string).collect()
     }
 
     #[getter]
@@ -344,6 +344,23 @@ fn nesting(text: &[u8]) -> usize {
     crate::format::json::nesting(text)
 }
 
+/// Everything that recast may say of a failure: what it is (the exception that an error becomes, or
+/// `warning`, `finding` or `note`), an example of the message, and the hint.
+#[pyfunction]
+fn messages() -> Vec<(&'static str, String, Option<String>)> {
+    let errors = crate::error::examples().into_iter().map(|error| {
+        let (class, hint) = (error.class(), error.hint());
+        (class, error.to_string(), hint)
+    });
+    let warnings = plan::Warning::examples().into_iter();
+    let findings = commit::Damage::examples().into_iter();
+    errors
+        .chain(warnings.map(|warning| (warning.class(), warning.to_string(), None)))
+        .chain(findings.map(|damage| (damage.class(), format!("FILE {damage}"), None)))
+        .chain(commit::Left::ALL.map(|left| ("note", left.note().to_owned(), None)))
+        .collect()
+}
+
 #[pyfunction]
 fn simd_level() -> PyResult<&'static str> {
     Ok(Level::current()?.name())
@@ -358,7 +375,10 @@ mod _core {
     #[pymodule_export]
     use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Tensor};
     #[pymodule_export]
-    use super::{check_local, float_name, nesting, simd_level};
+    use super::{check_local, float_name, messages, nesting, simd_level};
+
+    #[pymodule_export]
+    const SIMD_VARIABLE: &str = super::cast::level::VARIABLE;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives it")]

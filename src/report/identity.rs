@@ -5,17 +5,22 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Totals;
 use crate::cast::Overflow;
 use crate::checksum::Digest;
-use crate::error::counted;
+use crate::error::Difference;
 use crate::names;
 use crate::plan::Plan;
 use crate::recipe::FORMAT;
 use crate::shown::Shown;
 
-/// How many differing files are named.
-const LISTED: usize = 3;
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub to_inf: u64,
+    pub to_zero: u64,
+    pub nan: u64,
+    pub inf: u64,
+    pub inexact_tensors: u64,
+}
 
 /// The options that decide about the result, as far as they made a difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,44 +100,64 @@ impl Identity {
         Identity { format: FORMAT, run, options, audit: None, files }
     }
 
-    /// How what `plan` asks for differs, a line each. Where the source is does not matter.
+    /// The options of the command that makes it, as far as they are not the default.
+    pub fn arguments(&self) -> String {
+        let Options { to, keep, auto_keep, on_overflow } = &self.options;
+        let mut text = format!("--to {to}");
+        for pattern in keep {
+            text.push_str(&format!(" --keep '{}'", pattern.shown()));
+        }
+        if !auto_keep {
+            text.push_str(" --no-auto-keep");
+        }
+        if on_overflow != "error" {
+            text.push_str(&format!(" --on-overflow {on_overflow}"));
+        }
+        if self.has_sums() {
+            text.push_str(" --sha256");
+        }
+        text
+    }
+
+    /// Whether a file of it describes the others.
+    fn has_sums(&self) -> bool {
+        self.files.iter().any(|file| file.source.is_none())
+    }
+
+    /// How what `plan` asks for differs. Where the source is does not matter.
     pub fn differences(
         &self,
         plan: &Plan,
         run: Digest,
         on_overflow: &'static str,
         sums: Option<&str>,
-    ) -> Vec<String> {
+    ) -> Vec<Difference> {
         let here = Identity::begun(plan, run, on_overflow, sums);
-        let mut lines = Vec::new();
-        let mut compare = |what: &str, there: String, here: String| {
-            if there != here {
-                lines.push(format!("{what}: {there} there, {here} here"));
-            }
-        };
         let (left, right) = (&self.options, &here.options);
         let listed = |keep: &[String]| match keep {
             [] => "none".to_owned(),
             some => some.join(" "),
         };
         let used = |auto_keep| if auto_keep { "used" } else { "not used" }.to_owned();
-        compare("format of the result", self.format.to_string(), here.format.to_string());
-        compare("--to", left.to.clone(), right.to.clone());
-        compare("--keep", listed(&left.keep), listed(&right.keep));
-        compare("built-in keep list", used(left.auto_keep), used(right.auto_keep));
-        let given = |it: &Identity| {
-            let describes = it.files.iter().any(|file| file.source.is_none());
-            if describes { "given" } else { "not given" }.to_owned()
-        };
-        compare("--sha256", given(self), given(&here));
-        if lines.is_empty() || !self.has_the_sources_of(&here) {
-            lines.extend(self.different_files(&here));
+        let given = |given| if given { "given" } else { "not given" }.to_owned();
+        let settings = [
+            ("format of the result", self.format.to_string(), here.format.to_string()),
+            ("--to", left.to.clone(), right.to.clone()),
+            ("--keep", listed(&left.keep), listed(&right.keep)),
+            ("built-in keep list", used(left.auto_keep), used(right.auto_keep)),
+            ("--sha256", given(self.has_sums()), given(here.has_sums())),
+        ];
+        let setting = |(what, there, here)| Difference::Setting { what, there, here };
+        let different = settings.into_iter().filter(|(_, there, here)| there != here);
+        let mut found: Vec<Difference> = different.map(setting).collect();
+        if found.is_empty() || !self.has_the_sources_of(&here) {
+            found.extend(self.different_files(&here));
         }
-        if lines.is_empty() {
+        if found.is_empty() {
             let (there, here) = (left.on_overflow.clone(), right.on_overflow.clone());
-            lines.push(format!("--on-overflow: {there} there, {here} here"));
+            found.push(setting(("--on-overflow", there, here)));
         }
-        lines
+        found
     }
 
     fn has_the_sources_of(&self, other: &Identity) -> bool {
@@ -141,45 +166,33 @@ impl Identity {
         self.files.iter().filter_map(source).eq(other.files.iter().filter_map(source))
     }
 
-    fn different_files(&self, other: &Identity) -> Vec<String> {
-        let there: HashMap<&Path, &File> =
-            self.files.iter().map(|file| (file.path.as_path(), file)).collect();
-        let mut lines = Vec::new();
-        for file in other.files.iter().filter(|file| file.source.is_some()) {
-            let bytes = |file: &File| file.source.as_ref().map_or(0, |source| source.bytes);
-            match there.get(file.path.as_path()) {
-                None => lines.push(format!("{}: only here", file.path.shown())),
-                Some(it) if bytes(it) != bytes(file) => lines.push(format!(
-                    "{}: {} there, {} here",
-                    file.path.shown(),
-                    counted(bytes(it), "byte"),
-                    counted(bytes(file), "byte")
-                )),
-                Some(it) if it.bytes != file.bytes => {
-                    lines.push(format!("{}: of another size there", file.path.shown()));
+    fn different_files(&self, other: &Identity) -> Vec<Difference> {
+        let mut there: HashMap<&Path, &File> = self.made().map(|it| (&*it.path, it)).collect();
+        let bytes = |file: &File| file.source.as_ref().map_or(0, |source| source.bytes);
+        let mut found = Vec::new();
+        for file in other.made() {
+            let (path, here) = (file.path.clone(), bytes(file));
+            found.extend(match there.remove(&*path) {
+                None => Some(Difference::OnlyHere { path }),
+                Some(it) if bytes(it) != here => {
+                    Some(Difference::Length { path, there: bytes(it), here })
                 }
-                Some(_) => {}
-            }
+                Some(it) if it.bytes != file.bytes => Some(Difference::ResultLength { path }),
+                Some(_) => None,
+            });
         }
-        let here: HashMap<&Path, ()> =
-            other.files.iter().map(|it| (it.path.as_path(), ())).collect();
-        let gone = self
-            .files
-            .iter()
-            .filter(|it| it.source.is_some() && !here.contains_key(it.path.as_path()));
-        lines.extend(gone.map(|file| format!("{}: only there", file.path.shown())));
-        if lines.is_empty() && self.run != other.run {
-            let plain = |it: &Identity| it.options.on_overflow.clone();
-            if plain(self) == plain(other) {
-                lines.push("the headers, configs or indexes of the source are others".to_owned());
-            }
+        let gone = self.made().filter(|file| there.contains_key(&*file.path));
+        found.extend(gone.map(|file| Difference::OnlyThere { path: file.path.clone() }));
+        let is_same_policy = self.options.on_overflow == other.options.on_overflow;
+        if found.is_empty() && self.run != other.run && is_same_policy {
+            found.push(Difference::Heads);
         }
-        let count = lines.len();
-        if count > LISTED {
-            lines.truncate(LISTED);
-            lines.push(format!("and {}", counted((count - LISTED) as u64, "more file")));
-        }
-        lines
+        found
+    }
+
+    /// The files that are made from one of the source.
+    fn made(&self) -> impl Iterator<Item = &File> {
+        self.files.iter().filter(|file| file.source.is_some())
     }
 }
 

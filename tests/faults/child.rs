@@ -55,6 +55,7 @@ impl Run<'_> {
 
 /// Is such a run, when this program was started as one.
 pub fn be_one() -> bool {
+    #[expect(clippy::disallowed_methods, reason = "of this test only")]
     let Ok(arguments) = std::env::var(CHILD) else { return false };
     let mut arguments = arguments.lines();
     let mut next = || arguments.next().expect("an argument");

@@ -105,7 +105,7 @@ fn every_point(root: &Path, layout: &Layout, fault: Fault) -> usize {
             let passed = fault::disarm();
             if let Err(error) = &result {
                 assert!(
-                    matches!(error, Error::Io { .. } | Error::Create { .. }),
+                    matches!(error, Error::Io { .. } | Error::Full { .. } | Error::Create { .. }),
                     "{what}: {error}"
                 );
             }

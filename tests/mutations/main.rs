@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use damage::{Random, files, join, mutate_file, mutate_text};
 use tree::Tree;
 
+#[expect(clippy::disallowed_methods, reason = "of this test only")]
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect(name))
 }

@@ -1,0 +1,24 @@
+use super::{Reason, causes};
+
+causes! {
+    /// What is wrong with a config or an index.
+    JsonFault
+    "InputError" {
+        Utf8 { source: Reason = "REASON" }
+            "not UTF-8: {source}";
+        Syntax { source: Reason = "REASON" }
+            "not valid JSON: {source}";
+        TooLarge { bytes: u64 = 2_u64, limit: u64 = 1_u64 }
+            "it has {bytes} bytes, and recast reads at most {limit} of such a file";
+        NotAnObject
+            "the index is not an object";
+        NoWeightMap
+            "the index has no object 'weight_map'";
+        DuplicateKey { key: String = "KEY" }
+            "duplicate key '{key}'";
+        DuplicateTensor { tensor: String = "NAME" }
+            "tensor '{tensor}' is mapped twice";
+        NotAName { tensor: String = "NAME" }
+            "tensor '{tensor}' is not mapped to a file name";
+    }
+}

@@ -1,0 +1,65 @@
+//! What is made, and where it goes.
+
+use crate::cast::{Audit, Level};
+use crate::checksum::Digest;
+use crate::error::Error;
+use crate::place::Marks;
+use crate::recipe::Recipe;
+
+/// A file to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct File<'a> {
+    /// What the sinks know it by.
+    pub number: usize,
+    /// How it is made.
+    pub recipe: &'a Recipe,
+}
+
+/// What was made, and what it was made from.
+#[derive(Clone, Debug)]
+pub struct Made {
+    pub digest: Digest,
+    pub sources: Vec<(Marks, Digest)>,
+    /// What happened to the values of each span that is audited.
+    pub audits: Vec<Audit>,
+}
+
+/// Where the bytes of a file go.
+pub trait Sink: Send + Sync {
+    /// Takes bytes at an offset.
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Error>;
+}
+
+/// Where files go.
+pub trait Sinks: Sync {
+    /// Where one goes.
+    type Sink: Sink;
+
+    /// Begins the file with a number.
+    fn create(&self, number: usize) -> Result<Self::Sink, Error>;
+
+    /// Takes over a file whose bytes were all written; `stopped` says that nobody waits for it any
+    /// more. Called on a thread that only does this.
+    fn finish(
+        &self,
+        number: usize,
+        sink: Self::Sink,
+        made: Made,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<(), Error>;
+}
+
+/// How to make.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub level: Level,
+    pub threads: Option<usize>,
+    /// Whether sources are read through a memory map where that is possible.
+    pub mmap: bool,
+    /// Whether finite values that become infinite stop everything: nothing more is written then,
+    /// but all is still examined.
+    pub stop_at_overflow: bool,
+}
+
+/// The audits of files that were only examined, because values overflowed.
+pub type Overflowed = Vec<(usize, Vec<Audit>)>;
