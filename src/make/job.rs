@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
-use super::{File, Made, Options, Overflowed, Sink, Sinks, check};
+use super::check;
+use super::sink::{File, Made, Options, Overflowed, Sink, Sinks};
 use crate::cast::Audit;
 use crate::checksum::{Digest, Sums};
 use crate::error::Error;
