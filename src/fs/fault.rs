@@ -1,9 +1,10 @@
 //! For tests: makes the N-th call to the file system fail, or stop or end the process there. Only
 //! built with the feature `faults`, which no release has.
 
+use std::ffi::OsStr;
 use std::io;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// What happens at the point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,17 +19,48 @@ pub enum Fault {
     Enospc,
 }
 
+/// What a file system may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    Nothing,
+    /// A rename that replaces nothing, as on some network and FUSE mounts.
+    ExclusiveRename,
+    /// Names that differ only in case.
+    Case,
+}
+
 #[derive(Debug)]
 struct State {
     count: usize,
     armed: Option<(usize, Fault)>,
+    lack: Lack,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { count: 0, armed: None });
+static STATE: Mutex<State> = Mutex::new(State { count: 0, armed: None, lack: Lack::Nothing });
+
+/// Makes all calls behave as on a file system that lacks something.
+pub fn pretend(lack: Lack) {
+    lock().lack = lack;
+}
+
+pub(crate) fn lacks(lack: Lack) -> bool {
+    lock().lack == lack
+}
+
+/// Where the only name is that differs from `path` in the case of its last part.
+pub(crate) fn in_other_case(path: &Path) -> Option<PathBuf> {
+    let folded = |name: &OsStr| name.to_string_lossy().to_lowercase();
+    let name = folded(path.file_name()?);
+    let entries = std::fs::read_dir(path.parent()?).ok()?.flatten();
+    entries
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().map(folded).as_ref() == Some(&name))
+}
 
 /// Starts counting anew, with `fault` at the point number `at`, counted from 1.
 pub fn arm(at: usize, fault: Fault) {
-    *lock() = State { count: 0, armed: Some((at, fault)) };
+    let mut state = lock();
+    (state.count, state.armed) = (0, Some((at, fault)));
 }
 
 /// Stops faults; gives how many points were passed.

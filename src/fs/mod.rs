@@ -79,6 +79,10 @@ pub fn metadata(path: &Path) -> io::Result<Metadata> {
 pub fn look(path: &Path) -> io::Result<Option<Metadata>> {
     point("read")?;
     match fs::symlink_metadata(path) {
+        #[cfg(feature = "faults")]
+        Err(error) if is_missing(&error) && fault::lacks(fault::Lack::Case) => {
+            fault::in_other_case(path).map(fs::symlink_metadata).transpose()
+        }
         Err(error) if is_missing(&error) => Ok(None),
         found => found.map(Some),
     }
@@ -287,12 +291,20 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         use rustix::io::Errno;
-        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        let flags = RenameFlags::NOREPLACE;
+        #[cfg(feature = "faults")]
+        let flags = match fault::lacks(fault::Lack::ExclusiveRename) {
+            true => RenameFlags::all(), // Which contradict each other: EINVAL.
+            false => flags,
+        };
+        match renameat_with(CWD, from, CWD, to, flags) {
             // Not every file system can promise it.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
             result => return Ok(result.map(|()| true)?),
         }
     }
+    // In this order, as the system does: what was moved before is missing, whatever is there now.
+    fs::symlink_metadata(from)?;
     match fs::symlink_metadata(to) {
         Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
         Err(_) => fs::rename(from, to).map(|()| false),

@@ -7,7 +7,7 @@ use recast::checkpoint::Checkpoint;
 use recast::commit::{self, Outcome};
 use recast::dtype::Float;
 use recast::error::Error;
-use recast::fs::fault::{self, Fault};
+use recast::fs::fault::{self, Fault, Lack};
 use recast::plan::{self, Plan};
 
 /// The environment variable that makes this program such a run.
@@ -21,11 +21,13 @@ pub struct Run<'a> {
     pub to: Float,
     pub overwrite: bool,
     pub threads: usize,
+    pub lack: Lack,
 }
 
 impl Run<'_> {
     /// Carries it out; whether the result was made now, or was there.
     pub fn convert(&self) -> Result<&'static str, Error> {
+        fault::pretend(self.lack);
         let checkpoint = Checkpoint::open(self.source)?;
         let plan = Plan::new(&checkpoint, &plan::Options::to(self.to))?;
         let options = commit::Options {
@@ -43,9 +45,11 @@ impl Run<'_> {
 
     /// The same in a process of its own, to which `fault` happens at a point.
     pub fn start(&self, at: usize, fault: &str) -> Child {
-        let Run { source, dest, to, overwrite, threads } = self;
+        let Run { source, dest, to, overwrite, threads, lack } = self;
         let (source, dest) = (source.display(), dest.display());
-        let arguments = format!("{source}\n{dest}\n{to}\n{overwrite}\n{threads}\n{at}\n{fault}");
+        let lack = *lack == Lack::ExclusiveRename;
+        let arguments =
+            format!("{source}\n{dest}\n{to}\n{overwrite}\n{threads}\n{lack}\n{at}\n{fault}");
         let this = std::env::current_exe().expect("this program");
         let command = &mut Command::new(this);
         command.env(CHILD, arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -62,6 +66,7 @@ pub fn be_one() -> bool {
     let (source, dest) = (PathBuf::from(next()), PathBuf::from(next()));
     let to = Float::parse(next()).expect("a dtype");
     let (overwrite, threads) = (next() == "true", next().parse().expect("a number"));
+    let lack = if next() == "true" { Lack::ExclusiveRename } else { Lack::Nothing };
     let at = next().parse().expect("a number");
     let fault = match next() {
         "abort" => Some(Fault::Abort),
@@ -71,7 +76,7 @@ pub fn be_one() -> bool {
     if let Some(fault) = fault {
         fault::arm(at, fault);
     }
-    let run = Run { source: &source, dest: &dest, to, overwrite, threads };
+    let run = Run { source: &source, dest: &dest, to, overwrite, threads, lack };
     match run.convert() {
         Ok(what) => print!("{what}"),
         Err(error) => {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use recast::dtype::Float;
 use recast::error::Error;
-use recast::fs::fault::{self, Fault};
+use recast::fs::fault::{self, Fault, Lack};
 
 use crate::child::{Run, ended};
 use crate::trees::{self, Tree, copy, is_loadable, model, tree};
@@ -17,6 +17,7 @@ struct Layout {
     /// What the destination holds before the run.
     before: Option<PathBuf>,
     overwrite: bool,
+    lack: Lack,
     expected: Tree,
 }
 
@@ -34,7 +35,7 @@ pub fn run(root: &Path) {
 }
 
 fn plain<'a>(source: &'a Path, dest: &'a Path, to: Float) -> Run<'a> {
-    Run { source, dest, to, overwrite: false, threads: 2 }
+    Run { source, dest, to, overwrite: false, threads: 2, lack: Lack::Nothing }
 }
 
 fn layouts(root: &Path) -> Vec<Layout> {
@@ -55,6 +56,7 @@ fn layouts(root: &Path) -> Vec<Layout> {
         source: source.clone(),
         before: None,
         overwrite: false,
+        lack: Lack::Nothing,
         expected: expected(source),
     };
     let mut layouts =
@@ -65,12 +67,15 @@ fn layouts(root: &Path) -> Vec<Layout> {
     layouts.push(Layout { name: "resumed", before: Some(half), ..clean("", sharded) });
     let old = root.join("old");
     plain(nested, &old, Float::F16).convert().expect("the old model");
-    layouts.push(Layout {
-        name: "overwritten",
-        before: Some(old),
+    let overwritten = |name, lack| Layout {
+        name,
+        before: Some(old.clone()),
         overwrite: true,
+        lack,
         ..clean("", nested)
-    });
+    };
+    layouts.push(overwritten("overwritten", Lack::Nothing));
+    layouts.push(overwritten("overwritten, without exclusive renames", Lack::ExclusiveRename));
     layouts
 }
 
@@ -90,7 +95,8 @@ pub fn kill_when(run: &Run<'_>, enough: impl Fn(usize) -> bool) {
 fn every_point(root: &Path, layout: &Layout, fault: Fault) -> usize {
     let dest = root.join("dest");
     let (source, to, threads) = (layout.source.as_path(), Float::Bf16, 2);
-    let run = Run { source, dest: &dest, to, overwrite: layout.overwrite, threads };
+    let (overwrite, lack) = (layout.overwrite, layout.lack);
+    let run = Run { source, dest: &dest, to, overwrite, threads, lack };
     let old = layout.before.as_deref().filter(|_| layout.overwrite).map(tree);
     for at in 1.. {
         let what = format!("{}, {fault:?} at {at}", layout.name);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use recast::dtype::Float;
+use recast::fs::fault::Lack;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::child::{Run, ended};
@@ -35,7 +36,8 @@ pub fn run(root: &Path) {
     fs::write(source.join("tokenizer.json"), "{}").expect("written");
     trees::nested(&other);
     let old = root.join("frozen-before");
-    let run = Run { source: &source, dest: &dest, to: Float::Bf16, overwrite: false, threads: 1 };
+    let (to, lack) = (Float::Bf16, Lack::Nothing);
+    let run = Run { source: &source, dest: &dest, to, overwrite: false, threads: 1, lack };
     Run { source: &other, dest: &old, ..run }.convert().expect("the old model");
     let layouts = [
         Layout { name: "a new model", run, before: None },
@@ -142,7 +144,7 @@ fn every_point(
 }
 
 /// Waits until a process stands still; not, when it came to its end.
-fn stands_still(child: &Child) -> bool {
+pub fn stands_still(child: &Child) -> bool {
     let pid = WaitId::Pid(Pid::from_child(child));
     // Only looked at: whoever waits for its end later must find it.
     let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;

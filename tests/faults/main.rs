@@ -4,6 +4,7 @@
 
 mod child;
 mod every_call;
+mod file_systems;
 mod frozen;
 mod spoiled;
 mod trees;
@@ -14,6 +15,7 @@ fn main() {
     }
     let root = trees::root();
     if !std::env::args().any(|argument| argument == "frozen") {
+        file_systems::run(&root);
         spoiled::run(&root);
         every_call::run(&root);
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use recast::dtype::Float;
+use recast::fs::fault::Lack;
 
 use crate::child::Run;
 use crate::every_call::kill_when;
@@ -37,7 +38,8 @@ const WAYS: [(&str, Spoil); 9] = [
 pub fn run(root: &Path) {
     let (source, half, dest) = (root.join("spoiled"), root.join("spoiled-half"), root.join("dest"));
     trees::sharded(&source);
-    let run = Run { source: &source, dest: &dest, to: Float::Bf16, overwrite: false, threads: 1 };
+    let (to, lack) = (Float::Bf16, Lack::Nothing);
+    let run = Run { source: &source, dest: &dest, to, overwrite: false, threads: 1, lack };
     run.convert().expect("an undisturbed run");
     let expected = tree(&dest);
     kill_when(&Run { dest: &half, ..run }, |staged| staged >= 4);
