@@ -1,4 +1,4 @@
-"""PyTorch's caching allocator, acted out block by block: a judge of predictions and of checkers.
+"""PyTorch's caching allocator, simulated block by block: a judge of predictions and of checks.
 
 Written from the description of `c10/cuda/CUDACachingAllocator.cpp`, with addresses and frees, and
 with nothing of `recast.memory`. It also stands in for `torch.cuda`, and can be made to lie.

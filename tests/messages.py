@@ -7,15 +7,32 @@ from itertools import pairwise
 from pathlib import Path
 
 import recast
-from recast import _core
+from recast.show.verify import CAUSES
+from recast.verification.problems import SENTENCES
+from recast.verification.result import MISMATCH
 
 ROOT = Path(__file__).parents[1]
-HEADER = "PATH: not a valid safetensors file: "
-HEADINGS = {
-    "warning": "Warnings",
-    "finding": "What verification finds",
-    "note": "Exit codes 130 and 143:",
-}
+VARIANT = re.compile(r'#\[error\("(?P<text>(?:[^"\\]|\\.)*)".*?\)\]\s+(?P<name>\w+)', re.DOTALL)
+
+
+STRING = r'"((?:[^"\\]|\\.)*)"'
+# Where a variant's message is mostly a reason: the file that gives it, how it stands there, and the
+# variant.
+REASONS = (
+    ("commit/destination.rs", r"(?:reason: |let reason = |refuse\(\s*)" + STRING, "Destination"),
+    ("commit/destination.rs", r"in_the_way\(&place, " + STRING, "Destination"),
+    ("commit/conversion.rs", r"let reason = " + STRING, "Destination"),
+    ("report.rs", r"let mut text = format!\(\s*" + STRING, "Overflow"),
+    ("place/links.rs", STRING.replace('"(', '"(a '), "NotRegular"),
+    ("place/mod.rs", r"format!\(\s*" + STRING, "Json"),
+    ("format/json.rs", r"format!\(\s*" + STRING, "Json"),
+    ("format/index.rs", r"invalid\(&?(?:format!\()?" + STRING, "Json"),
+    ("format/safetensors.rs", r"format!\(\s*" + STRING, "Header"),
+    ("plan/tensors.rs", r"let reason = format!\(\s*" + STRING, "Header"),
+    ("format/safetensors.rs", r"[{]\s*" + STRING + r"\s*[}]", "Header"),
+)
+# What raises the reason of a problem.
+REASONS_OF_PROBLEMS = ("LoadError", "ValueError", "self._folder")
 
 
 @dataclass(frozen=True)
@@ -71,28 +88,23 @@ def of_the_package() -> list[Message]:
 
 def of_verification() -> list[Message]:
     """One for each thing that a verification may find wrong."""
-    found = []
-    for name in ("structure", "loaders", "sealed", "memory", "result"):
-        path = ROOT / "python" / "recast" / "verification" / f"{name}.py"
+    sentences = {**SENTENCES, **CAUSES, "mismatch": MISMATCH}
+    found = [
+        Message(name, _words(re.split(r"\{[^}]*\}", sentence)), {"What verification finds"})
+        for name, sentence in sentences.items()
+    ]
+    for path in sorted((ROOT / "python" / "recast" / "verification").rglob("*.py")):
+        # The errors of this file become reasons of notes.
+        if path.name == "expectation.py":
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for text in _problems(node, name):
-                origin = f"{path.name}:{text.lineno}"
-                found.append(Message(origin, _words(_constants(text)), {"What verification finds"}))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in REASONS_OF_PROBLEMS:
+                origin, words = f"{path.name}:{node.lineno}", _words(_constants(node.args[0]))
+                found.append(Message(origin, words, {"What verification finds"}))
+    source = (ROOT / "src" / "commit" / "published.rs").read_text(encoding="utf-8")
+    for text in re.findall(r'(?:Some\(|then_some\(|\(path, )"([^"]+)"', source):
+        found.append(Message("published.rs", _literal(text), {"What verification finds"}))
     return found
-
-
-def _problems(node: ast.AST, module: str) -> list[ast.expr]:
-    """The texts of problems that `node` itself makes."""
-    if isinstance(node, ast.Call) and node.args:
-        called = ast.unparse(node.func)
-        raises = called in ("LoadError", "ValueError", "self._folder")
-        return node.args[:1] if raises or called == "problems.append" else []
-    if module == "structure" and isinstance(node, ast.List | ast.ListComp):
-        texts = node.elts if isinstance(node, ast.List) else [node.elt]
-        return [text for text in texts if isinstance(text, ast.JoinedStr)]
-    if isinstance(node, ast.FunctionDef) and node.name == "mismatch_text":
-        return [inner.value for inner in node.body if isinstance(inner, ast.Return) and inner.value]
-    return []
 
 
 def _heading(exception: type[recast.RecastError]) -> str:

@@ -11,7 +11,7 @@ import pytest
 import recast
 import torch
 from conftest import Save
-from recast.verification import run
+from recast.verification import publishing, values
 from support import environment, raw_bytes, recast_process, stored, tree
 from test_cli import assert_fits
 from test_verify_command import SHARD, VERIFY, spoil
@@ -40,7 +40,7 @@ def test_progress_goes_on_while_the_result_is_compared(saved: Save, tmp_path: Pa
     report = recast.convert(
         source, tmp_path / "out", to="bf16", verify="cpu", progress=lambda *now: seen.append(now)
     )
-    # One total all the time: what is written, and then the source's tensors that are compared.
+    # One total throughout: what is written, and then the source's tensors that are compared.
     (total,) = {total for _, total in seen}
     assert report.bytes_written < total < report.bytes_written + weights
     assert seen == sorted(seen)
@@ -51,13 +51,13 @@ def test_progress_goes_on_while_the_result_is_compared(saved: Save, tmp_path: Pa
 def between_stage_and_verify(
     monkeypatch: pytest.MonkeyPatch, happen: Callable[[Path], object]
 ) -> None:
-    verify_all = run.verify_all
+    verify_all = publishing.verify_all
 
     def spoiled(planned: Any, staged: str, *options: Any) -> recast.Verification:
         happen(Path(staged))
         return verify_all(planned, staged, *options)
 
-    monkeypatch.setattr(run, "verify_all", spoiled)
+    monkeypatch.setattr(publishing, "verify_all", spoiled)
 
 
 def unlink_config(staged: Path) -> None:
@@ -81,22 +81,22 @@ def test_a_model_that_fails_verification_is_never_published(
     assert [path.name for path in (dest / ".recast").iterdir()] == [rejected.parts[-3]]
     assert stored(rejected / SHARD)["layer.weight"][0] == "BF16"
     assert not recast.verify(model, rejected, device="cpu", full=True).passed
-    # And it does not stand in the way of the next run.
+    # The next run is not affected.
     monkeypatch.undo()
     recast.convert(model, dest, to="bf16", verify="cpu", sync=False)
     assert not (dest / ".recast").exists()
 
 
-def test_the_command_exits_with_1_when_the_verification_fails(model: Path, tmp_path: Path) -> None:
+def test_a_failed_verification_is_exit_code_1(model: Path, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, recast.cli\n"
-        "from recast.verification import run\n"
-        "real = run.verify_all\n"
+        "from recast.verification import publishing\n"
+        "real = publishing.verify_all\n"
         "def spoiled(planned, staged, *options):\n"
         f"    path = pathlib.Path(staged) / {SHARD!r}\n"
         "    data = bytearray(path.read_bytes()); data[-1] ^= 1; path.write_bytes(data)\n"
         "    return real(planned, staged, *options)\n"
-        "run.verify_all = spoiled\n"
+        "publishing.verify_all = spoiled\n"
         f"sys.argv = ['recast', 'convert', {str(model)!r}, {str(tmp_path / 'out')!r},\n"
         "            '--to', 'bf16', '--verify', 'cpu']\n"
         "recast.cli.main()\n"
@@ -115,7 +115,7 @@ def test_the_command_exits_with_1_when_the_verification_fails(model: Path, tmp_p
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
-def test_a_verification_that_is_stopped_publishes_nothing_and_can_be_gone_on_with(
+def test_a_stopped_verification_publishes_nothing_and_can_be_resumed(
     stop: type[BaseException], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(path: Path) -> None:
@@ -132,13 +132,13 @@ def test_a_verification_that_is_stopped_publishes_nothing_and_can_be_gone_on_wit
     assert report.verification["dest"] == str(dest)
 
 
-def test_a_verification_that_runs_out_of_memory_says_that_the_command_continues(
+def test_out_of_memory_while_verifying_says_how_to_continue(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*arguments: object, **options: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run.values, "compare", exhausted)
+    monkeypatch.setattr(values, "compare", exhausted)
     with pytest.raises(recast.VerificationError, match="out of memory") as caught:
         recast.convert(model, tmp_path / "out", to="bf16", verify="cpu", sync=False)
     assert "the same command continues" in caught.value.__notes__[0]
@@ -146,7 +146,7 @@ def test_a_verification_that_runs_out_of_memory_says_that_the_command_continues(
     assert recast.convert(model, tmp_path / "out", to="bf16", verify="cpu", sync=False).verification
 
 
-def test_a_result_that_is_done_already_is_verified_where_it_is(
+def test_a_published_result_is_verified_where_it_is(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -157,18 +157,18 @@ def test_a_result_that_is_done_already_is_verified_where_it_is(
     assert report.verification["values_checked"] == 6
     before = tree(out)
     # A result that recast made wrong, and described as it made it.
-    compare = run.verify_all
+    compare = publishing.verify_all
 
     def wrong(planned: Any, *options: Any) -> recast.Verification:
         other = recast.plan(model, to="bf16", keep=["layer.weight"])
         return compare(other, *options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "verify_all", wrong)
+        patch.setattr(publishing, "verify_all", wrong)
         with pytest.raises(recast.VerificationError, match="published before, and failed"):
             recast.convert(model, out, to="bf16", verify="cpu", sync=False)
     assert tree(out) == before
-    # One that is not as recast left it is not even compared.
+    # A changed result is not even compared.
     spoil(out)
     before = tree(out)
     with pytest.raises(recast.OutputError, match="missing, or was changed since recast wrote it"):
@@ -176,9 +176,7 @@ def test_a_result_that_is_done_already_is_verified_where_it_is(
     assert tree(out) == before
 
 
-def test_a_publication_that_was_stopped_is_verified_once_it_is_whole(
-    model: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_publication_is_verified_once_it_is_complete(model: Path, tmp_path: Path) -> None:
     dest = tmp_path / "out"
 
     def stop(done: int, total: int) -> None:
@@ -195,7 +193,7 @@ def test_a_publication_that_was_stopped_is_verified_once_it_is_whole(
     assert recast.verify(model, dest, device="cpu", full=True).passed
 
 
-def test_what_verification_expects_follows_the_options_of_the_conversion(tmp_path: Path) -> None:
+def test_the_options_of_the_conversion_decide_what_is_expected(tmp_path: Path) -> None:
     rows = [("w", "F32", [1], b"\x00\x00\x7f\x7f"), ("lm_head.w", "F32", [1], b"\x00\x00\x80\x3f")]
     (tmp_path / SHARD).write_bytes(raw_bytes(rows))
     recast.convert(

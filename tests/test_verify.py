@@ -10,7 +10,8 @@ import recast
 import torch
 from conftest import Save
 from recast.verification import values
-from recast.verification.loaders import Safetensors
+from recast.verification.loaders.safetensors import Safetensors
+from recast.verification.result import Mismatch
 from support import files, floats, raw_bytes, stored
 
 Plant = Callable[[Path], object]
@@ -19,7 +20,7 @@ BLOCK = 4096
 
 
 def rewrite(path: Path, change: Callable[[dict[str, list[object]]], object]) -> None:
-    """Writes a shard again, with its tensors changed and still in order, by no one's code."""
+    """Writes a shard again, its tensors changed and still in order, without any library."""
     tensors = {name: list(row) for name, row in stored(path).items()}
     change(tensors)
     rows = [(name, *row) for name, row in tensors.items()]
@@ -98,7 +99,8 @@ def test_what_transformers_saved_and_recast_converted_passes(
         found = check(saved(kind, dtype), tmp_path / "out", **options)
         assert found.passed, found.failures()
         assert found.memory is not None
-        assert all(bytes_["measured"] is None for bytes_ in found.memory.values())
+        figures = (found.memory.requested, found.memory.allocated, found.memory.reserved)
+        assert all(figure.measured is None for figure in figures)
 
 
 def test_what_torch_cast_and_saved_passes_without_a_report(source: Path, tmp_path: Path) -> None:
@@ -207,10 +209,13 @@ FAULTS: dict[str, tuple[Plant, str]] = {
         "text_config.torch_dtype",
     ),
     "a config without dtype": (edited("config.json", '"dtype"', '"old"'), "dtype"),
-    "a config that is no JSON": (edited("config.json", "{", "["), "config.json"),
+    "a config that is not JSON": (edited("config.json", "{", "["), "config.json"),
     "a wrong total_size": (edited(f"{SHARD}.index.json", '_size": ', '_size": 1'), "total_size"),
     "a wrong shard in the index": (edited(f"{SHARD}.index.json", f'"a": "{SHARD}', '"a": "x'), "x"),
-    "a tensor not in the index": (edited(f"{SHARD}.index.json", f', "b": "{SHARD}"', ""), "maps"),
+    "a tensor not in the index": (
+        edited(f"{SHARD}.index.json", f', "b": "{SHARD}"', ""),
+        "same shards",
+    ),
     "a stale shard": (
         lambda out: (out / "old.safetensors").write_bytes((out / SHARD).read_bytes()),
         "old.safetensors",
@@ -225,7 +230,7 @@ FAULTS: dict[str, tuple[Plant, str]] = {
 
 @pytest.mark.parametrize("report", [True, False], ids=["report", "inferred"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_planted_fault_is_found_and_named_by_a_full_verification(
+def test_a_full_verification_finds_and_names_every_planted_fault(
     fault: str, report: bool, source: Path, result: Path
 ) -> None:
     plant, says = FAULTS[fault]
@@ -243,16 +248,17 @@ def test_every_planted_fault_is_found_and_named_by_a_full_verification(
 def test_a_mismatch_names_tensor_index_source_value_and_bits(source: Path, result: Path) -> None:
     special(7, 0x3F81)(result)
     (mismatch,) = check(source, result, full=True).mismatches
-    assert mismatch == {
-        "tensor": "special",
-        "file": SHARD,
-        "index": 7,
-        "source": "1.0",
-        "source_bits": "0x3F800000",
-        "expected_bits": "0x3F80",
-        "found_bits": "0x3F81",
-        "count": 1,
-    }
+    assert mismatch == Mismatch(
+        tensor="special",
+        file=SHARD,
+        index=7,
+        source="1.0",
+        source_bits="0x3F800000",
+        expected_bits="0x3F80",
+        found_bits="0x3F81",
+        count=1,
+        compared=8,
+    )
 
 
 @pytest.mark.parametrize("pattern", [0x7FC0, 0xFFFF, 0x7F81])
@@ -347,7 +353,7 @@ def test_tensors_torch_cannot_hold_are_compared_as_files(tmp_path: Path) -> None
         (tmp_path / "out" / SHARD).write_bytes(before)
 
 
-def test_what_is_not_loaded_is_read_from_its_file_however_much_wider_it_became(
+def test_a_tensor_that_is_not_loaded_is_compared_in_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(values, "CHUNK", 4096)

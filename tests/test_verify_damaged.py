@@ -1,4 +1,4 @@
-"""What is wrong with a result's files is a finding of `recast verify`: no crash, no waiting."""
+"""Damaged files of a result are problems that `recast verify` reports: no crash, no waiting."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import recast
-from recast.verification import structure
+from recast.verification import files, header
 from support import raw_bytes, raw_header, recast_process
 
 SHARD = "model.safetensors"
@@ -24,8 +24,12 @@ def result(model: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def damaged(header: dict[str, object], data: bytes) -> bytes:
-    return raw_header({"__metadata__": {"format": "pt"}, "special": header}) + data
+def damaged(entry: dict[str, object], data: bytes) -> bytes:
+    return raw_header({"__metadata__": {"format": "pt"}, "special": entry}) + data
+
+
+def messages(printed: dict[str, Any]) -> list[str]:
+    return [problem["message"] for problem in printed["problems"]]
 
 
 @pytest.mark.parametrize(
@@ -40,27 +44,25 @@ def damaged(header: dict[str, object], data: bytes) -> bytes:
     ],
     ids=["too short", "too long", "dtype", "offsets", "shape", "nested"],
 )
-def test_a_damaged_header_is_a_finding_and_not_a_crash(
+def test_a_damaged_header_is_a_problem_and_not_a_crash(
     shard: bytes, model: Path, result: Path
 ) -> None:
     (result / SHARD).write_bytes(shard)
-    problems = recast.verify(model, result, device="cpu", full=True).problems
+    problems = recast.verify(model, result, device="cpu", full=True).failures()
     assert any(f"{SHARD} is damaged: " in problem for problem in problems)
 
 
 @pytest.mark.parametrize("name", ["config.json", f"{SHARD}.index.json", "recast.json"])
-def test_json_that_is_nested_without_end_is_a_finding_and_not_a_crash(
+def test_deeply_nested_json_is_a_problem_and_not_a_crash(
     name: str, model: Path, result: Path
 ) -> None:
     (result / name).write_text("[" * 200_000)
     found = recast.verify(model, result, device="cpu", full=True)
-    assert any(name in text for text in [*found.problems, *found.notes])
+    assert any(name in text for text in [*found.failures(), *found.notes])
 
 
 @pytest.mark.parametrize("what", ["pipe", "device", "lost"])
-def test_what_is_no_regular_file_is_a_finding_and_never_opened(
-    what: str, model: Path, result: Path
-) -> None:
+def test_a_special_file_is_a_problem_and_never_opened(what: str, model: Path, result: Path) -> None:
     names = [SHARD, "config.json", f"{SHARD}.index.json", "recast.json"]
     for path in (result / name for name in names):
         path.unlink()
@@ -69,7 +71,7 @@ def test_what_is_no_regular_file_is_a_finding_and_never_opened(
         else:
             path.symlink_to("/dev/null" if what == "device" else "nowhere")
     found = json.loads(recast_process("verify", model, result, "--json").stdout)
-    said = [*found["problems"], *found["notes"]]
+    said = [*messages(found), *found["notes"]]
     for name in names:
         assert any(text.startswith(name) or f"no {name}" in text for text in said), said
 
@@ -92,12 +94,12 @@ GIB = 1 << 30
     ],
     ids=["header", "limit + 1", "limit", "index", "config", "report"],
 )
-def test_a_file_of_absurd_size_is_a_finding_and_is_not_read(
+def test_a_file_of_absurd_size_is_a_problem_and_not_read(
     name: str, start: bytes, loader: str, model: Path, result: Path
 ) -> None:
     (result / name).write_bytes(start)
     os.truncate(result / name, 40 * GIB + len(start))
-    # What transformers takes for an answer, when it is asked.
+    # A file that transformers itself would read.
     (result / "generation_config.json").touch()
     os.truncate(result / "generation_config.json", 40 * GIB)
 
@@ -108,50 +110,44 @@ def test_a_file_of_absurd_size_is_a_finding_and_is_not_read(
     done = recast_process(*command, preexec_fn=limit)
     assert done.stderr == ""
     found = json.loads(done.stdout)
-    said = [text for text in [*found["problems"], *found["notes"]] if text.startswith(name)]
+    said = [text for text in [*messages(found), *found["notes"]] if text.startswith(name)]
     assert said
     assert max(map(len, said)) < 300
-    assert not any("MemoryError" in text for text in [*found["problems"], *found["notes"]])
+    assert not any("MemoryError" in text for text in [*messages(found), *found["notes"]])
 
 
 def test_a_file_is_read_up_to_its_limit_and_no_further(
     model: Path, result: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert structure.MAX_HEADER == structure.MAX_INDEX == structure.MAX_REPORT == LIMIT
-    assert structure.MAX_CONFIG == LIMIT // 10
+    assert files.MAX_HEADER == files.MAX_INDEX == files.MAX_REPORT == LIMIT
+    assert files.MAX_CONFIG == LIMIT // 10
     path = result / "config.json"
     size = path.stat().st_size
-    assert structure.read_json(path, size) == json.loads(path.read_text())
+    assert files.read_json(path, size) == json.loads(path.read_text())
     reason = f"it has {size} bytes, and recast reads at most {size - 1} of such a file"
     with pytest.raises(ValueError, match=reason):
-        structure.read_json(path, size - 1)
+        files.read_json(path, size - 1)
     # A file that grows once it is open, or that has no length until it is read.
     empty = os.stat_result([*os.stat(path)[:6], 0, 0, 0, 0])
     monkeypatch.setattr(os, "fstat", lambda _: empty)
-    assert structure.read_json(path, size) == json.loads(path.read_text())
+    assert files.read_json(path, size) == json.loads(path.read_text())
     with pytest.raises(ValueError, match=reason):
-        structure.read_json(path, size - 1)
+        files.read_json(path, size - 1)
 
 
-def test_the_safetensors_library_is_asked_only_for_what_has_a_limit(
+def test_the_safetensors_library_reads_no_header_over_the_limit(
     model: Path, result: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(structure, "_check_with_safetensors", lambda path, _: asked.append(path))
+    monkeypatch.setattr(header, "compare_with_safetensors", lambda path, _: asked.append(path))
     for size in (LIMIT + 1, 40 * GIB, (1 << 64) - 1):
         (result / SHARD).write_bytes(size.to_bytes(8, "little"))
         os.truncate(result / SHARD, min(size + 8, 50 * GIB))
-        (problem,) = structure_problems(result)
-        assert problem == (
-            f"{SHARD} is damaged: the header has {size} bytes, over the format's limit of {LIMIT}"
-        )
+        _, damaged = header.read_headers(result)
+        assert damaged == {
+            SHARD: f"the header has {size} bytes, over the format's limit of {LIMIT}"
+        }
     assert not asked
-
-
-def structure_problems(root: Path) -> list[str]:
-    problems: list[str] = []
-    structure.read_headers(root, problems)
-    return problems
 
 
 @pytest.mark.parametrize(
@@ -170,23 +166,23 @@ def structure_problems(root: Path) -> list[str]:
 def test_a_header_is_read_as_every_other_reader_reads_it(
     fields: dict[str, Any], reason: str, result: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # By this reader alone: what the library would refuse is not left to it.
-    monkeypatch.setattr(structure, "_check_with_safetensors", lambda path, entries: None)
+    # By this reader alone, without what the library would refuse.
+    monkeypatch.setattr(header, "compare_with_safetensors", lambda path, entries: None)
     entry = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12], **fields}
     (result / SHARD).write_bytes(raw_header({"layer.weight": entry}) + bytes(12))
-    (problem,) = structure_problems(result)
-    assert problem.endswith(reason)
+    _, damaged = header.read_headers(result)
+    assert damaged[SHARD].endswith(reason)
 
 
-def test_a_duplicate_name_in_a_header_is_a_finding(model: Path, result: Path) -> None:
+def test_a_duplicate_name_in_a_header_is_a_problem(model: Path, result: Path) -> None:
     data = (result / SHARD).read_bytes()
-    header = data[8:].split(b"}}")[0] + b"}"
+    text = data[8:].split(b"}}")[0] + b"}"
     name = b'"layer.weight":'
-    twice = header + b"," + name + header.split(name)[1] + b"}"
+    twice = text + b"," + name + text.split(name)[1] + b"}"
     twice += b" " * (-len(twice) % 8)
     (result / SHARD).write_bytes(len(twice).to_bytes(8, "little") + twice + data[-12:])
     found = recast.verify(model, result, device="cpu")
-    (problem,) = [text for text in found.problems if "damaged" in text]
+    (problem,) = [text for text in found.failures() if "damaged" in text]
     assert "the header has 'layer.weight' more than once" in problem
 
 
@@ -207,27 +203,27 @@ def test_a_duplicate_name_in_a_header_is_a_finding(model: Path, result: Path) ->
     ],
     ids=lambda options: str(options)[:40],
 )
-def test_a_report_with_options_that_no_conversion_has_is_not_believed(
+def test_a_report_with_impossible_options_is_ignored(
     options: dict[str, Any], model: Path, result: Path
 ) -> None:
     report = json.loads((result / "recast.json").read_text())
     report["options"].update(options)
     (result / "recast.json").write_text(json.dumps(report))
     found = recast.verify(model, result, device="cpu")
-    assert found.passed, found.problems
-    assert found.notes[0].startswith("recast.json does not tell what was asked for (")
+    assert found.passed, found.failures()
+    assert found.notes[0].startswith("recast.json does not hold the options of a conversion (")
 
 
-def test_an_index_that_loses_every_tensor_is_a_short_finding(model: Path, result: Path) -> None:
+def test_an_index_that_loses_every_tensor_is_a_short_list(model: Path, result: Path) -> None:
     names = {f"w{number}": "elsewhere" for number in range(5000)}
     (result / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
     found = recast.verify(model, result, device="cpu")
     assert len(found.problems) < 30
-    assert f"{INDEX}: the same for 4,980 more tensors" in found.problems
+    assert f"{INDEX}: the same for 4,980 more tensors" in found.failures()
 
 
-def test_a_shape_that_torch_cannot_have_is_a_finding(model: Path, result: Path) -> None:
+def test_a_shape_that_torch_cannot_have_is_a_problem(model: Path, result: Path) -> None:
     row = ("layer.weight", "BF16", [(1 << 64) - 1, 0], b"")
     (result / SHARD).write_bytes(raw_bytes([row]))
     found = recast.verify(model, result, device="cpu")
-    assert any(text.startswith(f"safetensors cannot load {SHARD}: ") for text in found.problems)
+    assert any(text.startswith(f"safetensors cannot load {SHARD}: ") for text in found.failures())

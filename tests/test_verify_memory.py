@@ -1,4 +1,4 @@
-"""The check of GPU memory: an honest allocator passes it, and every lie is caught and explained."""
+"""The check of GPU memory: an honest allocator passes, and every lie is caught and explained."""
 
 import os
 import random
@@ -14,9 +14,12 @@ import torch
 from allocator import MIB, Allocator, Handle
 from conftest import build
 from recast import memory
-from recast.verification import loaders, run, structure
-from recast.verification import memory as checker
-from recast.verification.memory import Allocation
+from recast.verification import loaders, measure, run, values
+from recast.verification.header import read_headers
+from recast.verification.loaders.safetensors import Safetensors
+from recast.verification.loaders.transformers import Transformers
+from recast.verification.measure import Allocation
+from recast.verification.result import MemoryCheck, MemoryFigure
 from support import environment, raw_bytes, raw_header
 
 DEVICE = "cuda:0"
@@ -28,7 +31,7 @@ def load(allocator: Allocator, sizes: list[int]) -> Callable[[], list[Handle]]:
 
 
 def measured(allocator: Allocator, sizes: list[int]) -> memory.Memory:
-    held, found = checker.measure(allocator, DEVICE, allocator.allocate, load(allocator, sizes))
+    held, found = measure.measure(allocator, DEVICE, allocator.allocate, load(allocator, sizes))
     assert len(held) == sum(size > 0 for size in sizes)
     return found
 
@@ -38,7 +41,8 @@ def explained(
 ) -> list[str]:
     named = [Allocation(f"t{index}", size) for index, size in enumerate(sizes)]
     after = [Allocation(f"t{index}", size) for index, size in enumerate(loaded or sizes)]
-    return checker.explain(allocator, memory.predict(sizes), found, named, after)
+    problems = measure.explain(allocator, memory.predict(sizes), found, named, after)
+    return [problem.message for problem in problems]
 
 
 def test_an_honest_allocator_is_believed_to_the_byte() -> None:
@@ -78,7 +82,7 @@ def test_every_lie_of_a_counter_is_caught(counter: str, lie: int, says: str) -> 
         allocator.lying = True
         return held
 
-    _, found = checker.measure(allocator, DEVICE, allocator.allocate, lying_load)
+    _, found = measure.measure(allocator, DEVICE, allocator.allocate, lying_load)
     (problem,) = explained(allocator, found, SIZES)
     assert counter in problem
     assert says in problem
@@ -95,7 +99,7 @@ def test_a_tensor_of_another_size_is_named() -> None:
     assert "t10 takes 18,874,378 bytes, not 9,437,189" in problems[0]
 
 
-def test_something_else_allocated_meanwhile_is_said_so() -> None:
+def test_an_allocation_of_others_is_reported_as_such() -> None:
     allocator = Allocator()
     problems = explained(allocator, measured(allocator, [*SIZES, 100]), SIZES)
     assert "something else was allocated meanwhile" in problems[0]
@@ -104,29 +108,29 @@ def test_something_else_allocated_meanwhile_is_said_so() -> None:
 def test_a_block_that_was_not_split_is_named_with_its_rule() -> None:
     allocator = Allocator()
     sizes = [3 * MIB]
-    held, found = checker.measure(allocator, DEVICE, allocator.allocate, load(allocator, sizes))
+    held, found = measure.measure(allocator, DEVICE, allocator.allocate, load(allocator, sizes))
     allocator.segments[0].blocks[0].size += 1024
     loaded = [Allocation("w", 3 * MIB, held[0].address)]
     wrong = found._replace(allocated=found.allocated + 1024)
-    (problem,) = checker.explain(allocator, memory.predict(sizes), wrong, loaded, loaded)
-    assert "w (3,145,728 bytes) has a block of 3,146,752: a rest of 1,024" in problem
+    (problem,) = measure.explain(allocator, memory.predict(sizes), wrong, loaded, loaded)
+    assert "w (3,145,728 bytes) has a block of 3,146,752: a rest of 1,024" in problem.message
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded() -> None:
     need = memory.predict([100 * MIB])
-    checker.check_fit(Allocator(total=400 * MIB), DEVICE, need)
+    measure.check_fit(Allocator(total=400 * MIB), DEVICE, need)
     with pytest.raises(
-        recast.VerificationError, match=r"does not fit on cuda:0: it takes 100\.00 MiB"
+        recast.VerificationError, match=r"does not fit on cuda:0: it requires 100\.00 MiB"
     ):
-        checker.check_fit(Allocator(total=300 * MIB), DEVICE, need)
+        measure.check_fit(Allocator(total=300 * MIB), DEVICE, need)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_memory_after_a_warm_up_is_foretold(seed: int) -> None:
+def test_memory_after_a_warm_up_is_predicted(seed: int) -> None:
     chance, allocator = random.Random(seed), Allocator()
     sizes = [int(2 ** chance.uniform(0, 25.5)) for _ in range(chance.randrange(1, 30))]
     warm_up = max(1, int(sum(sizes) * chance.choice([0.3, 0.9, 1, 1, 1.1])))
-    found = checker.measure(
+    found = measure.measure(
         allocator, DEVICE, allocator.allocate, _warmed(allocator, warm_up, sizes)
     )
     assert memory.predict(sizes, warm_up=warm_up) == found[1]
@@ -142,7 +146,7 @@ def _warmed(allocator: Allocator, warm_up: int, sizes: list[int]) -> Callable[[]
 
 @pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("kind", ["llama", "t5", "bert", "tied", "no dtype"])
-def test_what_transformers_will_load_is_foretold_tensor_by_tensor(
+def test_what_transformers_will_load_is_predicted_tensor_by_tensor(
     kind: str, to: str, tmp_path: Path
 ) -> None:
     model = build(kind.replace("no dtype", "llama"))
@@ -151,8 +155,8 @@ def test_what_transformers_will_load_is_foretold_tensor_by_tensor(
     if kind == "no dtype":
         config = tmp_path / "out" / "config.json"
         config.write_text(config.read_text().replace('"dtype"', '"was"'))
-    headers = structure.read_headers(tmp_path / "out", [])
-    loader = loaders.Transformers(tmp_path / "out", headers, "cpu")
+    headers, _ = read_headers(tmp_path / "out")
+    loader = Transformers(tmp_path / "out", headers, "cpu")
     predicted, total = loader.predict()
     # The judge: the model as a user gets it, each storage counted once.
     judge = type(model).from_pretrained(tmp_path / "out", dtype="auto")
@@ -165,7 +169,7 @@ def test_what_transformers_will_load_is_foretold_tensor_by_tensor(
     assert {e.name: e.bytes for e in loader.allocations()} == {e.name: e.bytes for e in predicted}
 
 
-class OnFakeGpu(loaders.Safetensors):
+class OnFakeGpu(Safetensors):
     """Loads on the CPU and counts on a fake GPU."""
 
     def load(self) -> Any:
@@ -181,24 +185,23 @@ class OnFakeGpu(loaders.Safetensors):
 def test_a_verification_fails_where_the_memory_does(
     lies: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake, reader = Allocator(lies=lies), run.values.Reader
+    fake, reader = Allocator(lies=lies), values.Reader
     for name in ("memory_stats", "memory_snapshot", "mem_get_info", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     for name in ("empty_cache", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     monkeypatch.setattr(run, "FAKE", fake, raising=False)
     monkeypatch.setattr(run, "choose_device", lambda device: DEVICE)
-    monkeypatch.setattr(run.values, "Reader", lambda device: reader("cpu"))
-    monkeypatch.setitem(run.LOADERS, "safetensors", OnFakeGpu)
+    monkeypatch.setattr(values, "Reader", lambda device: reader("cpu"))
+    monkeypatch.setitem(loaders.LOADERS, "safetensors", OnFakeGpu)
     source = tmp_path / "model.safetensors"
     source.write_bytes(raw_bytes([("w", "F32", [6], bytes(24))], {"format": "pt"}, pad_to=8))
     recast.convert(source, tmp_path / "out", to="bf16", sync=False)
     found = recast.verify(source, tmp_path / "out")
     assert found.mismatches == []
-    assert found.memory == {
-        name: {"expected": expected, "measured": expected + lies.get(name, 0)}
-        for name, expected in (("requested", 12), ("allocated", 512), ("reserved", 2 * MIB))
-    }
+    expected = {"requested": 12, "allocated": 512, "reserved": 2 * MIB}
+    figures = {name: MemoryFigure(n, n + lies.get(name, 0)) for name, n in expected.items()}
+    assert found.memory == MemoryCheck(**figures)
     # `reserved` also depends on what was cached before: it is shown, and never a failure.
     assert found.passed == (not lies or "reserved" in lies)
 

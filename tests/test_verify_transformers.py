@@ -1,4 +1,4 @@
-"""`verify --loader transformers`: a config describes a model; it does not choose what code runs."""
+"""`verify --loader transformers`: a config describes a model, and never chooses what code runs."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import recast
 import torch
 from conftest import Save
 from hostile import CANARY, unopened
-from recast.verification import sealed
+from recast.verification.loaders import sealed
 from support import environment, recast_process
 
 SHARD, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -121,7 +121,7 @@ source, out, texts = sys.argv[1:]
 for name, text in json.loads(Path(texts).read_text()).items():
     (Path(out) / "config.json").write_text(text)
     found = recast.verify(source, out, device="cpu", loader="transformers")
-    print(json.dumps([name, found.problems, found.notes]))
+    print(json.dumps([name, found.failures(), found.notes]))
 """
     paths = [str(package), *sys.path]
     done = subprocess.run(
@@ -154,7 +154,7 @@ def test_no_model_class_fetches_a_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == ["kernels-community/mra"]
 
 
-def test_no_connection_is_opened_meanwhile_and_every_other_thread_keeps_its_own() -> None:
+def test_a_sealed_off_thread_cannot_connect_and_others_can() -> None:
     from transformers.utils import logging
 
     server = socket.create_server(("127.0.0.1", 0))
@@ -205,7 +205,7 @@ def test_no_connection_is_opened_meanwhile_and_every_other_thread_keeps_its_own(
         ({"x": {"num_labels": 10**10}}, "num_labels is 10000000000, more than any model has"),
     ],
 )
-def test_a_config_that_no_model_can_have_is_an_error_that_says_why(
+def test_a_config_that_no_model_can_have_is_an_error(
     changes: dict[str, Any], says: str, saved: Save, out: Path
 ) -> None:
     change(out, changes)
@@ -227,13 +227,14 @@ def test_a_config_that_no_model_can_have_is_an_error_that_says_why(
         ({"rope_scaling": 5, "d_model": "x"}, "transformers"),
     ],
 )
-def test_a_model_that_cannot_be_or_is_too_large_for_its_shards_is_a_finding(
+def test_a_model_that_does_not_match_its_shards_is_a_problem(
     changes: dict[str, Any], says: str, saved: Save, out: Path
 ) -> None:
     change(out, changes)
     found = verify(saved, out)
-    assert any(says in problem for problem in found.problems), found.problems
-    assert max(map(len, found.problems)) < 1500
+    failures = found.failures()
+    assert any(says in failure for failure in failures), failures
+    assert max(map(len, failures)) < 1500
     # The values are compared all the same.
     assert found.values_checked > 1000
 
@@ -241,19 +242,17 @@ def test_a_model_that_cannot_be_or_is_too_large_for_its_shards_is_a_finding(
 @pytest.mark.parametrize(
     "name", ["pipeline", "Trainer", "AutoModel", "PreTrainedModel", "models", "T5Config", "x", ""]
 )
-def test_what_is_no_model_is_not_taken_for_one(name: str, saved: Save, out: Path) -> None:
+def test_only_model_classes_are_loaded(name: str, saved: Save, out: Path) -> None:
     change(out, {"architectures": [name, "T5ForConditionalGeneration"]})
     found = verify(saved, out)
     if name == "PreTrainedModel":
-        assert "transformers cannot load the model" in found.problems[0]
+        assert "transformers cannot load the model" in found.problems[0].message
     else:
-        assert found.passed, found.problems
+        assert found.passed, found.failures()
         assert "loaded as T5ForConditionalGeneration" in found.notes
 
 
-def test_transformers_sees_the_config_the_index_and_the_shards_and_nothing_else(
-    saved: Save, out: Path
-) -> None:
+def test_transformers_sees_only_the_config_the_index_and_the_shards(saved: Save, out: Path) -> None:
     (out / "custom_generate").mkdir()
     (out / "nested").mkdir()
     for name in (
@@ -271,9 +270,8 @@ def test_transformers_sees_the_config_the_index_and_the_shards_and_nothing_else(
     watched = [out / "generation_config.json", out / "adapter_config.json", out / "hubconf.py"]
     with unopened(*watched, out / "pytorch_model.bin", out / "custom_generate" / "generate.py"):
         found = verify(saved, out)
-    assert found.problems == [
-        f"{name} is stale or extra: the source has no such shard"
-        for name in ("adapter_model.safetensors", f"nested/{SHARD}")
+    assert [(problem.kind, problem.file) for problem in found.problems] == [
+        ("file_unexpected", name) for name in ("adapter_model.safetensors", f"nested/{SHARD}")
     ]
     assert any("loaded as" in note for note in found.notes)
 
@@ -296,7 +294,7 @@ def test_transformers_follows_no_index_to_another_file(
         found = recast.verify(
             saved("llama", "fp32"), tmp_path / "out", device="cpu", loader="transformers"
         )
-    assert any(f"no file named {SHARD}" in problem for problem in found.problems)
+    assert any(f"no file named {SHARD}" in failure for failure in found.failures())
 
 
 def test_a_config_may_name_a_shard_beside_it(saved: Save, tmp_path: Path) -> None:
@@ -308,23 +306,23 @@ def test_a_config_may_name_a_shard_beside_it(saved: Save, tmp_path: Path) -> Non
     found = recast.verify(
         tmp_path / "source", tmp_path / "out", device="cpu", loader="transformers"
     )
-    assert found.passed, found.problems
+    assert found.passed, found.failures()
 
 
-def test_what_transformers_says_names_the_result_and_not_where_it_was_shown(
+def test_messages_of_transformers_name_the_result_not_the_sealed_folder(
     saved: Save, out: Path
 ) -> None:
     change(out, {"model_type": "no such model\nhint: x"})
-    (problem,) = verify(saved, out).problems
+    (problem,) = verify(saved, out).failures()
     assert problem.startswith(f"transformers does not know the model in {out}: ")
     assert "recast-" not in problem
     assert "\n" not in problem
 
 
-def test_transformers_prints_nothing_itself(saved: Save, out: Path) -> None:
+def test_transformers_prints_nothing(saved: Save, out: Path) -> None:
     # It warns of a layer without weights, with names as they stand in the config.
     change(out, {"num_layers": 3})
     command = ("verify", saved("t5", "fp32"), out, "--device", "cpu", "--loader", "transformers")
     done = recast_process(*command)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "newly initialised" in done.stdout
+    assert "newly initialized" in done.stdout

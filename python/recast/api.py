@@ -113,7 +113,7 @@ def convert(
     device = None
     if verify is not None:
         # Only here, because every start of the command would wait for it.
-        from recast.verification import run as verification
+        from recast.verification import publishing as verification
 
         device = verification.choose_device(verify)
     planned = _plan(source, to, keep, auto_keep, on_overflow)

@@ -297,13 +297,14 @@ def verify(source: str, dest: str | None, as_json: bool, **options: Any) -> int:
     with terminal.progress(sys.stderr.isatty() and not as_json) as progress:
         if dest is None:
             from recast import published
+            from recast.show.verify import published_text
 
             _refuse_for_files_alone()
             checked = published.check(source, progress=progress)
-            text = checked.to_json() if as_json else published.checked_text(checked)
+            text = checked.to_json() if as_json else published_text(checked)
             passed = checked.passed
         else:
-            from recast.verification.result import verification_text
+            from recast.show.verify import verification_text
 
             found = recast.verify(source, dest, progress=progress, **options)
             text = found.to_json() if as_json else verification_text(found)

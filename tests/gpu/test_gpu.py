@@ -12,7 +12,8 @@ import pytest
 import recast
 import torch
 from conftest import build
-from recast.verification import run
+from recast.verification import devices
+from recast.verification.result import MemoryFigure
 from support import DTYPES, raw_bytes, raw_header, recast_process
 
 pytestmark = [
@@ -116,8 +117,8 @@ def test_llama_2_7b_is_exact_in_every_value_and_every_byte_of_memory(
     assert found.tensors_checked == 291
     assert found.memory is not None
     # Every weight is a multiple of 512 bytes and fills its block, so both are the same figure.
-    exact = {"expected": 2 * PARAMETERS, "measured": 2 * PARAMETERS}
-    assert found.memory["requested"] == found.memory["allocated"] == exact
+    exact = MemoryFigure(2 * PARAMETERS, 2 * PARAMETERS)
+    assert found.memory.requested == found.memory.allocated == exact
 
 
 def differences(ours: torch.Tensor, theirs: torch.Tensor) -> int:
@@ -165,8 +166,8 @@ def test_a_models_memory_is_foretold_to_the_byte(
     print(f"\n{kind} {to} {loader}: {found.memory}")
     assert found.passed, found.failures()
     assert found.memory is not None
-    for name in ("requested", "allocated"):
-        assert found.memory[name]["measured"] == found.memory[name]["expected"]
+    for figure in (found.memory.requested, found.memory.allocated):
+        assert figure.measured == figure.expected
 
 
 @pytest.fixture
@@ -197,7 +198,7 @@ def test_a_flipped_bit_is_found_on_the_gpu(small: tuple[Path, Path]) -> None:
         file.write(bytes([byte ^ 4]))
     found = recast.verify(*small, device="cuda", full=True)
     (mismatch,) = found.mismatches
-    assert mismatch["count"] == 1
+    assert mismatch.count == 1
     assert not found.problems
 
 
@@ -235,4 +236,4 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
 def test_a_gpu_beyond_the_last_is_an_error() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(recast.UsageError, match=f"this machine has {count}"):
-        run.choose_device(f"cuda:{count}")
+        devices.choose_device(f"cuda:{count}")

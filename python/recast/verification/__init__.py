@@ -1,9 +1,9 @@
-"""Showing that a converted model is what was promised: its structure, its values, its memory.
+"""Showing that a converted model is what it should be: its structure, its values, its memory.
 
-Whatever judges here shares nothing with what it judges. Headers are read by a few lines of Python
-and by the safetensors library, values are cast by torch on the device that will use the model, and
-memory is what PyTorch's allocator counts. This is the one part of recast that needs torch, and it
-imports it only when called.
+Nothing here shares code with what it checks. Headers are read by a few lines of Python and by the
+safetensors library, values are cast by torch on the device that will use the model, and memory is
+what PyTorch's allocator counts. Only this part of recast requires torch, and it imports torch only
+when it runs.
 """
 
 from recast.verification.result import Verification

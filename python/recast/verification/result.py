@@ -1,13 +1,76 @@
-"""What a verification found: as data, and in a few words, what is wrong first."""
+"""What a verification found, as data."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from recast.report import SCHEMA_VERSION, json_text
-from recast.terminal import counted, grid, marked, plain, render, shown, size
+from recast.terminal import shown
+from recast.verification.dtypes import FloatName
+from recast.verification.loaders import LoaderName
+from recast.verification.problems import Problem
 
-# More lines than this help nobody on a terminal; `to_json()` has all of them.
-SHOWN = 20
+MISMATCH = (
+    "{tensor} in {file}, element {index:,}: {source} ({source_bits}) became {found_bits}, "
+    "expected {expected_bits}"
+)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The first wrong value of a tensor, and how many there are."""
+
+    tensor: str
+    file: str
+    index: int
+    """Which element it is, in C order."""
+    source: str
+    """Its value in the source; `bytes` for what is not a float."""
+    source_bits: str
+    expected_bits: str
+    found_bits: str
+    count: int
+    """How many of the compared values of the tensor are wrong."""
+    compared: int
+    """How many values of the tensor were compared."""
+
+    @property
+    def message(self) -> str:
+        """The mismatch as a sentence."""
+        names = {"tensor": shown(self.tensor), "file": shown(self.file)}
+        others = self.count - 1
+        more = f"; {others:,} more in this tensor" if others else ""
+        return MISMATCH.format_map({**vars(self), **names}) + more
+
+
+@dataclass(frozen=True)
+class MemoryFigure:
+    """Bytes by one of PyTorch's counters."""
+
+    expected: int
+    measured: int | None
+    """`None` on a CPU."""
+
+
+@dataclass(frozen=True)
+class MemoryCheck:
+    """The memory of the loaded result: predicted, and on a GPU measured."""
+
+    requested: MemoryFigure
+    allocated: MemoryFigure
+    reserved: MemoryFigure
+
+
+@dataclass(frozen=True)
+class LikelyCause:
+    """Why nearly everything is wrong."""
+
+    cause: Literal["other_tensors", "other_files", "other_values"]
+    """`other_tensors`: the source has no tensors of these names and shapes. `other_files`: it has
+    them in other files. `other_values`: nearly every value is wrong."""
+    tensors: int
+    """How many tensors of the result this is true of, more than half."""
+    of: int
+    """How many tensors the result has; for `other_values`, how many were compared."""
 
 
 @dataclass(frozen=True)
@@ -16,29 +79,32 @@ class Verification:
 
     source: str
     dest: str
-    to: str | None
+    to: FloatName | None
     """The dtype the source was cast to; `None` where no tensor is a float."""
     device: str
     """Where the values were compared: `cpu`, `cuda:0`."""
-    loader: str
+    loader: LoaderName
     samples: int | None
     """Random blocks compared in each tensor; `None` when every value was."""
     seed: int | None
     """What the random blocks were drawn from; `None` when every value was compared."""
     tensors_checked: int
     values_checked: int
-    mismatches: list[dict[str, Any]]
-    """The first value that is wrong in each tensor that has one: `{tensor, file, index, source,
-    source_bits, expected_bits, found_bits, count}`. `index` is in C order, `count` how many of the
-    compared values are wrong."""
-    problems: list[str]
+    values_total: int
+    """How many values the tensors have that were compared."""
+    mismatches: list[Mismatch]
+    """The first wrong value of each tensor that has one."""
+    problems: list[Problem]
     """What else is wrong: with the structure, the configs, the indexes, the memory."""
+    likely_cause: LikelyCause | None
+    """Set where nearly everything is wrong, most likely because the result was made from another
+    source."""
     notes: list[str]
     """What is not wrong but should be known."""
-    memory: dict[str, dict[str, int | None]] | None
-    """`{requested|allocated|reserved: {expected, measured}}` in bytes by PyTorch; `measured` is
-    `None` on a CPU, and all of it is where the model could not be loaded."""
+    memory: MemoryCheck | None
+    """`None` where the model could not be loaded."""
     seconds: float
+    schema_version: int = field(default=SCHEMA_VERSION, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -47,7 +113,7 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """The verification as JSON values: what a report holds under `verification`."""
-        return {"schema_version": SCHEMA_VERSION, **vars(self), "passed": self.passed}
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "passed": self.passed}
 
     def to_json(self) -> str:
         """The verification as one JSON object, ASCII only."""
@@ -55,51 +121,7 @@ class Verification:
 
     def failures(self) -> list[str]:
         """A sentence on each thing that is wrong, problems before values."""
-        return [*self.problems, *map(mismatch_text, self.mismatches)]
-
-
-def mismatch_text(found: dict[str, Any]) -> str:
-    """A mismatch as a sentence."""
-    others = found["count"] - 1
-    more = f"; {others:,} more in this tensor" if others else ""
-    return (
-        f"{shown(found['tensor'])} in {shown(found['file'])}, element {found['index']:,}: "
-        f"{found['source']} ({found['source_bits']}) became {found['found_bits']}, "
-        f"expected {found['expected_bits']}{more}"
-    )
-
-
-def abridged(failures: list[str]) -> list[str]:
-    """As many of `failures` as help, and how many more there are."""
-    rest = len(failures) - SHOWN
-    return failures[:SHOWN] + ([f"and {rest:,} more; --json lists all"] if rest > 0 else [])
-
-
-def values_text(found: Verification) -> str:
-    """How many values were compared, and how they were chosen."""
-    text = f"{found.values_checked:,} in {counted(found.tensors_checked, 'tensor')}"
-    if found.samples is None:
-        return f"{text}: all of them"
-    return f"{text}: both ends and up to {found.samples} random blocks of each (seed {found.seed})"
-
-
-def verification_text(found: Verification) -> str:
-    """What `verify` prints."""
-    from rich.text import Text
-
-    target = f" in {found.to}" if found.to else ""
-    verdict, style = ("passed", "bold green") if found.passed else ("FAILED", "bold red")
-    title = plain(f": {found.source} -> {found.dest}{target}, {found.loader} on {found.device}")
-    rows = [("values", values_text(found))]
-    for name, bytes_ in (found.memory or {}).items():
-        expected, measured = bytes_["expected"] or 0, bytes_["measured"]
-        if measured is None:
-            text = f"{size(expected)} predicted on a GPU"
-        else:
-            same = ", the same to the byte" if measured == expected else ""
-            text = f"{size(expected)} predicted, {size(measured)} measured{same}"
-        rows.append((name, text))
-    rows.append(("time", f"{found.seconds:.2f} s"))
-    lines = marked("error", "bold red", abridged(found.failures()))
-    lines += marked("note", "bold yellow", found.notes)
-    return render(*lines, Text.assemble((verdict, style), title), grid(rows))
+        return [
+            *(problem.message for problem in self.problems),
+            *(mismatch.message for mismatch in self.mismatches),
+        ]

@@ -7,12 +7,14 @@ with the casts it judges. NaN is compared by class, everything else bit by bit.
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recast.errors import InputError, StorageError
 from recast.terminal import shown
-from recast.verification.structure import FLOATS, Entry
+from recast.verification.dtypes import FLOATS, torch_floats
+from recast.verification.header import Entry
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,7 @@ BLOCK = 4096
 CHUNK = 32 << 20
 """Bytes of the source that are on the host and on the device at a time."""
 WORKSPACE = 8 * CHUNK
-"""Bytes on the device that comparing a chunk takes at most, beside the model."""
+"""The most bytes on the device that comparing a chunk requires, beside the model."""
 
 Range = tuple[int, int]
 
@@ -60,11 +62,16 @@ def batches(wanted: list[Range], limit: int) -> Iterator[list[Range]]:
         yield batch
 
 
-def floats() -> "dict[str, torch.dtype]":
-    """The dtypes that are cast, by their names in a header."""
-    import torch
+@dataclass(frozen=True)
+class Wrong:
+    """The first wrong value of a tensor, and how many of the compared are wrong."""
 
-    return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    index: int
+    source: str
+    source_bits: str
+    expected_bits: str
+    found_bits: str
+    count: int
 
 
 class Reader:
@@ -98,7 +105,7 @@ class Reader:
 
 
 def cast(x: "torch.Tensor", dtype: "torch.dtype", on_overflow: str) -> "torch.Tensor":
-    """What a conversion must make of the floats `x`, by torch on the device of `x`."""
+    """The floats `x` as a conversion must cast them, by torch on the device of `x`."""
     import torch
 
     if on_overflow == "saturate" and dtype != torch.float32:
@@ -128,8 +135,8 @@ def compare(
     found: Callable[[list[Range]], "torch.Tensor"],
     wanted: list[Range],
     on_overflow: str,
-) -> tuple[int, dict[str, Any] | None]:
-    """Compares ranges of a tensor; how many values, and the first that is wrong, if one is.
+) -> tuple[int, Wrong | None]:
+    """Compares ranges of a tensor; how many values, and what is wrong with them, if anything is.
 
     `entry` is the tensor in the source file `path`, `stored` the one in the result; `found(ranges)`
     gives its elements as they were loaded, flat, of the dtype they were loaded in. What is not a
@@ -140,39 +147,41 @@ def compare(
     if not entry.elements:
         return 0, None
     is_float, width = entry.dtype in FLOATS, entry.width or 1
-    checked, wrong, first = 0, 0, None
+    checked = 0
+    wrong: Wrong | None = None
     if not entry.width:
-        # Values of less than a byte, which formats of 4 and 6 bits have, are compared as bytes.
+        # Values of 4 and 6 bits are compared as bytes.
         wanted = [(0, entry.bytes)]
     # The result is also read in batches, and may be the wider one.
     for batch in batches(wanted, CHUNK // max(width, stored.width)):
         raw, loaded = reader.read(path, entry, batch), found(batch)
-        values = raw.view(floats()[entry.dtype]) if is_float else raw
+        values = raw.view(torch_floats()[entry.dtype]) if is_float else raw
         if is_float and (entry.dtype != stored.dtype or loaded.dtype != values.dtype):
-            # A loader may widen what is stored, or narrow what was kept: that is its own cast.
-            expected = cast(values, floats()[stored.dtype], on_overflow).to(loaded.dtype)
+            # A loader may widen what is stored, or narrow what was kept, by a cast of its own.
+            expected = cast(values, torch_floats()[stored.dtype], on_overflow).to(loaded.dtype)
             different = differences(expected, loaded)
         else:
             expected, loaded = raw, loaded.view(torch.uint8)
             different = (expected != loaded).view(-1, width).any(1)
         checked += different.numel()
         count = int(different.sum())
-        wrong += count
-        if count and first is None:
+        if count and wrong is None:
             at = int(different.int().argmax())
-            first = {
-                "index": _element(batch, at),
-                "source": str(values[at].item()) if is_float else "bytes",
-                "source_bits": _bits(raw, at, different.numel()),
-                "expected_bits": _bits(expected, at, different.numel()),
-                "found_bits": _bits(loaded, at, different.numel()),
-            }
-    checked = checked if entry.width else entry.elements
-    return checked, None if first is None else {**first, "count": wrong}
+            wrong = Wrong(
+                index=_element(batch, at),
+                source=str(values[at].item()) if is_float else "bytes",
+                source_bits=_bits(raw, at, different.numel()),
+                expected_bits=_bits(expected, at, different.numel()),
+                found_bits=_bits(loaded, at, different.numel()),
+                count=count,
+            )
+        elif wrong is not None:
+            wrong = replace(wrong, count=wrong.count + count)
+    return checked if entry.width else entry.elements, wrong
 
 
 def chosen(flat: "torch.Tensor", batch: list[Range]) -> "torch.Tensor":
-    """Ranges of a flat tensor one behind the other, whatever torch can do with their dtype."""
+    """Ranges of a flat tensor, joined; by their bytes, because torch cannot join every dtype."""
     import torch
 
     parts = [flat[start:end] for start, end in batch]

@@ -1,4 +1,4 @@
-"""The memory of a loaded result: the counters of PyTorch's allocator against the prediction."""
+"""The memory of a loaded result: what PyTorch's allocator counts, against the prediction."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from recast.errors import VerificationError
 from recast.memory import MIB, ROUND, Memory
 from recast.terminal import shown, size
+from recast.verification.problems import Problem, problem
 from recast.verification.values import WORKSPACE
 
 LISTED = 5
@@ -35,8 +36,8 @@ def measure(
     """Calls `load`; its result, and by how much the counters grew.
 
     `allocate(n)` makes something that holds `n` bytes on `device`. Memory that others hold does
-    not count, and what they left free in the allocator's cache is not used: a block from there can
-    be larger than a new one would be.
+    not count. Nor does `load` use free blocks of the allocator's cache, which are held meanwhile: a
+    block from there can be larger than a new one.
     """
     gc.collect()
     cuda.synchronize(device)
@@ -75,15 +76,12 @@ def _free_blocks(cuda: Any, device: str) -> list[int]:
 
 
 def check_fit(cuda: Any, device: str, predicted: Memory) -> None:
-    """Raises `VerificationError` unless a model that takes `predicted` fits beside what is there.
-
-    Comparing takes up to `WORKSPACE` more.
-    """
+    """Raises `VerificationError` unless `predicted`, and `WORKSPACE` to compare, is free."""
     free, total = cuda.mem_get_info(device)
     if predicted.reserved + WORKSPACE > free:
         raise VerificationError(
-            f"the model does not fit on {device}: it takes {size(predicted.reserved)} and "
-            f"{size(WORKSPACE)} to compare, {size(free)} of {size(total)} are free",
+            f"the model does not fit on {device}: it requires {size(predicted.reserved)} and "
+            f"{size(WORKSPACE)} to compare, but {size(free)} of {size(total)} are free",
             "free memory there, choose another GPU with cuda:N, or verify on cpu",
         )
 
@@ -94,29 +92,26 @@ def explain(
     measured: Memory,
     predicted: Sequence[Allocation],
     loaded: Sequence[Allocation],
-) -> list[str]:
+) -> list[Problem]:
     """Why `requested` or `allocated` is not as expected: which tensors, which rule.
 
-    Empty where both agree to the byte. `reserved` is only ever shown: it depends on what was
+    Empty where both agree to the byte. `reserved` is never a problem: it depends on what was
     cached before.
     """
     problems = []
     if measured.requested != expected.requested:
-        problems.append(
-            f"memory: requested is {_apart(measured.requested, expected.requested)} "
-            f"predicted: {_requested(predicted, loaded)}"
-        )
+        reason = f"{_apart(measured, expected, 'requested')}: {_requested(predicted, loaded)}"
+        problems.append(problem("memory_requested", found=f"{measured.requested:,}", reason=reason))
     if measured.allocated != expected.allocated:
-        problems.append(
-            f"memory: allocated is {_apart(measured.allocated, expected.allocated)} "
-            f"predicted: {_allocated(cuda, expected, measured, loaded)}"
-        )
+        blocks = _allocated(cuda, expected, measured, loaded)
+        reason = f"{_apart(measured, expected, 'allocated')}: {blocks}"
+        problems.append(problem("memory_allocated", found=f"{measured.allocated:,}", reason=reason))
     return problems
 
 
-def _apart(measured: int, expected: int) -> str:
-    difference = f"{abs(measured - expected):,} {'more' if measured > expected else 'less'} than"
-    return f"{measured:,} bytes, {difference}"
+def _apart(measured: Memory, expected: Memory, counter: str) -> str:
+    difference = getattr(measured, counter) - getattr(expected, counter)
+    return f"{abs(difference):,} {'more' if difference > 0 else 'less'} than predicted"
 
 
 def _listed(texts: list[str]) -> str:

@@ -1,9 +1,10 @@
-"""Loading a result onto a device: with safetensors alone, or as a user does, with transformers.
+"""Loading as a user of transformers does: with the model class that `config.json` names.
 
-A loader knows beforehand what it will allocate, and in which order.
+Transformers is shown a sealed folder only, because a config of anybody's decides what it runs.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,85 +13,20 @@ from typing import TYPE_CHECKING, Any
 from recast import memory
 from recast.errors import InputError, UsageError
 from recast.terminal import first_of, shown, size
-from recast.verification import sealed
-from recast.verification.memory import Allocation
-from recast.verification.structure import FLOATS, Entry, Headers, Key
-from recast.verification.values import floats
+from recast.verification.dtypes import FLOATS, torch_floats
+from recast.verification.header import Entry, Headers, Key
+from recast.verification.loaders import sealed
+from recast.verification.loaders.protocol import LoadError
+from recast.verification.measure import Allocation
 
 if TYPE_CHECKING:
     import torch
 
-# torch has no dtype for them, so safetensors cannot hand them out.
-UNLOADABLE = {"F6_E2M3", "F6_E3M2"}
 # A model may need this many times the bytes of its shards (for what it keeps in fp32, and tensors
 # that no shard holds), and this much more: a config can ask for any size.
 TIMES, MORE = 8, 1 << 30
-# With which code a model computes, which does not change what is loaded: that of transformers.
+# The plain implementations of transformers: which one computes does not change what is loaded.
 PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
-
-
-class LoadError(Exception):
-    """The result cannot be loaded."""
-
-
-class Safetensors:
-    """Every tensor of every shard, in the order of the files and of their data."""
-
-    def __init__(self, root: Path, headers: Headers, device: str) -> None:
-        self.root, self.headers, self.device = root, headers, device
-        self.tensors: dict[Key, torch.Tensor] = {}
-
-    def predict(self) -> tuple[list[Allocation], memory.Memory]:
-        """What loading will leave on a GPU: each tensor once, in order, and the total."""
-        entries = [
-            Allocation(f"'{name}' in {file}", entry.bytes)
-            for file, entries in self.headers.items()
-            for name, entry in entries.items()
-            if entry.dtype not in UNLOADABLE
-        ]
-        return entries, memory.predict_here(entry.bytes for entry in entries)
-
-    def load(self) -> "dict[Key, torch.Tensor]":
-        """Loads the model onto the device; on a CPU the tensors are the mapped file.
-
-        Raises `LoadError`.
-        """
-        import torch
-        from safetensors import safe_open
-
-        for file, entries in self.headers.items():
-            try:
-                with (
-                    sealed.as_text(self.root / file) as path,
-                    safe_open(path, "pt", device=self.device) as opened,
-                ):
-                    for name in (n for n, e in entries.items() if e.dtype not in UNLOADABLE):
-                        self.tensors[file, name] = opened.get_tensor(name)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except Exception as error:
-                # torch has its own limits for shapes, and its own exceptions for them.
-                reason = shown(error)
-                raise LoadError(f"safetensors cannot load {shown(file)}: {reason}") from error
-        return self.tensors
-
-    def allocations(self) -> list[Allocation]:
-        """What was loaded, each tensor once."""
-        return [
-            Allocation(f"'{name}' in {file}", tensor.nbytes, tensor.data_ptr())
-            for (file, name), tensor in self.tensors.items()
-        ]
-
-    def find(self, key: Key) -> "torch.Tensor | None":
-        """A tensor of a shard as it was loaded; `None` where it cannot be found as it is."""
-        return self.tensors.get(key)
-
-    def notes(self) -> list[str]:
-        """What should be known about the way it was loaded."""
-        count = sum(e.dtype in UNLOADABLE for file in self.headers.values() for e in file.values())
-        if not count:
-            return []
-        return [f"torch has no dtype for {count} tensors, which were compared as files only"]
 
 
 class Transformers:
@@ -100,26 +36,23 @@ class Transformers:
         self.root, self.device = root, device
         # transformers loads the shards at the top, and no other.
         self.headers = {file: entries for file, entries in headers.items() if os.sep not in file}
-        _need_transformers()
+        _require_transformers()
         if not (root / sealed.CONFIG).is_file():
             raise InputError(
                 f"{shown(root)} has no config.json, so transformers does not know what model it is",
                 "leave out --loader",
             )
-        self.said = sealed.read_config(root, self.headers)
+        self.described = sealed.read_config(root, self.headers)
         with self._folder("transformers does not know the model") as path:
-            self.config, self.model_class = _model_class(path, root, self.said)
+            self.config, self.model_class = _model_class(path, root, self.described)
         if device != "cpu":
-            _need_accelerate()
+            _require_accelerate()
         self.model: Any = None
         self.state: dict[str, torch.Tensor] = {}
         self.info: dict[str, Any] = {}
 
     def predict(self) -> tuple[list[Allocation], memory.Memory]:
-        """The same, derived from the model built without memory, on the meta device.
-
-        Raises `LoadError` where transformers cannot build it.
-        """
+        """What the model holds when it is built without memory, on the meta device."""
         import torch
 
         tensors = [entry for entries in self.headers.values() for entry in entries.values()]
@@ -130,7 +63,7 @@ class Transformers:
         ):
             dtype = self.config.dtype or self._first_float()
             model = self.model_class._from_config(self.config, dtype=dtype, **PLAIN)
-            entries, expected = foretell(model, dtype)
+            entries, expected = predict(model, dtype)
         stored = sum(entry.bytes for entry in tensors)
         if expected.requested > TIMES * stored + MORE:
             raise LoadError(
@@ -141,12 +74,12 @@ class Transformers:
 
     @contextmanager
     def _folder(self, failure: str) -> "Iterator[Path]":
-        """The folder that transformers gets to see, while it is sealed off. What it raises becomes
-        a `LoadError`: models raise whatever their code raises for a config that is wrong."""
+        """The folder that is shown to transformers, while it is sealed off. Its exceptions become
+        a `LoadError`: the code of a model can raise anything for a wrong config."""
         import torch
 
         try:
-            with sealed.off(), sealed.folder(self.root, self.said, self.headers) as path:
+            with sealed.off(), sealed.folder(self.root, self.described, self.headers) as path:
                 try:
                     yield path
                 except (InputError, torch.cuda.OutOfMemoryError):
@@ -161,17 +94,17 @@ class Transformers:
             ) from error
 
     def _first_float(self) -> "torch.dtype":
-        """What transformers takes for the model's dtype where the config does not state one."""
+        """The dtype that transformers assumes where the config does not state one."""
         names = (entry.dtype for entries in self.headers.values() for entry in entries.values())
-        return floats()[next((name for name in names if name in FLOATS), "F32")]
+        return torch_floats()[next((name for name in names if name in FLOATS), "F32")]
 
     def load(self) -> Any:
-        """The same, one tensor after the other."""
-        # Without it, a pickle would do where no safetensors file has the name that is looked for.
+        """Only from safetensors files, by one thread."""
+        # Without it, a pickle is loaded where no safetensors file has the expected name.
         options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, **PLAIN}
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
-        # Threads allocate in an order that is another one each time, and `allocated` depends on it.
+        # Threads allocate in a different order each time, and `allocated` depends on the order.
         before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         try:
@@ -191,34 +124,35 @@ class Transformers:
         return self.model
 
     def allocations(self) -> list[Allocation]:
-        """The same."""
+        """The parameters and buffers of the model."""
         named = _once([*self.model.named_parameters(), *self.model.named_buffers()])
         return [Allocation(name, tensor.nbytes, tensor.data_ptr()) for name, tensor in named]
 
     def find(self, key: Key) -> "torch.Tensor | None":
-        """The same."""
+        """The tensor of the same name, unless the model has it in another shape or a narrower
+        dtype."""
         file, name = key
         if file not in self.headers or name in _names(self.info.get("mismatched_keys", ())):
             return None
         found, entry = self.state.get(name), self.headers[file][name]
         if found is None or tuple(found.shape) != entry.shape:
             return None
-        # What was narrowed cannot show all the bits that are stored.
+        # A narrowed tensor lacks bits that are stored.
         return None if self._is_narrowed(found, entry) else found
 
     def _is_narrowed(self, found: "torch.Tensor", entry: Entry) -> bool:
         """Whether a float was loaded in another dtype than it is stored in, and not in fp32."""
-        dtypes = floats()
+        dtypes = torch_floats()
         as_stored = dtypes.get(entry.dtype, found.dtype)
         return found.dtype not in (as_stored, dtypes["F32"])
 
     def notes(self) -> list[str]:
-        """The same."""
+        """The model class, and the tensors that it does not have as they are stored."""
         texts = [f"loaded as {self.model_class.__name__}"]
         for key, what in (
-            ("missing_keys", "not in the checkpoint, so newly initialised"),
+            ("missing_keys", "not in the checkpoint, so newly initialized"),
             ("unexpected_keys", "in the checkpoint, but not in the model"),
-            ("mismatched_keys", "of another shape in the model, so newly initialised"),
+            ("mismatched_keys", "of another shape in the model, so newly initialized"),
         ):
             texts += _note(what, _names(self.info.get(key, ())))
         narrowed = [
@@ -231,14 +165,12 @@ class Transformers:
         return texts
 
 
-def foretell(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], memory.Memory]:
+def predict(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], memory.Memory]:
     """What loading allocates for `model`, which is on the meta device, in `dtype`.
 
-    Each parameter once however many names it has, in the order transformers 5 reads them; the
-    modules that it keeps in fp32; then the buffers that no checkpoint holds.
+    Each parameter once, however many names it has, in the order in which transformers 5 reads
+    them, the modules that it keeps in fp32 included; then the buffers that no checkpoint holds.
     """
-    import re
-
     from transformers.core_model_loading import dot_natural_key
 
     keep = "|".join(f"(?:{name})" for name in model._get_dtype_plan(dtype)).replace("*", ".*")
@@ -253,7 +185,7 @@ def foretell(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], memory
         kept = keep and re.search(keep, name)
         entries.append(Allocation(name, tensor.numel() * 4 if kept else tensor.nbytes))
     entries += [Allocation(name, tensor.nbytes) for name, tensor in named if name in transient]
-    # transformers asks for halves of two bytes, and for the tensors as they are before a widening.
+    # transformers asks for 16-bit values, and for the tensors' sizes before they are widened.
     warm_up = sum(tensor.nbytes for _, tensor in stored) // 2 * 2
     return entries, memory.predict_here((entry.bytes for entry in entries), warm_up=warm_up)
 
@@ -274,32 +206,32 @@ def _names(keys: Any) -> list[str]:
     return sorted(key if isinstance(key, str) else key[0] for key in keys)
 
 
-def _need_transformers() -> None:
+def _require_transformers() -> None:
     try:
         import transformers
     except ImportError as error:
         raise UsageError(
-            "the loader 'transformers' needs transformers, which is not installed",
+            "the loader 'transformers' requires transformers, which is not installed",
             "pip install 'transformers>=5', or leave out --loader",
         ) from error
     if int(transformers.__version__.split(".")[0]) < 5:
         raise UsageError(
-            f"the loader 'transformers' needs version 5, {transformers.__version__} is installed",
+            f"the loader 'transformers' requires version 5, not {transformers.__version__}",
             "pip install 'transformers>=5', or leave out --loader",
         )
 
 
-def _model_class(path: Path, root: Path, said: dict[str, Any]) -> tuple[Any, Any]:
-    """The config and the class that a user of transformers would load `root` with, of which the
-    config says `said`; transformers sees it at `path`."""
+def _model_class(path: Path, root: Path, described: dict[str, Any]) -> tuple[Any, Any]:
+    """The config, and the class with which a user of transformers would load `root`: `described`
+    is what its config says of the model, and `path` where transformers sees it."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(
         path, local_files_only=True, trust_remote_code=False
     )
-    for name in said.get("architectures") or []:
+    for name in described.get("architectures") or []:
         found = getattr(transformers, name, None)
-        # Names of all kinds are found there, and only these are models.
+        # transformers exports names of all kinds; only these are models.
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return config, found
     try:
@@ -311,11 +243,11 @@ def _model_class(path: Path, root: Path, said: dict[str, Any]) -> tuple[Any, Any
     return config, found[0] if isinstance(found, tuple) else found
 
 
-def _need_accelerate() -> None:
+def _require_accelerate() -> None:
     from importlib.util import find_spec
 
     if find_spec("accelerate") is None:
         raise UsageError(
-            "transformers loads onto a GPU with the help of accelerate, which is not installed",
+            "transformers requires accelerate to load onto a GPU, and it is not installed",
             "pip install accelerate, or leave out --loader",
         )

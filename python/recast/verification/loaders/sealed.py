@@ -1,9 +1,9 @@
-"""What transformers gets to see of a result, and what it may do meanwhile.
+"""What transformers can see of a result, and what it cannot do while it loads it.
 
 A config decides which code of transformers runs, and can ask for more: kernels from the Hub, code
-beside the weights, another model. So transformers gets a folder of its own, which holds what the
-config says of the model, the shards that were checked, and nothing else. While it works, it reaches
-neither the network nor the kernels of the Hub.
+beside the weights, another model. So transformers is shown a folder of its own, which holds what
+the config says of the model, the shards that were checked, and nothing else. While it works, it
+can reach neither the network nor the kernels of the Hub.
 """
 
 import functools
@@ -23,14 +23,15 @@ from typing import Any
 
 from recast.errors import InputError
 from recast.terminal import shown
-from recast.verification.structure import MAX_CONFIG, MAX_INDEX, Headers, read_json
+from recast.verification.files import MAX_CONFIG, MAX_INDEX, read_json
+from recast.verification.header import Headers
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 # The key of a config that names a file of weights.
 WEIGHTS = "transformers_weights"
-# Keys that say nothing of the model, but which code is to run: kernels of attention and experts,
-# modules beside the weights, patches of classes, other files; and attributes of transformers' own
-# config classes, by which a config could give its keys other names.
+# Keys that do not describe the model, but choose the code that runs: kernels of attention and
+# experts, modules beside the weights, patches of classes, other files; and attributes of
+# transformers' own config classes, by which a config could rename its keys.
 STEERING = {
     "attn_implementation",
     "experts_implementation",
@@ -46,21 +47,21 @@ STEERING = {
     "use_kernels",
     WEIGHTS,
 }
-# Keys of checkpoints that only other packages load.
+# Keys of checkpoints that only other packages can load.
 QUANTIZED = {"quantization_config", "compression_config"}
 # Keys of numbers that transformers makes lists from before it builds a model.
 REPEATS = re.compile(r"layer|block|depth|label")
 MAX_REPEATS = 1 << 21
-# Modules and parameters that a model may have: so many, and so many more for each stored tensor.
+# The most modules and parameters of a model: a fixed number, and more for each stored tensor.
 PARTS, PARTS_EACH = 10_000, 20
 HINT = "leave out --loader"
 
 
 def read_config(root: Path, headers: Headers) -> dict[str, Any]:
-    """What the config in `root` says of the model, and not which code is to run, nor which file to
-    load unless it is in `headers`.
+    """What the config in `root` says of the model: without the keys that choose code, and without
+    the one that names a file of weights unless it is in `headers`.
 
-    Raises `InputError` for a config that no model has.
+    Raises `InputError` for a config that no model can have.
     """
     called = shown(root / CONFIG)
     try:
@@ -75,16 +76,18 @@ def read_config(root: Path, headers: Headers) -> dict[str, Any]:
     if not isinstance(name := config.get("model_type"), str | None):
         raise InputError(f"{called}: model_type is not a name: {shown(name)}", HINT)
     try:
-        said = {key: _cleaned(called, key, value) for key, value in _said(config)}
+        described = {key: _cleaned(called, key, value) for key, value in _describing(config)}
     except RecursionError as error:
         raise InputError(f"{called}: is nested too deeply", HINT) from error
     weights = config.get(WEIGHTS)
-    return {**said, WEIGHTS: weights} if isinstance(weights, str) and weights in headers else said
+    if isinstance(weights, str) and weights in headers:
+        return {**described, WEIGHTS: weights}
+    return described
 
 
-def _said(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _describing(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The members of a config that describe the model. Keys that begin with `_` are transformers'
-    own, except the one that it writes infinity under."""
+    own, except `__float__`, under which it writes infinity."""
     for key, value in fields.items():
         if key == "__float__" or not (key.startswith("_") or key in STEERING):
             yield key, value
@@ -93,12 +96,12 @@ def _said(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _cleaned(called: str, key: str, value: Any) -> Any:
     if key in QUANTIZED and value is not None:
         raise InputError(
-            f"{called}: has a {key}, and loading that takes code which recast does not run", HINT
+            f"{called}: has a {key}, which requires code that recast does not run", HINT
         )
     if isinstance(value, int) and value > MAX_REPEATS and REPEATS.search(key):
         raise InputError(f"{called}: {shown(key)} is {value}, more than any model has", HINT)
     if isinstance(value, dict):
-        return {name: _cleaned(called, name, inner) for name, inner in _said(value)}
+        return {name: _cleaned(called, name, inner) for name, inner in _describing(value)}
     if isinstance(value, list):
         return [_cleaned(called, key, inner) for inner in value]
     return value
@@ -119,8 +122,8 @@ def folder(root: Path, config: dict[str, Any], headers: Headers) -> Iterator[Pat
 
 
 def _index(path: Path, headers: Headers) -> dict[str, Any] | None:
-    """What an index says of the files in `headers`; nothing where there is none, or where it names
-    other files, which is a finding of its own."""
+    """What an index says of the files in `headers`; `None` where there is no index, or where it
+    names other files, which is a problem of its own."""
     try:
         weight_map = dict(read_json(path, MAX_INDEX)["weight_map"])
         if all(shard in headers for shard in weight_map.values()):
@@ -131,8 +134,8 @@ def _index(path: Path, headers: Headers) -> dict[str, Any] | None:
 
 
 @contextmanager
-def as_text(path: Path) -> Iterator[Path]:
-    """`path`, or, where it is not UTF-8, which safetensors needs for torch, a link to it."""
+def utf8_path(path: Path) -> Iterator[Path]:
+    """`path`, or a link to it where it is not UTF-8, as safetensors requires for torch."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -145,15 +148,15 @@ def as_text(path: Path) -> Iterator[Path]:
 
 
 _lock = threading.Lock()
-# How many times each thread has been sealed off, and what was replaced meanwhile.
+# How many times each thread is sealed off, and what is replaced while one is.
 _inside: dict[int, int] = {}
 _replaced: list[tuple[Any, str, Any]] = []
 
 
 @contextmanager
 def off() -> Iterator[None]:
-    """Keeps this thread off the network and off the kernels of the Hub, and transformers quiet: its
-    warnings show names from the checkpoint as they are."""
+    """Keeps this thread off the network and off the kernels of the Hub, and silences transformers,
+    whose warnings would print names of the checkpoint unescaped."""
     from transformers.utils import logging
 
     importlib.import_module("transformers.integrations.hub_kernels")
@@ -187,7 +190,7 @@ def off() -> Iterator[None]:
 
 
 def _replace() -> None:
-    """Puts a guard in front of what opens connections, and of what loads kernels."""
+    """Guards the functions that open connections, and those that load kernels."""
     places: list[tuple[Any, str]] = [
         *((socket.socket, name) for name in ("connect", "connect_ex", "sendto")),
         *((socket, name) for name in ("getaddrinfo", "gethostbyname")),
@@ -197,20 +200,20 @@ def _replace() -> None:
         names = ("get_kernel", "get_local_kernel", "get_locked_kernel", "load_kernel")
         places += [(kernels, name) for name in names]
     for owner, name in places:
-        # The methods of a socket are those of its base class; all else is there or is not.
+        # The methods of a socket are inherited; everything else is in its owner or does not exist.
         if owner is socket.socket or name in vars(owner):
             _replaced.append((owner, name, vars(owner).get(name)))
             setattr(owner, name, _guarded(getattr(owner, name)))
 
 
 def _guarded(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, which threads that are sealed off may not."""
+    """`call`, except for threads that are sealed off."""
 
     @functools.wraps(call)
     def guard(*arguments: Any, **options: Any) -> Any:
         if threading.get_ident() in _inside:
-            # An `OSError`, as of a broken network, and the one that transformers goes on after
-            # where there is no kernel.
+            # An `OSError`, as for a broken network, and the one after which transformers continues
+            # without a kernel.
             raise FileNotFoundError("recast keeps transformers off the network and off kernels")
         return call(*arguments, **options)
 
@@ -219,7 +222,7 @@ def _guarded(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def few_parts(tensors: int) -> Iterator[None]:
-    """Stops this thread from building a model with far more parts than `tensors` can fill."""
+    """Stops this thread from building a model of far more parts than `tensors` can fill."""
     from torch.nn.modules import module as hooks
 
     thread, limit, seen = threading.get_ident(), PARTS + PARTS_EACH * tensors, 0
@@ -230,7 +233,7 @@ def few_parts(tensors: int) -> Iterator[None]:
             seen += 1
             if seen > limit:
                 more = f"more than {limit:,} modules and parameters"
-                raise ValueError(f"it has {more}, the shards {tensors:,} tensors")
+                raise ValueError(f"it has {more}, but the shards hold {tensors:,} tensors")
 
     handles = [
         hooks.register_module_module_registration_hook(count),

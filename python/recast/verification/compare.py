@@ -1,0 +1,116 @@
+"""Comparing the values of all tensors of a result with those of its source."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from recast.terminal import Progress
+from recast.verification import values
+from recast.verification.dtypes import FLOATS, torch_floats
+from recast.verification.expectation import Expectation
+from recast.verification.header import Entry, Headers
+from recast.verification.loaders import Loader
+from recast.verification.result import Mismatch
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Comparison:
+    """How much was compared, and what is wrong."""
+
+    tensors: int = 0
+    values: int = 0
+    total: int = 0
+    """The values that the compared tensors have."""
+    mismatches: list[Mismatch] = field(default_factory=list)
+
+
+class _Pair(NamedTuple):
+    """A tensor of the source, the one in the result, and what to compare of them."""
+
+    file: str
+    name: str
+    entry: Entry
+    stored: Entry
+    wanted: list[values.Range]
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes of the source are compared."""
+        compared = sum(end - start for start, end in self.wanted)
+        return self.entry.bytes * compared // max(1, self.entry.elements)
+
+
+def compare(
+    expected: Expectation,
+    root: Path,
+    headers: Headers,
+    loader: Loader | None,
+    device: str,
+    *,
+    samples: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> Comparison:
+    """Compares the tensors of the result below `root`: as `loader` loaded them, or else, and
+    without a loader, as they are in their files. `samples` is that of `values.ranges`."""
+    reader, files = values.Reader(device), values.Reader(device)
+    pairs = list(_pairs(expected, headers, samples, seed))
+    to_do = sum(pair.bytes for pair in pairs)
+    found, done = Comparison(), 0
+    for pair in pairs:
+        loaded = loader.find((pair.file, pair.name)) if loader else None
+        if loaded is None:
+            elements = _stored(files, root / pair.file, pair.stored)
+        else:
+            elements = partial(values.chosen, loaded.detach().reshape(-1))
+        count, wrong = values.compare(
+            reader,
+            expected.source_file(pair.file),
+            pair.entry,
+            pair.stored,
+            elements,
+            pair.wanted,
+            expected.on_overflow,
+        )
+        found.tensors += 1
+        found.values += count
+        found.total += pair.entry.elements
+        if wrong is not None:
+            found.mismatches.append(Mismatch(pair.name, pair.file, **vars(wrong), compared=count))
+        done += pair.bytes
+        if progress is not None:
+            progress(done, to_do)
+    return found
+
+
+def _pairs(
+    expected: Expectation, headers: Headers, samples: int | None, seed: int
+) -> Iterator[_Pair]:
+    """The tensors whose values can be compared: a wrong shape, or a dtype that no cast gives, is a
+    problem of the structure."""
+    for file, entries in expected.source_headers().items():
+        for name, entry in entries.items():
+            stored = headers.get(file, {}).get(name)
+            if stored is None or stored.shape != entry.shape:
+                continue
+            if stored.dtype == entry.dtype or (stored.dtype in FLOATS and entry.dtype in FLOATS):
+                # The name of a file may not be UTF-8.
+                drawn_from = f"{seed}/{file}/{name}".encode(errors="surrogateescape")
+                wanted = values.ranges(entry.elements, samples, random.Random(drawn_from))
+                yield _Pair(file, name, entry, stored, wanted)
+
+
+def _stored(
+    files: values.Reader, path: Path, entry: Entry
+) -> Callable[[list[values.Range]], "torch.Tensor"]:
+    """The elements of a tensor that is not loaded, from its file."""
+    import torch
+
+    dtype = torch_floats().get(entry.dtype, torch.uint8)
+    return lambda batch: files.read(path, entry, batch).view(dtype)

@@ -1,0 +1,79 @@
+"""What the configs and indexes of a result say of its tensors."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recast.terminal import shown
+from recast.verification import dtypes
+from recast.verification.expectation import Expectation
+from recast.verification.files import MAX_CONFIG, MAX_INDEX, read_json
+from recast.verification.header import Headers
+from recast.verification.problems import Problem, problem
+
+# More problems than this of one index help nobody.
+LISTED = 20
+
+
+def config_differences(expected: Expectation, dest: Path, file: str) -> Iterator[Problem]:
+    """The dtypes that a config states, and those that it no longer states, unless they are the
+    target's."""
+    try:
+        stated = _stated(read_json(dest / file, MAX_CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
+        yield problem("config_invalid", file, reason=shown(error))
+        return
+    before = _stated(expected.source_json(file, MAX_CONFIG))
+    for key in sorted(before.keys() | stated.keys()):
+        if expected.to and stated.get(key) != expected.to:
+            dtype = stated.get(key)
+            yield problem("config_dtype", file, key=key, found=dtype, expected=expected.to)
+
+
+def _stated(value: Any, at: str = "") -> dict[str, str]:
+    """Every float dtype that a config states, by the path of its key."""
+    found: dict[str, str] = {}
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        path = f"{at}.{key}" if at else key
+        if isinstance(inner, dict):
+            found.update(_stated(inner, path))
+        elif key in ("dtype", "torch_dtype") and (name := dtypes.stated(inner)):
+            found[path] = name
+    return found
+
+
+def index_differences(
+    expected: Expectation, dest: Path, file: str, headers: Headers
+) -> Iterator[Problem]:
+    """Where an index disagrees with the shards beside it, or with the source's index."""
+    if not expected.source_file(file).is_file() or expected.source.is_file():
+        yield problem("index_unexpected", file)
+        return
+    try:
+        index = read_json(dest / file, MAX_INDEX)
+        weight_map, metadata = dict(index["weight_map"]), dict(index.get("metadata") or {})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        yield problem("index_invalid", file, reason=shown(repr(error)))
+        return
+    folder = os.path.dirname(file)
+    lost, total = 0, 0
+    for name, shard in weight_map.items():
+        entry = headers.get(os.path.join(folder, str(shard)), {}).get(name)
+        if entry is not None:
+            total += entry.bytes
+            continue
+        lost += 1
+        if lost <= LISTED:
+            yield problem("index_shard", file, name, shard=shard)
+    if lost > LISTED:
+        yield problem("index_shards", file, count=f"{lost - LISTED:,}")
+    same = weight_map == expected.source_json(file, MAX_INDEX)["weight_map"]
+    if not same:
+        yield problem("index_map", file)
+    size = metadata.get("total_size")
+    if same and not lost and size != total:
+        yield problem("index_size", file, found=size, expected=total)
+    dtype = dtypes.stated(metadata.get("dtype"))
+    if expected.to and dtype not in (None, expected.to):
+        yield problem("index_dtype", file, found=dtype, expected=expected.to)

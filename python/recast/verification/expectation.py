@@ -1,0 +1,113 @@
+"""What a result is expected to be: what converting the source was asked to make."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recast._core import Checkpoint, Plan
+from recast.array import POLICIES
+from recast.errors import InputError
+from recast.report import REPORT_NAME
+from recast.terminal import first_of, shown
+from recast.verification.dtypes import FLOATS, FloatName, named
+from recast.verification.files import MAX_REPORT, read_json
+from recast.verification.header import Headers, Key, read_header
+
+# The most patterns of `--keep` that are taken from a report: each costs time and memory.
+PATTERNS = 256
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a result must be. With `exact`, every dtype and size is known beforehand; without, a
+    tensor may also have kept the source's dtype."""
+
+    plan: Plan
+    to: FloatName | None
+    """The dtype that configs and indexes must state; `None` where there is no float."""
+    on_overflow: str
+    exact: bool
+
+    @classmethod
+    def of_plan(cls, plan: Plan, on_overflow: str) -> "Expectation":
+        """That of a plan whose options are known."""
+        return cls(plan, named(plan.to), on_overflow, exact=True)
+
+    @property
+    def source(self) -> Path:
+        """The source: a directory or a file."""
+        return Path(self.plan.source)
+
+    def source_file(self, file: str) -> Path:
+        """Where the source of the result's `file` is."""
+        return self.source if self.source.is_file() else self.source / file
+
+    def source_headers(self) -> Headers:
+        """The headers of the source's shards."""
+        files = [file.path for file in self.plan.files if file.action == "cast"]
+        try:
+            return {file: read_header(self.source_file(file)) for file in files}
+        except (OSError, ValueError) as error:
+            raise self._changed(error) from error
+
+    def source_json(self, file: str, limit: int) -> Any:
+        """The value in a JSON file of the source, which was valid when the plan was made."""
+        try:
+            return read_json(self.source_file(file), limit)
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._changed(error) from error
+
+    def _changed(self, error: Exception) -> InputError:
+        return InputError(f"{shown(self.source)} changed during verification: {shown(error)}")
+
+
+def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expectation:
+    """What converting `source` was expected to make of it, by the report in the result below
+    `root`, or else inferred from the dtypes in its `headers`, of which `notes` then tell."""
+    checkpoint = Checkpoint.open(source)
+    try:
+        to, keep, auto_keep, on_overflow = _options(root / REPORT_NAME)
+        return Expectation.of_plan(checkpoint.plan(to, keep, auto_keep), on_overflow)
+    except FileNotFoundError:
+        why = f"there is no {REPORT_NAME}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"{REPORT_NAME} does not hold the options of a conversion ({shown(repr(error))})"
+    before = {(tensor.file, tensor.name): tensor.dtype for tensor in checkpoint.tensors}
+    after = {(file, name): entry.dtype for file in headers for name, entry in headers[file].items()}
+    target = _inferred(before, after)
+    kept = [
+        name
+        for (file, name), dtype in before.items()
+        if dtype in FLOATS and FLOATS[dtype] != target and after.get((file, name)) == dtype
+    ]
+    notes.append(f"{why}, so the target is inferred to be the dtype of most tensors: {target}")
+    if kept:
+        notes.append(f"not cast, which is assumed to be intended: {first_of(kept)}")
+    return Expectation(checkpoint.plan(target or "fp32", [], False), target, "inf", exact=False)
+
+
+def _options(report: Path) -> tuple[str, list[str], bool, str]:
+    """The options that a report says a result was made with: `to`, `keep`, `auto_keep` and
+    `on_overflow`. Raises what reading raises, and `TypeError` or `ValueError` for what no
+    conversion writes."""
+    found = read_json(report, MAX_REPORT)["options"]
+    to, keep, auto_keep = found["to"], found["keep"], found["auto_keep"]
+    if not (isinstance(to, str) and isinstance(keep, list) and isinstance(auto_keep, bool)):
+        raise TypeError("an option is of the wrong type")
+    if len(keep) > PATTERNS:
+        raise ValueError(f"more than {PATTERNS} patterns of --keep")
+    if found["on_overflow"] not in POLICIES:
+        raise ValueError("no such overflow policy")
+    return to, keep, auto_keep, found["on_overflow"]
+
+
+def _inferred(before: dict[Key, str], after: dict[Key, str]) -> FloatName | None:
+    """The dtype that tensors were cast to, by majority, of the dtypes of source and result.
+
+    Where no tensor was cast it is the dtype most floats have; `None` where there is no float.
+    """
+    floats = {key: dtype for key, dtype in after.items() if dtype in FLOATS}
+    cast = [dtype for key, dtype in floats.items() if before.get(key) in FLOATS.keys() - {dtype}]
+    ranked = Counter(cast or floats.values()).most_common(1)
+    return FLOATS[ranked[0][0]] if ranked else None

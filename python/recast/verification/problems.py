@@ -1,0 +1,73 @@
+"""What can be wrong with a result, as data: each kind of problem once, with its sentence."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recast.terminal import shown
+
+Kind = Literal[
+    "file_missing",
+    "file_size",
+    "file_unexpected",
+    "shard_damaged",
+    "tensor_missing",
+    "tensor_unexpected",
+    "tensor_shape",
+    "tensor_dtype",
+    "config_invalid",
+    "config_dtype",
+    "index_unexpected",
+    "index_invalid",
+    "index_shard",
+    "index_shards",
+    "index_map",
+    "index_size",
+    "index_dtype",
+    "load_failed",
+    "memory_requested",
+    "memory_allocated",
+]
+SENTENCES: dict[Kind, str] = {
+    "file_missing": "{file} is missing",
+    "file_size": "{file} has {found} bytes, expected {expected}",
+    "file_unexpected": "{file} is unexpected: the source has no such shard",
+    "shard_damaged": "{file} is damaged: {reason}",
+    "tensor_missing": "tensor '{tensor}' in {file} is missing",
+    "tensor_unexpected": "tensor '{tensor}' in {file} is unexpected: the source does not have it",
+    "tensor_shape": "tensor '{tensor}' in {file} has shape {found}, expected {expected}",
+    "tensor_dtype": "tensor '{tensor}' in {file} is {found}, expected {expected}",
+    "config_invalid": "{file} is not JSON: {reason}",
+    "config_dtype": "{file} states {key} = {found}, expected {expected}",
+    "index_unexpected": "{file} is unexpected: the source has no such index",
+    "index_invalid": "{file} is not an index: {reason}",
+    "index_shard": "{file} maps '{tensor}' to {shard}, which does not hold it",
+    "index_shards": "{file}: the same for {count} more tensors",
+    "index_map": "{file} does not map the same tensors to the same shards as the source's index",
+    "index_size": "{file} states total_size = {found}, but its tensors have {expected} bytes",
+    "index_dtype": "{file} states dtype = {found}, expected {expected}",
+    "load_failed": "{reason}",
+    "memory_requested": "memory: requested is {found} bytes, {reason}",
+    "memory_allocated": "memory: allocated is {found} bytes, {reason}",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a result, values aside."""
+
+    kind: Kind
+    file: str | None
+    """The file of the result that is wrong, by its path below the root."""
+    tensor: str | None
+    message: str
+    """A sentence that names file and tensor."""
+
+
+def problem(
+    kind: Kind, file: str | None = None, tensor: str | None = None, **facts: object
+) -> Problem:
+    """A problem of that kind; `facts` complete its sentence. A `reason` must be fit to be shown
+    as it is; all else may come from a file."""
+    facts |= {"file": file, "tensor": tensor}
+    texts = {name: fact if name == "reason" else shown(fact) for name, fact in facts.items()}
+    return Problem(kind, file, tensor, SENTENCES[kind].format_map(texts))

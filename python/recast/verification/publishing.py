@@ -1,0 +1,50 @@
+"""Verification as a part of a conversion: before a result is published, or where it already is."""
+
+import os
+
+from recast._core import Plan
+from recast.errors import VerificationError
+from recast.terminal import Progress, plain, shown
+from recast.verification.devices import check_fit, choose_device
+from recast.verification.result import Verification
+from recast.verification.run import verify_all
+
+__all__ = ["check_fit", "choose_device", "rejected", "verify_all", "verify_published"]
+
+# More lines than this help nobody in an error.
+LISTED = 20
+
+
+def rejected(planned: Plan, found: Verification, folder: str) -> VerificationError:
+    """The error for a result that failed before it was published, and is in `folder` now."""
+    return VerificationError(
+        f"the result failed verification and was not published; it is in {shown(folder)}:\n"
+        f"{_failures(found)}",
+        f"`recast verify {shown(planned.source)} {shown(folder)} --full` shows it again; "
+        "the next run removes it",
+    )
+
+
+def verify_published(
+    planned: Plan,
+    dest: str | os.PathLike[str],
+    on_overflow: str,
+    device: str,
+    progress: Progress | None,
+) -> Verification:
+    """Like `verify_all`, for a published result. Raises `VerificationError` for a wrong one."""
+    found = verify_all(planned, dest, on_overflow, device, progress)
+    if not found.passed:
+        raise VerificationError(
+            f"{shown(dest)} was published before, and failed verification:\n{_failures(found)}",
+            "--overwrite makes it again",
+        )
+    return found
+
+
+def _failures(found: Verification) -> str:
+    failures = found.failures()
+    lines = [plain(text) for text in failures[:LISTED]]
+    if len(failures) > LISTED:
+        lines.append(f"and {len(failures) - LISTED:,} more")
+    return "\n".join(f"  {line}" for line in lines)
