@@ -199,8 +199,7 @@ def test_a_name_that_is_not_utf_8_is_one_path_from_end_to_end(
     assert (done.returncode, done.stderr) == (0, "")
     assert stored(dest / f"{STRANGE}.fp32.safetensors")["layer.weight"][0] == "BF16"
     report = json.loads((dest / "recast.json").read_text())
-    # JSON has no such text: what is not UTF-8 is bytes, in hexadecimal.
-    shards = {SHARD, "\0" + os.fsencode(f"{STRANGE}.fp32.safetensors").hex()}
+    shards = {SHARD, spelled(f"{STRANGE}.fp32.safetensors")}
     assert {row["file"] for row in report["audit"]["tensors"]} == shards
     assert "already done" in run(*command, codes=(0,))
     verify = ("verify", strange, dest, "--device", "cpu")
@@ -208,9 +207,40 @@ def test_a_name_that_is_not_utf_8_is_one_path_from_end_to_end(
     # The config is too small for transformers to build a model from it.
     assert "describes a model of" in run(*verify, "--loader", "transformers", codes=(1,))
     found = json.loads(run(*verify, "--json", codes=(0,)))
-    assert (found["source"], found["dest"]) == (os.fspath(strange), os.fspath(dest))
+    assert (found["source"], found["dest"]) == (spelled(strange), spelled(dest))
     (dest / f"{STRANGE}.txt").unlink()
     assert "error: caf\\xe9-\\xff.txt is missing" in run(*verify, codes=(1,))
+
+
+def spelled(path: str | Path) -> str:
+    """A path that is not UTF-8, as JSON has it: its bytes, in hexadecimal."""
+    return "\0" + os.fsencode(path).hex()
+
+
+def test_json_spells_a_name_that_is_not_utf_8_in_one_way(
+    strange: Path, tmp_path: Path, run: Run
+) -> None:
+    dest = tmp_path / f"out-{STRANGE}"
+    shard, text = spelled(f"{STRANGE}.fp32.safetensors"), spelled(f"{STRANGE}.txt")
+    convert = ("convert", strange, dest, "--to", "bf16", "--json")
+    planned = json.loads(run(*convert, "--dry-run"))
+    assert {shard, text} <= {file["path"] for file in planned["planned_files"]}
+    report = json.loads(run(*convert, "--verify", "cpu"))
+    assert {shard, text} <= {file["path"] for file in report["published_files"]}
+    assert report["verification"]["dest"] == report["dest"] == planned["dest"] == spelled(dest)
+    listed = json.loads(run("inspect", strange, "--tensors", "--json"))
+    assert {SHARD, shard} == {tensor["file"] for tensor in listed["tensor_list"]}
+    assert listed["path"] == report["source"] == spelled(strange)
+    (dest / f"{STRANGE}.txt").unlink()
+    data = bytearray((dest / f"{STRANGE}.fp32.safetensors").read_bytes())
+    data[-1] ^= 1
+    (dest / f"{STRANGE}.fp32.safetensors").write_bytes(data)
+    found = json.loads(run("verify", strange, dest, "--device", "cpu", "--json"))
+    assert [problem["file"] for problem in found["problems"]] == [text]
+    assert [mismatch["file"] for mismatch in found["mismatches"]] == [shard]
+    assert recast.verify(strange, dest, device="cpu").to_dict()["dest"] == spelled(dest)
+    checked = json.loads(run("verify", dest, "--json"))
+    assert {problem["file"] for problem in checked["problems"]} == {shard, text}
 
 
 @pytest.mark.parametrize("streams", STREAMS)

@@ -10,6 +10,7 @@ from typing import Any
 from recast import memory
 from recast._core import Converted, Plan
 from recast.errors import OutputError
+from recast.names import json_names
 from recast.terminal import counted, first_of, grid, heading, marked, plain, render, size
 
 SCHEMA_VERSION = 1
@@ -174,7 +175,13 @@ def _indented(value: Any, newline: str) -> str:
     return _encode(value)
 
 
-_encode = json.JSONEncoder(allow_nan=False).encode
+def _encode(value: Any) -> str:
+    text = _encode_utf8(value)
+    # The sign of a string that is not UTF-8, or of a character that JSON writes as a pair.
+    return _encode_utf8(json_names(value)) if "\\udc" in text else text
+
+
+_encode_utf8 = json.JSONEncoder(allow_nan=False).encode
 
 
 def plan_text(plan: Plan, dest: str, found: str) -> str:

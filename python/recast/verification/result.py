@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from recast.names import json_names
 from recast.report import SCHEMA_VERSION, json_text
 from recast.terminal import shown
 from recast.verification.dtypes import FloatName
@@ -113,7 +114,8 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """The verification as JSON values: what a report holds under `verification`."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "passed": self.passed}
+        values = {"schema_version": SCHEMA_VERSION, **asdict(self), "passed": self.passed}
+        return dict(json_names(values))
 
     def to_json(self) -> str:
         """The verification as one JSON object, ASCII only."""
