@@ -19,9 +19,8 @@ FENCE = re.compile(
     r'^```(?P<language>\w+)(?: title="(?P<title>[^"]*)")?\n(?P<text>.*?)^```$', re.M | re.S
 )
 COMMANDS = [
-    "$ recast inspect model",
     "$ recast convert model model-bf16 --to bf16",
-    "$ recast verify model model-bf16",
+    "$ recast verify model model-bf16 --full",
 ]
 CONTESTANTS = {
     "recast, on the disk when it ends": "recast, 2 threads",
@@ -96,6 +95,14 @@ def test_the_numbers_are_those_of_the_benchmarks() -> None:
         assert time == cells[2], here
         assert memory in cells[-3:], here
         assert CHART[there] == time, here
+
+
+def test_the_first_page_of_the_site_shows_measured_figures() -> None:
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    figures = re.findall(r"[\d.,]+ (?:s|MiB|GB)\b", page.split("## What to expect")[1])
+    measured = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert len(figures) >= 6
+    assert all(figure in measured for figure in figures), figures
 
 
 def test_the_chart_shows_those_of_the_table_and_a_floor() -> None:

@@ -17,11 +17,10 @@ from rich.console import Console
 from rich.text import Text
 
 HERE = Path(__file__).resolve().parent
-COLUMNS = 100
+COLUMNS = 72
 COMMANDS = [
-    "recast inspect model",
     "recast convert model model-bf16 --to bf16",
-    "recast verify model model-bf16",
+    "recast verify model model-bf16 --full",
 ]
 
 
