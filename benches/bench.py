@@ -2,8 +2,8 @@
 
 `make bench` writes the tables into docs/benchmarks.md and the chart into docs/bench.svg. The
 contestants take turns, in an order that changes from round to round, so that a slow minute of the
-machine is shared and nobody always runs after the same neighbour. A first round is not counted: it
-warms the page cache and compares what was written, byte for byte.
+machine affects all of them and nobody always runs after the same neighbor. The first round is not
+counted: it warms the page cache and compares what was written, byte for byte.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from plot import bars
 
 TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 FLOOR = "floor: write the output"
-SPREAD = "floor, a file to a thread"
+SPREAD = "floor, one file per thread"
 
 
 def tensors(folder: Path) -> dict[str, tuple[Path, dict, int]]:
@@ -82,7 +82,7 @@ def same(reference: Path, other: Path) -> bool:
 
 
 def entrants(source: Path, work: Path, to: str) -> list[Contestant]:
-    """Everyone who runs with a warm cache."""
+    """The contestants that run with a warm cache."""
     dest, floor, here = work / "output", build("floor"), Path(__file__).parent
     result = []
     for threads in sorted({1, CPUS}):
@@ -92,7 +92,7 @@ def entrants(source: Path, work: Path, to: str) -> list[Contestant]:
             name = f"recast, {text}" + ("" if sync else ", --no-sync")
             command += [] if sync else ["--no-sync"]
             result.append(Contestant(name, command, "json", "recast"))
-    # One thread has nobody to wait for, so there the two orders are one.
+    # A single thread never waits for another, so the two orders are the same.
     orders = [(1, "in-order"), *([(CPUS, "in-order"), (CPUS, "spread")] if CPUS > 1 else [])]
     for threads, order in orders:
         text = f"{threads} thread{'s' if threads > 1 else ''}"
@@ -112,7 +112,7 @@ def entrants(source: Path, work: Path, to: str) -> list[Contestant]:
 
 
 def first_round(contestants: list[Contestant], work: Path) -> None:
-    """Run everyone once; stop unless all who convert wrote the same model."""
+    """Run all contestants once; stop unless all that convert wrote the same model."""
     dest, first = work / "output", work / "first"
     for one in contestants:
         print(f"round 0, not counted: {one.name}", file=sys.stderr)
@@ -125,41 +125,50 @@ def first_round(contestants: list[Contestant], work: Path) -> None:
 
 
 def above(one: Contestant, floor: str, contestants: list[Contestant]) -> str:
-    """How far a run of recast is above the floor with its threads, that syncs if it does."""
+    """The time of a recast run over that of the floor with the same threads and syncing."""
     name = floor + one.name.removeprefix("recast").replace("--no-sync", "no sync")
     found = [each for each in contestants if each.name == name]
     return f"{one.median('clock') / found[0].median('clock'):.2f}" if found else ""
 
 
 def table(contestants: list[Contestant], anon: dict[str, int], least: Run) -> list[str]:
-    """The warm rounds as Markdown."""
+    """The warm rounds of the programs that convert or copy, as Markdown."""
     named = {one.name.partition(",")[0].partition(" (")[0]: one for one in contestants}
     copy, torch = named["cp -r"].median("wall"), named["torch"].median("wall")
     lines = [
-        "| | whole process | fastest | own clock | own clock / floor "
-        "| own clock / floor, a file to a thread | process / cp -r | torch / process "
-        "| peak RSS | peak anonymous |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| | whole process | fastest | process / cp -r | torch / process | peak RSS "
+        "| peak anonymous |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for one in contestants:
+        if one.kind == "floor":
+            continue
         wall, rss = one.median("wall"), one.median("rss")
         peak = f"{rss / MIB:,.0f} MiB" if rss > 1.1 * least.rss else f"< {rss / MIB:.0f} MiB"
-        own = ""
-        if one.clock:
-            own = f"{one.median('clock'):.2f} s"
-        floors = ["", ""]
-        if one.kind == "recast":
-            floors = [above(one, floor, contestants) for floor in (FLOOR, SPREAD)]
         extra = f"{anon[one.name] / MIB:.1f} MiB" if one.name in anon else ""
         lines.append(
-            f"| {one.name} | {wall:.2f} s | {min(each.wall for each in one.runs):.2f} s | {own} "
-            f"| {' | '.join(floors)} | {wall / copy:.2f} | {torch / wall:.1f} | {peak} | {extra} |"
+            f"| {one.name} | {wall:.2f} s | {min(each.wall for each in one.runs):.2f} s "
+            f"| {wall / copy:.2f} | {torch / wall:.1f} | {peak} | {extra} |"
         )
     return lines
 
 
+def floors(contestants: list[Contestant]) -> list[str]:
+    """The warm rounds of recast and the floors, as Markdown."""
+    lines = [
+        "| | own clock | own clock / floor | own clock / floor, one file per thread |",
+        "|---|--:|--:|--:|",
+    ]
+    for one in contestants:
+        if one.clock:
+            ratios = [above(one, floor, contestants) for floor in (FLOOR, SPREAD)]
+            ratios = ratios if one.kind == "recast" else ["", ""]
+            lines.append(f"| {one.name} | {one.median('clock'):.2f} s | {' | '.join(ratios)} |")
+    return lines
+
+
 def charted(one: Contestant) -> bool:
-    """Whether the chart shows it: what a user would run, and one floor."""
+    """Whether the chart shows a contestant: what a user would run, and one floor."""
     return one.kind == "other" or (f"{CPUS} thread" in one.name and SPREAD not in one.name)
 
 
@@ -176,10 +185,11 @@ def warm(source: Path, work: Path, rounds: int, to: str) -> tuple[list[str], str
     take_turns(contestants, rounds, work / "output")
     lines = ["**Warm page cache**\n", *table(contestants, anon, run(["true"]))]
     lines.append(
-        "\nPeak RSS counts mapped pages of the source, which the kernel can take back any time; "
-        f"peak anonymous memory is what recast adds to the {idle / MIB:.0f} MiB of an idle "
-        "interpreter that has imported it, sampled in a run of its own."
+        "\nPeak RSS includes mapped pages of the source, which the kernel can reclaim at any time. "
+        f"Peak anonymous memory is what recast adds to the {idle / MIB:.0f} MiB of an idle "
+        "interpreter that has imported it, sampled in a separate run."
     )
+    lines += ["\n**Beside the floors**, by each program's own clock\n", *floors(contestants)]
     rows = sorted((one.median("wall"), one.name, one.kind) for one in contestants if charted(one))
     chart = [(name, wall, f"{wall:.2f} s", kind) for wall, name, kind in rows]
     size = sum(file.stat().st_size for file in source.iterdir()) / 1e9
@@ -188,15 +198,15 @@ def warm(source: Path, work: Path, rounds: int, to: str) -> tuple[list[str], str
 
 
 def main() -> None:
-    """Build the inputs if need be, run the rounds, print the tables."""
+    """Build the inputs if they are missing, run the rounds, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
     parser.add_argument("--to", choices=TORCH_NAMES, default="bf16")
     parser.add_argument("--data", type=Path, default=ROOT / "bench-data")
-    parser.add_argument("--megabytes", type=int, default=FULL_MEGABYTES, help="of the input")
-    parser.add_argument("--tensors", type=int, default=100_000, help="of the tiny inputs")
+    parser.add_argument("--megabytes", type=int, default=FULL_MEGABYTES, help="size of the input")
+    parser.add_argument("--tensors", type=int, default=100_000, help="tensors in the tiny inputs")
     parser.add_argument("--cold", choices=("auto", "drop", "fadvise", "skip"), default="auto")
-    parser.add_argument("--write", type=Path, help="page whose tables are replaced")
+    parser.add_argument("--write", type=Path, help="page to write the tables into")
     options = parser.parse_args()
     if not Path(RECAST).exists():
         sys.exit(f"error: {RECAST} is missing; run `make build`")
@@ -205,7 +215,7 @@ def main() -> None:
     options.data.mkdir(parents=True, exist_ok=True)
     need = 4e6 * options.megabytes
     if not need_space(options.data, need):
-        sys.exit("error: not enough room on the disk")
+        sys.exit("error: not enough space on the disk")
     source, work = random_llama(options.data, options.megabytes), options.data / "work"
     remove(work)
     work.mkdir()
@@ -213,7 +223,7 @@ def main() -> None:
     shards = len(list(source.glob("*.safetensors")))
     lines = [
         f"{size:.2f} GB of fp32 Llama in {shards} shards to {options.to}, {options.rounds} rounds, "
-        f"medians; the outputs were first compared byte for byte. {where}.\n"
+        f"medians. The outputs were first compared byte for byte. {where}.\n"
     ]
     how = cold.choose() if options.cold == "auto" else options.cold
     try:

@@ -1,6 +1,6 @@
-"""Times the casts in memory beside memcpy, torch, numpy, ml_dtypes and half, in one run.
+"""Time the casts in memory beside memcpy, torch, numpy, ml_dtypes and half, in one run.
 
-`make bench-cast` writes the table into docs/benchmarks.md. The programs take turns, round by
+`make bench-cast` writes the tables into docs/benchmarks.md. The programs take turns, round by
 round; a cell is the median over the rounds, in GB/s read and written. The audit is on.
 """
 
@@ -21,7 +21,7 @@ from common import build, machine, publish
 
 NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PAIRS = [(a, b) for a in NAMES for b in NAMES if a != b]
-COLUMNS = (
+ROWS = (
     "memcpy",
     "portable",
     "avx2",
@@ -43,7 +43,7 @@ def timed(nbytes, work):
 
 
 def python_rates(elements, threads, note):
-    """One round of torch, numpy and ml_dtypes on every pair they have."""
+    """One round of torch, numpy and ml_dtypes on every pair that they support."""
     torch.set_num_threads(threads)
     base = torch.randn(elements) * 0.02
     for source, target in PAIRS:
@@ -53,7 +53,7 @@ def python_rates(elements, threads, note):
         nbytes = x.nbytes + out.nbytes
         note(f"{source}->{target} torch", timed(nbytes, lambda out=out, x=x: out.copy_(x)))
         if threads > 1:
-            # torch's idle threads spin for a while and would take the core from whoever is next.
+            # torch's idle threads spin for a while and would take a core from the next program.
             continue
         note(
             f"{source}->{target} recast.cast",
@@ -82,44 +82,45 @@ def rust_rates(binary, elements, threads, note):
 
 
 def table(threads, rates):
-    """The rates of one thread count as a markdown table."""
-    columns = [c for c in COLUMNS if any(key.endswith(f" {c}") for key in rates)]
-    best = next(c for c in ("avx512", "avx2", "portable") if c in columns)
-    # In one process with torch where that is fair: the same buffers, in turn.
+    """The rates of one thread count as a Markdown table."""
+    medians = {key: statistics.median(values) for key, values in rates.items()}
+    rows = [row for row in ROWS if any(key.endswith(f" {row}") for key in medians)]
+    best = next(row for row in ("avx512", "avx2", "portable") if row in rows)
+    # With one thread, recast.cast and torch take turns in one process, on the same buffers.
     ours = "recast.cast" if threads == 1 else best
+    pairs = [f"{source}->{target}" for source, target in PAIRS]
+
+    def line(name, cells):
+        return f"| {name} | {' | '.join(cells)} |"
+
+    def ratios(above, below):
+        cells = [f"{medians[f'{p} {above}'] / medians[f'{p} {below}']:.2f}" for p in pairs]
+        return line(f"{above} / {below}", cells)
+
     lines = [
         f"\n**{threads} thread{'s' if threads > 1 else ''}**, GB/s read + written\n",
-        f"| cast | {' | '.join(columns)} | {best} / memcpy | {ours} / torch |",
-        "|---|" + "---:|" * (len(columns) + 2),
+        line("GB/s", [pair.replace("->", " -> ") for pair in pairs]),
+        "|---|" + "--:|" * len(pairs),
     ]
-    for source, target in PAIRS:
-        median = {
-            column: statistics.median(rates[key])
-            for column in columns
-            if (key := f"{source}->{target} {column}") in rates
-        }
-        cells = [f"{median[c]:.1f}" if c in median else "" for c in columns]
-        ratios = [
-            f"{median[best] / median['memcpy']:.2f}",
-            f"{median[ours] / median['torch']:.2f}",
-        ]
-        lines.append(f"| {source} -> {target} | {' | '.join(cells + ratios)} |")
-    return lines
+    for row in rows:
+        keys = [f"{pair} {row}" for pair in pairs]
+        lines.append(line(row, [f"{medians[key]:.1f}" if key in medians else "" for key in keys]))
+    return [*lines, ratios(best, "memcpy"), ratios(ours, "torch")]
 
 
 def main():
-    """Runs the rounds and writes the table."""
+    """Run the rounds and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--elements", type=int, default=64 << 20)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--write", type=Path, help="markdown file whose table is replaced")
+    parser.add_argument("--write", type=Path, help="page to write the tables into")
     options = parser.parse_args()
     binary = build("cast")
     lines = [
         f"{options.elements:,} elements, {options.rounds} rounds, medians. "
         f"{machine('torch', 'numpy', 'ml_dtypes')}.",
-        "The columns portable, avx2 and avx512 are recast with its audit on; checked is the best "
-        "of them with the checksums of source and result, block by block, as in a conversion.",
+        "The rows portable, avx2 and avx512 are recast with its audit on. The row checked is the "
+        "best of them and also computes the checksums of source and result, as a conversion does.",
     ]
     for threads in sorted({1, os.cpu_count() or 1}):
         rates = {}

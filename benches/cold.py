@@ -1,4 +1,4 @@
-"""The cold part of bench.py: the same conversions with the source out of the page cache."""
+"""The cold part of bench.py: the same conversions with a source that is not in the page cache."""
 
 import os
 import sys
@@ -8,15 +8,15 @@ from common import CPUS, Contestant, convert, take_turns
 
 DROP = Path("/proc/sys/vm/drop_caches")
 HOW = {
-    "drop": "the page cache dropped before each run (drop_caches)",
-    "fadvise": "the source dropped from the page cache before each run (POSIX_FADV_DONTNEED)",
+    "drop": "the page cache was dropped before each run (drop_caches)",
+    "fadvise": "the source was dropped from the page cache before each run (POSIX_FADV_DONTNEED)",
 }
 
 
 def choose() -> str:
-    """How the cache can be emptied here."""
+    """How the cache can be emptied on this machine."""
     try:
-        # Opening asks for the permission; nothing is dropped before something is written.
+        # Opening checks the permission; only a write drops the cache.
         DROP.open("w").close()
     except OSError:
         return "fadvise" if hasattr(os, "posix_fadvise") else "skip"
@@ -24,7 +24,7 @@ def choose() -> str:
 
 
 def empty_cache(how: str, source: Path) -> None:
-    """Take the source out of the page cache."""
+    """Remove the source from the page cache."""
     os.sync()
     if how == "drop":
         DROP.write_text("3\n")
@@ -36,7 +36,7 @@ def empty_cache(how: str, source: Path) -> None:
 
 
 def readers(source: Path) -> list[Contestant]:
-    """The floor of a cold read with small and with large blocks, where O_DIRECT works."""
+    """The floor of a cold read with small and with large blocks; empty if O_DIRECT fails."""
     script = str(Path(__file__).with_name("direct_read.py"))
     result = []
     for block in (1, 8):
@@ -68,10 +68,10 @@ def measure(source: Path, dest: Path, rounds: int, how: str, to: str) -> list[st
     copy = next(one for one in contestants if one.name == "cp -r").median("wall")
     floor = min((one.seconds() for one in contestants if one.kind == "floor"), default=None)
     lines = [
-        f"{title}: {HOW[how]}, {CPUS} threads, {rounds} rounds. The programs themselves are cold "
-        "too, which their own clock leaves out.\n"
+        f"{title}: {HOW[how]}; {CPUS} threads, {rounds} rounds. The programs are cold too, but "
+        "their own clock does not include that.\n"
         if how == "drop"
-        else f"{title}: {HOW[how]}, {CPUS} threads, {rounds} rounds.\n",
+        else f"{title}: {HOW[how]}; {CPUS} threads, {rounds} rounds.\n",
         "| | whole process | own clock | own clock / read floor | process / cp -r |",
         "|---|--:|--:|--:|--:|",
     ]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: running a program, taking turns, naming the machine, writing docs."""
+"""What the benchmarks share: run a program, take turns, name the machine, write the docs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 @dataclass
 class Run:
-    """What one run took; `clock` is what the program itself says, `anon` its anonymous memory."""
+    """What one run took; `clock` is the program's own time, `anon` its anonymous memory."""
 
     wall: float
     clock: float | None
@@ -46,10 +46,10 @@ def run(
     sample: bool = False,
     enter: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Run a command from start to exit; `clock` is how it tells its own seconds: json or print.
+    """Run a command from start to exit; `clock` is how it reports its own seconds: json or print.
 
-    There is always a function to call before exec, so that the child is forked: after a vfork, as
-    after posix_spawn, its peak RSS would begin at that of this interpreter.
+    A function is always called before exec, so that the child is forked: after a vfork, as after
+    posix_spawn, its peak RSS would start at that of this interpreter.
     """
     anon = 0
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -101,7 +101,7 @@ class Contestant:
 
 
 def order(count: int, number: int) -> list[int]:
-    """The order of round `number`: nobody follows the same neighbour more than twice in `count`."""
+    """The order of round `number`: nobody follows the same neighbor more than twice in `count`."""
     zigzag = [n // 2 if n % 2 == 0 else count - 1 - n // 2 for n in range(count)]
     return [(n + number) % count for n in zigzag]
 
@@ -112,7 +112,7 @@ def take_turns(
     dest: Path,
     before: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run everyone in turn, `rounds` times, and remove what they write."""
+    """Run all contestants in turn, `rounds` times, and remove what they write."""
     for number in range(rounds):
         for index in order(len(contestants), number):
             one = contestants[index]
@@ -145,7 +145,7 @@ def idle_anon() -> int:
 
 
 def peak_anon(command: list[str], dest: Path) -> int:
-    """The peak anonymous memory of a conversion, in a run of its own that is not timed."""
+    """The peak anonymous memory of a conversion, in a separate run that is not timed."""
     peak = run(command, sample=True).anon
     remove(dest)
     return peak
@@ -165,7 +165,7 @@ def memory() -> int:
 
 
 def machine(*packages: str) -> str:
-    """The machine, the versions and the commit the numbers belong to."""
+    """The machine, the versions and the commit that the numbers belong to."""
     processor = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         lines = cpuinfo.read_text().splitlines()
@@ -183,7 +183,7 @@ def machine(*packages: str) -> str:
 
 
 def need_space(folder: Path, nbytes: float) -> bool:
-    """Whether `folder` has room for so much and a little more; says so where it has not."""
+    """Whether `folder` has space for this much and a little more; prints a line if not."""
     free = shutil.disk_usage(folder).free
     if free < nbytes + (1 << 30):
         print(f"{nbytes / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free", file=sys.stderr)
@@ -192,8 +192,8 @@ def need_space(folder: Path, nbytes: float) -> bool:
 
 
 def publish(lines: list[str], page: Path | None, name: str, chart: str = "") -> None:
-    """Print the tables. Where there is a page they replace what stands between its markers
-    `NAME begin` and `NAME end`, and the chart goes beside it."""
+    """Print the tables. If there is a page, they replace the text between its markers
+    `NAME begin` and `NAME end`, and the chart is written beside it."""
     text = "\n".join(lines)
     print(text)
     if page is None:

@@ -1,6 +1,6 @@
-"""The floor of a cold read: all bytes of a folder past the page cache, and nothing done with them.
+"""The floor of a cold read: read all bytes of a folder past the page cache, and drop them.
 
-Arguments: the folder, threads, and the block in MiB. Prints the seconds.
+Arguments: the folder, the threads, and the block size in MiB. Prints the seconds.
 """
 
 import mmap
@@ -25,7 +25,7 @@ def main() -> None:
 
     def read(piece: tuple[int, int]) -> None:
         if not hasattr(own, "buffer"):
-            own.buffer = mmap.mmap(-1, block)  # O_DIRECT wants it aligned; a map begins at a page
+            own.buffer = mmap.mmap(-1, block)  # O_DIRECT requires alignment; a map starts at a page
         os.preadv(piece[0], [own.buffer], piece[1])
 
     with ThreadPoolExecutor(threads) as pool:

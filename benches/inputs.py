@@ -1,7 +1,7 @@
-"""The checkpoints the benchmarks convert, built once.
+"""The checkpoints that the benchmarks convert, built once.
 
-numpy is imported where it is needed: the benchmarks' own process stays small, because the peak RSS
-of its children begins at its own.
+numpy is imported only where it is needed, to keep the benchmarks' own process small: the peak RSS
+of its children starts at its own.
 """
 
 import json
@@ -19,7 +19,7 @@ FULL_MEGABYTES = 2170
 
 
 def llama_config(hidden: int, intermediate: int, layers: int, vocabulary: int) -> dict[str, object]:
-    """A config.json that is good enough for LlamaForCausalLM."""
+    """A config.json that is sufficient for LlamaForCausalLM."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -35,7 +35,7 @@ def llama_config(hidden: int, intermediate: int, layers: int, vocabulary: int) -
 
 
 def llama(megabytes: int) -> dict[str, object]:
-    """The config of a Llama of about so many megabytes in fp32; 2,170 have 0.54 billion weights."""
+    """The config of a Llama of this size in fp32; 2,170 MB are 0.54 billion weights."""
     scale = math.sqrt(megabytes / FULL_MEGABYTES)
     hidden = max(128, round(16 * scale) * 128)
     return llama_config(hidden, hidden * 11 // 4, 8, round(32_000 * scale))
@@ -102,7 +102,7 @@ def header(shapes: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
 
 
 def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of zeros that takes no room on the disk."""
+    """A file of zeros that takes no space on the disk."""
     head, size = header(shapes)
     with file.open("wb") as output:
         output.write(head)
@@ -110,13 +110,13 @@ def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def write_small(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of a few values that are exact in bf16."""
+    """A small file of values that are exact in bf16."""
     head, size = header(shapes)
     file.write_bytes(head + array("f", [0.5]).tobytes() * (size // 4))
 
 
 def write_random(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of normal values, as a model's weights are."""
+    """A file of normally distributed values, like the weights of a model."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -130,7 +130,7 @@ def write_random(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def random_llama(data: Path, megabytes: int) -> Path:
-    """The folder of a random Llama in fp32, built if need be."""
+    """The folder of a random Llama in fp32, built if it is missing."""
     full = megabytes == FULL_MEGABYTES
     folder = data / ("llama-0.5b-fp32" if full else f"llama-{megabytes}mb-fp32")
     config = llama(megabytes)
@@ -172,7 +172,7 @@ def tiny_shards(data: Path, tensors: int, shards: int) -> Path:
 
 
 def sparse(folder: Path, nbytes: float, tensors: int, shards: int) -> Path:
-    """A sparse checkpoint of about so many bytes in equal tensors."""
+    """A sparse checkpoint of about this many bytes in equal tensors."""
     elements = max(1, int(nbytes) // 4 // tensors)
     shapes = {f"model.layers.{number}.weight": (elements,) for number in range(tensors)}
     return write_folder(folder, split(shapes, shards), write_sparse, {"dtype": "float32"})

@@ -1,9 +1,9 @@
-"""Bar charts as SVG, in colours that can be read on a light and on a dark page."""
+"""Bar charts as SVG, in colors that are readable on a light and on a dark page."""
 
 from html import escape
 
 TEXT = "#787878"
-COLOURS = {"recast": "#d9642b", "floor": "#787878", "other": "#4a86c5"}
+COLORS = {"recast": "#d9642b", "floor": "#787878", "other": "#4a86c5"}
 LEFT, BAR, ROW, WIDTH = 330, 330, 24, 800
 
 
@@ -21,7 +21,7 @@ def bars(title: str, groups: list[tuple[str, list[tuple[str, float, str, str]]]]
             parts += [
                 f'<text x="{LEFT - 8}" y="{top + 16}" text-anchor="end">{escape(label)}</text>',
                 f'<rect x="{LEFT}" y="{top + 4}" width="{width:.1f}" height="{ROW - 8}" rx="2" '
-                f'fill="{COLOURS[kind]}"/>',
+                f'fill="{COLORS[kind]}"/>',
                 f'<text x="{LEFT + width + 6:.1f}" y="{top + 16}">{escape(shown)}</text>',
             ]
             top += ROW

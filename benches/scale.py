@@ -1,9 +1,9 @@
 """How time and memory of `recast convert` grow with size, tensors and shards.
 
 `make bench-scale` writes the tables into docs/benchmarks.md and the chart into docs/scale.svg. The
-sources are sparse files of zeros, so that no disk is read; what is written is real. The points of
-an axis take turns. Last comes a checkpoint larger than most memories, once beside cp and once in a
-memory cgroup.
+sources are sparse files of zeros, so nothing is read from the disk; what is written is real. The
+points of an axis take turns. Last comes a checkpoint that is larger than the memory of most
+machines, once beside cp and once in a memory cgroup.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Point:
 
 
 def axes(unit: float) -> dict[str, list[Point]]:
-    """What grows, and how far; `unit` is a gigabyte, or less for a try."""
+    """What grows, and how far; `unit` is a gigabyte, or less for a quick try."""
     sizes = (0.25, 0.5, 1, 2, 4)
     return {
         "size": [Point(f"{n * unit / 1e9:g} GB", n * unit, 256, 4) for n in sizes],
@@ -110,10 +110,10 @@ def table(axis: str, points: list[Point]) -> tuple[list[str], tuple[str, list[Ro
 
 
 def group_place() -> tuple[Path, str]:
-    """Where a memory cgroup can be made, and what its limit is called there."""
+    """The folder in which a memory cgroup can be created, and the name of its limit."""
     if (CGROUPS / "cgroup.controllers").exists():
         return CGROUPS, "memory.max"
-    # Version 1: below the group this process is in, so that a limit set from outside holds on.
+    # Version 1: below the group of this process, so that a limit set from outside still holds.
     own = "/"
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -124,7 +124,7 @@ def group_place() -> tuple[Path, str]:
 
 @contextmanager
 def memory_group(limit: int):
-    """A function that moves its caller into a cgroup with so much memory and no swap."""
+    """A function that moves its caller into a cgroup with this much memory and no swap."""
     place, limit_file = group_place()
     group = place / "recast-bench"
     group.mkdir()
@@ -143,7 +143,7 @@ def memory_group(limit: int):
 
 
 def limited(command: list[str], dest: Path, idle: int) -> str:
-    """The big conversion in a memory cgroup, as a row of the table."""
+    """The large conversion in a memory cgroup, as a row of the table."""
     name = f"recast in a memory cgroup of {LIMIT // MIB} MiB"
     try:
         with memory_group(LIMIT) as enter:
@@ -159,7 +159,7 @@ def limited(command: list[str], dest: Path, idle: int) -> str:
 def row(
     name: str, command: list[str], dest: Path, idle: int, enter: Callable[[], None] = lambda: None
 ) -> str:
-    """One run of a big contestant as a row of the table."""
+    """One run with the large checkpoint as a row of the table."""
     print(f"larger than memory: {name}", file=sys.stderr)
     ours = command[0] != "cp"
     try:
@@ -182,7 +182,7 @@ def larger_than_memory(work: Path, idle: int, layers: int) -> list[str]:
         f"3 shards, on a machine with {memory() / 1e9:.1f} GB of memory; one run each"
     )
     if not need_space(work, size):
-        return [f"{title}: not measured; there was not enough room on the disk."]
+        return [f"{title}: not measured; there was not enough space on the disk."]
     command = convert(source, dest)
     copy = ["cp", "-r", "--sparse=never", str(source), str(dest)]
     return [
@@ -196,14 +196,14 @@ def larger_than_memory(work: Path, idle: int, layers: int) -> list[str]:
 
 
 def main() -> None:
-    """Run the axes and the big one, print the tables."""
+    """Run the axes and the large checkpoint, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds")
     parser.add_argument("--data", type=Path, default=ROOT / "bench-data")
-    parser.add_argument("--megabytes", type=int, default=1000, help="one unit of size")
-    parser.add_argument("--layers", type=int, default=32, help="of the big one; a 7B has 32")
-    parser.add_argument("--no-big", action="store_true", help="leave out the big one")
-    parser.add_argument("--write", type=Path, help="page whose tables are replaced")
+    parser.add_argument("--megabytes", type=int, default=1000, help="megabytes in a unit of size")
+    parser.add_argument("--layers", type=int, default=32, help="of the large checkpoint")
+    parser.add_argument("--no-big", action="store_true", help="skip the large checkpoint")
+    parser.add_argument("--write", type=Path, help="page to write the tables into")
     options = parser.parse_args()
 
     where, unit = machine("recast-weights"), options.megabytes * 1e6
@@ -211,13 +211,14 @@ def main() -> None:
     remove(work)
     work.mkdir(parents=True)
     lines = [
-        f"{options.rounds} rounds, medians, {CPUS} threads, sparse sources, durable. {where}.\n",
+        f"{options.rounds} rounds, medians, {CPUS} threads, sparse sources, synced results. "
+        f"{where}.\n",
         "![Time and memory over size, tensors and shards](scale.svg)",
     ]
     groups = []
     try:
         if not need_space(work, 4 * unit):
-            sys.exit("error: not enough room on the disk")
+            sys.exit("error: not enough space on the disk")
         idle = idle_anon()
         for axis, points in axes(unit).items():
             measure(points, options.rounds, work, idle)

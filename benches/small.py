@@ -1,4 +1,4 @@
-"""The small part of bench.py: what recast costs where there is little to convert."""
+"""The small part of bench.py: what recast costs when there is little to convert."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from inputs import tiny_file, tiny_shards
 
 
 def measure(data: Path, dest: Path, rounds: int, tensors: int) -> list[str]:
-    """The small goals as Markdown."""
+    """The times of small things as Markdown."""
     shards = max(1, tensors // 100)
     folder, file = tiny_shards(data, tensors, shards), tiny_file(data, tensors)
     bare = Contestant("python", [sys.executable, "-c", "pass"])
@@ -25,13 +25,13 @@ def measure(data: Path, dest: Path, rounds: int, tensors: int) -> list[str]:
         "| | |",
         "|---|--:|",
         f"| `python -c pass` | {start * 1e3:.0f} ms |",
-        f"| `import recast`, more than that | {extra * 1e3:.0f} ms |",
+        f"| `import recast`, in addition | {extra * 1e3:.0f} ms |",
         f"| `recast --help`, whole process | {shown.median('wall') * 1e3:.0f} ms |",
         f"| `recast inspect`, {shards:,} shards, {tensors:,} tensors, whole process "
         f"| {inspected.median('wall'):.2f} s |",
         f"| `recast convert`, one file of {tensors:,} tensors of 16 elements, own clock "
         f"| {converted.median('clock'):.2f} s |",
-        f"| so per tensor | {each * 1e6:.1f} µs |",
-        f"| the same, whole process: with Python's start and the report of "
+        f"| the same, per tensor | {each * 1e6:.1f} µs |",
+        f"| the same, whole process, with the start of Python and a report of "
         f"{tensors:,} tensors | {converted.median('wall'):.2f} s |",
     ]

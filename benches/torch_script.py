@@ -1,4 +1,4 @@
-"""What one writes without recast: load each shard with torch, cast it, save it."""
+"""A script that one could use instead of recast: load each shard with torch, cast it, save it."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 
 def main() -> None:
-    """Convert SOURCE to DEST in the torch dtype named third, one shard at a time."""
+    """Convert SOURCE (first argument) to DEST in a torch dtype (third), shard by shard."""
     source, dest, dtype = Path(sys.argv[1]), Path(sys.argv[2]), getattr(torch, sys.argv[3])
     dest.mkdir()
     for file in sorted(source.iterdir()):

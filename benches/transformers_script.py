@@ -1,4 +1,4 @@
-"""The other thing one writes without recast: load the model with transformers and save it."""
+"""Another script that one could use instead of recast: load and save with transformers."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 
 def main() -> None:
-    """Convert SOURCE to DEST in the torch dtype named third, the whole model at once."""
+    """Convert SOURCE (first argument) to DEST in a torch dtype (third), all at once."""
     source, dest, dtype = sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3])
     LlamaForCausalLM.from_pretrained(source, dtype=dtype).save_pretrained(dest)
 
