@@ -45,9 +45,12 @@ while [ -z "$stopped" ]; do
             if [ "$attempt" -lt "$tries" ] && [ -z "$stopped" ]; then
                 say "reading or writing failed, attempt $attempt of $tries; trying again"
                 attempt=$((attempt + 1))
-                sleep "${RECAST_WAIT:-10}" &
-                child=$!
-                wait "$child"
+                # In steps, because a signal sent to a sleep that is just starting would be lost.
+                seconds=${RECAST_WAIT:-10}
+                while [ "$seconds" -gt 0 ] && [ -z "$stopped" ]; do
+                    sleep 1
+                    seconds=$((seconds - 1))
+                done
                 continue
             fi
             say "reading or writing failed, attempt $attempt of $tries; look at the disk"
