@@ -19,7 +19,7 @@ logging.disable_progress_bar()
 
 
 def write_model(folder: Path) -> None:
-    """Save an fp32 Llama of about 50 MB in several shards, the way transformers saves it."""
+    """Save an fp32 Llama of about 50 MB in several shards, as transformers does."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=16_000,
@@ -33,7 +33,7 @@ def write_model(folder: Path) -> None:
 
 
 def recast(folder: Path, *arguments: str) -> None:
-    """Run the real command, so that its output is seen as a user sees it."""
+    """Run the real command, so that its output looks as it does for a user."""
     print("\n$ recast", *arguments, flush=True)
     command = Path(sysconfig.get_path("scripts")) / "recast"
     subprocess.run([command, *arguments], cwd=folder, check=True)
@@ -45,7 +45,7 @@ def load(folder: Path) -> torch.nn.Module:
 
 
 def same_weights(source: torch.nn.Module, result: torch.nn.Module) -> bool:
-    """Whether every weight has the bits that torch's own cast gives it."""
+    """Whether every weight has the same bits as with torch's own cast."""
     expected, actual = source.state_dict(), result.state_dict()
     return expected.keys() == actual.keys() and all(
         torch.equal(tensor.to(torch.bfloat16).view(torch.int16), actual[name].view(torch.int16))
@@ -55,9 +55,9 @@ def same_weights(source: torch.nn.Module, result: torch.nn.Module) -> bool:
 
 @torch.inference_mode()
 def same_logits(source: torch.nn.Module, result: torch.nn.Module) -> bool:
-    """Whether the result computes the bits that the source, cast by torch, computes."""
-    # Not source.to(): that also rounds the rotary frequencies, which no checkpoint stores and
-    # every loader keeps in fp32.
+    """Whether the result computes the same bits as the source after torch's cast."""
+    # source.to() would also round the rotary frequencies, which no checkpoint stores and every
+    # loader keeps in fp32.
     for parameter in source.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     tokens = torch.arange(64).unsqueeze(0)

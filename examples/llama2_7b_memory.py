@@ -1,10 +1,10 @@
 """How much GPU memory Llama-2-7B takes in each dtype, from headers alone, exact to the byte.
 
 A well-known article multiplies the parameters by the bytes of the dtype, then measures somewhat
-more with `torch.cuda.memory_allocated()`, and puts the difference down to overhead. It is none:
-transformers 4.32, with which it was measured, keeps the rotary embedding of each layer in buffers
-that no checkpoint stores. This writes a checkpoint of the same shapes whose data is a hole, asks
-recast what it takes, adds those buffers, and arrives at what was measured.
+more with `torch.cuda.memory_allocated()`, and attributes the difference to overhead. That is wrong:
+transformers 4.32, which the article used, keeps the rotary embedding of each layer in buffers that
+no checkpoint stores. This script writes a checkpoint of the same shapes whose data is a hole, asks
+recast for its GPU memory, adds those buffers, and gets exactly the measured figures.
 """
 
 import json
@@ -21,7 +21,7 @@ LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 32, 4096, 11008, 32000
 POSITIONS, HEAD = 2048, 128
 PARAMETERS = 6_738_415_616
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
-# In GiB, as the article gives them.
+# In GiB, copied from the article.
 EXPECTED = {"fp32": 25.102554321289062, "fp16": 12.551277160644531, "bf16": 12.551277160644531}
 MEASURED = {"fp32": 25.165069580078125, "fp16": 12.582542419433594, "bf16": 12.582542419433594}
 
@@ -47,7 +47,7 @@ def shapes() -> dict[str, list[int]]:
 
 
 def write_checkpoint(path: Path) -> None:
-    """A safetensors file of fp16 weights: a true header, and a hole of 12.6 GiB for the data."""
+    """A safetensors file of fp16 weights: a real header, and a hole of 12.6 GiB for the data."""
     header, end = {}, 0
     for name, shape in shapes().items():
         start, end = end, end + 2 * count(shape)
@@ -64,7 +64,7 @@ def count(shape: list[int]) -> int:
 
 
 def rotary_buffers(width: int) -> list[int]:
-    """Bytes of the buffers: cos, sin and 64 inverse frequencies (fp32) for each layer."""
+    """The sizes of the buffers: cos, sin and 64 inverse frequencies (fp32) for each layer."""
     table = POSITIONS * HEAD * width
     return [table, table, HEAD // 2 * 4] * LAYERS
 
@@ -78,20 +78,20 @@ def main() -> int:
 
     print(f"Llama-2-7B: {model.parameters:,} parameters in {model.tensors} tensors; sizes in GiB")
     print()
-    print("      expected            foretold            with rotary         measured")
+    print("      expected            predicted           with rotary         measured")
     right = model.parameters == PARAMETERS
     rotary = {}
     for dtype, width in WIDTHS.items():
         weights = [count(shape) * width for shape in shapes().values()]
         loaded = predict(weights + rotary_buffers(width)).allocated
-        foretold = model.gpu_memory[dtype]["allocated"]
-        rotary[dtype] = loaded - foretold
-        row = (EXPECTED[dtype], foretold / GIB, loaded / GIB, MEASURED[dtype])
+        predicted = model.gpu_memory[dtype]["allocated"]
+        rotary[dtype] = loaded - predicted
+        row = (EXPECTED[dtype], predicted / GIB, loaded / GIB, MEASURED[dtype])
         print(dtype, *(f"{value!r:<18}" for value in row), sep="  ")
         right &= row[0] == row[1] and row[2] == row[3]
     print()
     print("expected     parameters x bytes, as the article says")
-    print("foretold     what recast inspect says PyTorch will allocate")
+    print("predicted    what recast inspect says that PyTorch will allocate")
     print("with rotary  the same and 32 layers x (cos + sin of 2048 x 128, and 64 frequencies):")
     for dtype, size in rotary.items():
         print(f"             {size:,} bytes in {dtype}")

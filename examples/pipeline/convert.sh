@@ -1,11 +1,11 @@
 #!/bin/sh
-# recast convert for a pipeline: the same arguments, the same exit code, and what to do about it.
+# recast convert for a pipeline: it has the same arguments and exit codes, and explains the latter.
 #
 #   convert.sh SOURCE DEST --to bf16 [options]
 #
-# A failed read or write (74) is tried again: RECAST_TRIES times in all (3), RECAST_WAIT seconds
-# apart (10). Everything else ends here, with its exit code. SIGTERM and Ctrl-C are passed on, also
-# where this is process 1 of a container. RECAST names the command (recast).
+# After a failed read or write (74) it tries again: RECAST_TRIES times in all (3), RECAST_WAIT seconds
+# apart (10). Any other failure ends the script with its exit code. SIGTERM and Ctrl-C are forwarded,
+# even if the script is process 1 of a container. RECAST is the command to run (recast).
 set -u
 
 tries=${RECAST_TRIES:-3}
@@ -16,7 +16,7 @@ say() { echo "convert.sh: $*" >&2; }
 
 stop() {
     stopped=$1
-    # A shell lets what it starts in the background ignore Ctrl-C, so both become SIGTERM.
+    # Background processes of a shell ignore Ctrl-C, so both signals become SIGTERM.
     [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
 }
 trap 'stop 130' INT
@@ -37,10 +37,10 @@ while [ -z "$stopped" ]; do
     child=
     case $code in
         0) ;;
-        1) say "a check failed (overflow, verification); nothing new was published, someone must decide" ;;
-        2) say "the command line is wrong; mend it" ;;
-        65) say "the source is damaged, incomplete or quantized; fetch it again or choose another" ;;
-        73) say "the destination cannot be created: not empty, in use, inside the source, or no room" ;;
+        1) say "a check failed (overflow, verification); nothing new was published; a person must decide" ;;
+        2) say "the command line is wrong; fix it" ;;
+        65) say "the source is damaged, incomplete or quantized; download it again or choose another" ;;
+        73) say "the destination cannot be created: it is not empty, in use or inside the source, or the disk is full" ;;
         74)
             if [ "$attempt" -lt "$tries" ] && [ -z "$stopped" ]; then
                 say "reading or writing failed, attempt $attempt of $tries; trying again"
@@ -53,10 +53,10 @@ while [ -z "$stopped" ]; do
                 done
                 continue
             fi
-            say "reading or writing failed, attempt $attempt of $tries; look at the disk"
+            say "reading or writing failed, attempt $attempt of $tries; check the disk"
             ;;
         130 | 143) say "stopped; the same command continues" ;;
-        *) say "ended with $code, which is none of recast's exit codes: killed, or not installed" ;;
+        *) say "ended with $code, which is not an exit code of recast: it was killed, or is not installed" ;;
     esac
     exit "$code"
 done

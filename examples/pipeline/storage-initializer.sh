@@ -1,9 +1,9 @@
 #!/bin/sh
 # The interface of KServe's storage initializer: SOURCE DEST.
 #
-# SOURCE is a path, or one behind recast:// or file://; RECAST_TO is the dtype (bf16), RECAST_OPTIONS
-# more options of `recast convert`, separated by blanks. Ends with recast's exit code; what each
-# means, and what is tried again, says convert.sh, which takes this process's place.
+# SOURCE is a path, also after recast:// or file://. RECAST_TO is the dtype (bf16), RECAST_OPTIONS are
+# more options of `recast convert`, separated by blanks. The script ends with recast's exit code;
+# convert.sh, which replaces this process, explains it and tries again after 74.
 set -uf
 
 [ $# = 2 ] || { echo "usage: $0 SOURCE DEST" >&2; exit 2; }
