@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recast
 import torch
+from checksums import all_kinds
+from interrupted import KIB, sharded
 from recast import cli
 from safetensors.torch import load_file, save_file
 from support import DTYPES, raw_bytes
@@ -18,7 +21,7 @@ Save = Callable[[str, str], Path]
 Run = Callable[..., str]
 
 
-def build(kind: str, **changes: Any) -> torch.nn.Module:
+def build(kind: str, **changes: Any) -> Any:
     """A small model of random weights, the same ones every time; `changes` are to its config."""
     import transformers
 
@@ -45,7 +48,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
         if (kind, dtype) not in made:
             path = tmp_path_factory.mktemp(f"{kind}-{dtype}") / "model"
             shard_size = "20KB" if kind == "llama" else "1GB"
-            build(kind).to(DTYPES[dtype]).save_pretrained(path, max_shard_size=shard_size)
+            model = build(kind).to(DTYPES[dtype])
+            model.save_pretrained(path, max_shard_size=shard_size)
             if kind == "bert":
                 # What transformers stored for years, and many checkpoints on the Hub still hold.
                 weights = load_file(path / "model.safetensors")
@@ -88,3 +92,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return printed.out + printed.err
 
     return run
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    """A result with every kind of file, made from `source` beside it."""
+    source = all_kinds(tmp_path / "source")
+    recast.convert(source, tmp_path / "out", to="bf16", on_overflow="inf", keep=["kept"])
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A model of four small shards, which one run converts in no time."""
+    return sharded(tmp_path / "in", [16 * KIB] * 4)

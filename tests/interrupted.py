@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
-from support import environment, fp32_bytes, heed_interrupts, raw_bytes
+from support import environment, fp32_bytes, heed_interrupts, raw_bytes, tree
 
 KIB, MIB = 1 << 10, 1 << 20
 HANG = 60
@@ -27,6 +28,10 @@ values = lru_cache(maxsize=32)(fp32_bytes)
 
 def shard_name(number: int, count: int) -> str:
     return f"model-{number:05}-of-{count:05}.safetensors"
+
+
+SHARD = shard_name(1, 4)
+"""The first shard of a model of four."""
 
 
 def sharded(path: Path, sizes: list[int], seed: int = 0) -> Path:
@@ -196,3 +201,41 @@ def state(stat: Path) -> str:
         return stat.read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return "gone"
+
+
+def stats(path: Path) -> dict[str, tuple[int, int, int]]:
+    """What tells whether anything at or below `path` was made again or written to."""
+    found = {entry: entry.stat() for entry in (path, *path.rglob("*"))}
+    return {str(e): (s.st_ino, s.st_mtime_ns, s.st_size) for e, s in found.items()}
+
+
+def reported(source: Path, dest: Path, *options: object) -> dict[str, Any]:
+    result = convert(source, dest, "--json", *options)
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def refused(source: Path, dest: Path, *options: object) -> str:
+    """What a run says that writes nothing and exits with 73; a dry run says and does the same."""
+    before, places = tree(dest), stats(dest)
+    result = convert(source, dest, *options)
+    dry = convert(source, dest, *options, "--dry-run")
+    assert result.returncode == dry.returncode == 73, result.stderr
+    assert dry.stderr == result.stderr
+    assert (tree(dest), stats(dest)) == (before, places)
+    assert "hint: " in result.stderr
+    return result.stderr
+
+
+def replaced(source: Path, dest: Path, *options: object) -> None:
+    """With --overwrite the run makes what it makes in a new place; a dry run writes nothing."""
+    before, fresh = stats(dest), dest.with_name("fresh")
+    assert convert(source, dest, *options, "--overwrite", "--dry-run").returncode == 0
+    assert stats(dest) == before
+    result = convert(source, dest, *options, "--overwrite")
+    assert result.returncode == 0, result.stderr
+    assert convert(source, fresh, *options).returncode == 0
+    assert_whole(dest, content(fresh))
+    assert tree(dest).keys() == tree(fresh).keys()
+    shutil.rmtree(fresh)
