@@ -11,7 +11,9 @@ import filecmp
 import json
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cold
 import small
@@ -41,7 +43,7 @@ FLOOR = "floor: write the output"
 SPREAD = "floor, one file per thread"
 
 
-def tensors(folder: Path) -> dict[str, tuple[Path, dict, int]]:
+def tensors(folder: Path) -> dict[str, tuple[Path, dict[str, Any], int]]:
     """All tensors of a folder: file, header entry and where the file's data begin."""
     result = {}
     for file in folder.glob("*.safetensors"):
@@ -53,7 +55,7 @@ def tensors(folder: Path) -> dict[str, tuple[Path, dict, int]]:
     return result
 
 
-def content(tensor: tuple[Path, dict, int]):
+def content(tensor: tuple[Path, dict[str, Any], int]) -> Iterator[bytes]:
     """The bytes of a tensor, in blocks."""
     file, entry, begin = tensor
     start, end = entry["data_offsets"]

@@ -11,7 +11,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +24,8 @@ from common import build, machine, publish
 
 NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PAIRS = [(a, b) for a in NAMES for b in NAMES if a != b]
-ROWS = (
+Note = Callable[..., None]
+COLUMNS = (
     "memcpy",
     "portable",
     "avx2",
@@ -35,15 +39,15 @@ ROWS = (
 )
 
 
-def timed(nbytes, work):
+def timed(nbytes: int, work: Callable[[], object]) -> float:
     """GB/s of `work`, which moves `nbytes`."""
     started = time.perf_counter()
     work()
     return nbytes / (time.perf_counter() - started) / 1e9
 
 
-def python_rates(elements, threads, note):
-    """One round of torch, numpy and ml_dtypes on every pair that they support."""
+def python_rates(elements: int, threads: int, note: Note) -> None:
+    """One round of torch, numpy and ml_dtypes on every pair they have."""
     torch.set_num_threads(threads)
     base = torch.randn(elements) * 0.02
     for source, target in PAIRS:
@@ -51,17 +55,17 @@ def python_rates(elements, threads, note):
         out = torch.empty(elements, dtype=NAMES[target])
         out.zero_()
         nbytes = x.nbytes + out.nbytes
-        note(f"{source}->{target} torch", timed(nbytes, lambda out=out, x=x: out.copy_(x)))
+        note(f"{source}->{target} torch", timed(nbytes, partial(out.copy_, x)))
         if threads > 1:
             # torch's idle threads spin for a while and would take a core from the next program.
             continue
         note(
             f"{source}->{target} recast.cast",
-            timed(nbytes, lambda out=out, x=x, to=target: recast.cast(x, to, out=out, threads=1)),
+            timed(nbytes, partial(recast.cast, x, target, out=out, threads=1)),
         )
         name = "ml_dtypes" if "bf16" in (source, target) else "numpy"
 
-        def as_numpy(t):
+        def as_numpy(t: torch.Tensor) -> Any:
             if t.dtype == torch.bfloat16:
                 return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
             return t.numpy()
@@ -69,11 +73,11 @@ def python_rates(elements, threads, note):
         a, b = as_numpy(x), as_numpy(out)
         note(
             f"{source}->{target} {name}",
-            timed(nbytes, lambda a=a, b=b: np.copyto(b, a, casting="unsafe")),
+            timed(nbytes, partial(np.copyto, b, a, casting="unsafe")),
         )
 
 
-def rust_rates(binary, elements, threads, note):
+def rust_rates(binary: str, elements: int, threads: int, note: Note) -> None:
     """One round of recast at every level, half and memcpy."""
     command = [binary, str(elements), str(threads), "1"]
     rates = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -81,12 +85,11 @@ def rust_rates(binary, elements, threads, note):
         note(name, *values)
 
 
-def table(threads, rates):
-    """The rates of one thread count as a Markdown table."""
-    medians = {key: statistics.median(values) for key, values in rates.items()}
-    rows = [row for row in ROWS if any(key.endswith(f" {row}") for key in medians)]
-    best = next(row for row in ("avx512", "avx2", "portable") if row in rows)
-    # With one thread, recast.cast and torch take turns in one process, on the same buffers.
+def table(threads: int, rates: dict[str, list[float]]) -> list[str]:
+    """The rates of one thread count as a markdown table."""
+    columns = [c for c in COLUMNS if any(key.endswith(f" {c}") for key in rates)]
+    best = next(c for c in ("avx512", "avx2", "portable") if c in columns)
+    # In one process with torch where that is fair: the same buffers, in turn.
     ours = "recast.cast" if threads == 1 else best
     pairs = [f"{source}->{target}" for source, target in PAIRS]
 
@@ -108,8 +111,8 @@ def table(threads, rates):
     return [*lines, ratios(best, "memcpy"), ratios(ours, "torch")]
 
 
-def main():
-    """Run the rounds and write the tables."""
+def main() -> None:
+    """Runs the rounds and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--elements", type=int, default=64 << 20)
     parser.add_argument("--rounds", type=int, default=7)
@@ -123,9 +126,9 @@ def main():
         "best of them and also computes the checksums of source and result, as a conversion does.",
     ]
     for threads in sorted({1, os.cpu_count() or 1}):
-        rates = {}
+        rates: dict[str, list[float]] = {}
 
-        def note(name, *values, rates=rates):
+        def note(name: str, *values: float, rates: dict[str, list[float]] = rates) -> None:
             rates.setdefault(name, []).extend(values)
 
         for done in range(options.rounds):

@@ -10,7 +10,9 @@ import multiprocessing
 import struct
 import sys
 from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common import remove
 
@@ -41,7 +43,7 @@ def llama(megabytes: int) -> dict[str, object]:
     return llama_config(hidden, hidden * 11 // 4, 8, round(32_000 * scale))
 
 
-def llama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+def llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors of a Llama."""
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     vocabulary = config["vocab_size"]
@@ -70,12 +72,17 @@ def split(shapes: dict[str, tuple[int, ...]], count: int) -> list[dict[str, tupl
     return [shard for shard in shards if shard]
 
 
-def write_folder(folder: Path, shards: list[dict[str, tuple[int, ...]]], write, config) -> Path:
+def write_folder(
+    folder: Path,
+    shards: list[dict[str, tuple[int, ...]]],
+    write: Callable[[Path, dict[str, tuple[int, ...]]], object],
+    config: object,
+) -> Path:
     """Write shards, index and config with `write(file, shard)`; the folder appears complete."""
     unfinished = folder.with_suffix(".unfinished")
     remove(unfinished)
     unfinished.mkdir(parents=True)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         write(unfinished / name, shard)
@@ -174,5 +181,6 @@ def tiny_shards(data: Path, tensors: int, shards: int) -> Path:
 def sparse(folder: Path, nbytes: float, tensors: int, shards: int) -> Path:
     """A sparse checkpoint of about this many bytes in equal tensors."""
     elements = max(1, int(nbytes) // 4 // tensors)
+    shapes: dict[str, tuple[int, ...]]
     shapes = {f"model.layers.{number}.weight": (elements,) for number in range(tensors)}
     return write_folder(folder, split(shapes, shards), write_sparse, {"dtype": "float32"})

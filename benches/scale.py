@@ -9,7 +9,7 @@ machines, once beside cp and once in a memory cgroup.
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,8 +123,8 @@ def group_place() -> tuple[Path, str]:
 
 
 @contextmanager
-def memory_group(limit: int):
-    """A function that moves its caller into a cgroup with this much memory and no swap."""
+def memory_group(limit: int) -> Iterator[Callable[[], None]]:
+    """A function that moves its caller into a cgroup with so much memory and no swap."""
     place, limit_file = group_place()
     group = place / "recast-bench"
     group.mkdir()

@@ -8,19 +8,23 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import recast
 import torch
 
+Row = tuple[str, int, int, float]
+
 STEP = 1 << 26
 INT = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
-NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+NUMPY: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def differences(ours, theirs):
+def differences(ours: torch.Tensor, theirs: torch.Tensor) -> int:
     """How many values differ: bits for numbers, class for NaN."""
     same = ours.view(INT[ours.dtype]) == theirs.view(INT[theirs.dtype])
     if bool(same.all()):
@@ -28,7 +32,7 @@ def differences(ours, theirs):
     return int((~(same | (ours.isnan() & theirs.isnan()))).sum())
 
 
-def from_fp32():
+def from_fp32() -> Iterator[Row]:
     """All 2^32 inputs."""
     for to in ("fp16", "bf16"):
         started, wrong = time.perf_counter(), 0
@@ -38,7 +42,7 @@ def from_fp32():
         yield f"fp32->{to} torch", 1 << 32, wrong, time.perf_counter() - started
 
 
-def from_16_bits():
+def from_16_bits() -> Iterator[Row]:
     """All 2^16 inputs of each cast, against torch and against numpy or ml_dtypes."""
     patterns = np.arange(1 << 16, dtype=np.uint16)
     for source in ("fp16", "bf16"):
@@ -66,7 +70,7 @@ def from_16_bits():
             )
 
 
-def main():
+def main() -> int:
     """One level when it is given in the environment, else all of them."""
     from recast import _core
 

@@ -1,6 +1,9 @@
 """The audit, the overflow policies, and which tensors are kept."""
 
 import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,13 +15,15 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 from support import raw_bytes
 
-NUMPY = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+Router = Callable[[str], Path]
+
+NUMPY: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 EDGES = [65504, 65519, 65519.996, 65520, 65536, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0000001, 2.0**-14]
 EDGES += [3.3895314e38, 3.3961774e38, 3.4028235e38, 1e-40, 4.6e-41, 9.2e-41, 1e-45, 0.0, -0.0]
 EDGES += [float("inf"), float("nan"), 1.0, 0.1]
 
 
-def by_numpy(x, to):
+def by_numpy(x: np.ndarray[Any, Any], to: str) -> dict[str, object]:
     """The audit, by numpy and ml_dtypes alone."""
     with np.errstate(over="ignore", invalid="ignore"):
         y = x.astype(NUMPY[to]).astype(np.float32)
@@ -33,7 +38,7 @@ def by_numpy(x, to):
     }
 
 
-def planted(count):
+def planted(count: int) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     """Tensors of random bits, of ordinary weights, and of both with edge values planted."""
     random = np.random.default_rng(11)
     for index in range(count):
@@ -53,7 +58,7 @@ def planted(count):
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_audit_counts_equal_numpys_on_1000_tensors(to, tmp_path):
+def test_audit_counts_equal_numpys_on_1000_tensors(to: str, tmp_path: Path) -> None:
     tensors = dict(planted(1000))
     save_numpy(tensors, tmp_path / "model.safetensors")
     report = recast.convert(
@@ -68,7 +73,7 @@ def test_audit_counts_equal_numpys_on_1000_tensors(to, tmp_path):
 
 
 @pytest.fixture
-def overflowing(tmp_path):
+def overflowing(tmp_path: Path) -> Path:
     """Nine tensors, seven of which overflow fp16."""
     tensors = {f"w{n}": torch.full((100,), 0.5) for n in range(9)}
     for n in range(7):
@@ -78,7 +83,9 @@ def overflowing(tmp_path):
     return path
 
 
-def test_overflow_stops_by_default_and_names_the_worst_tensors(overflowing, tmp_path):
+def test_overflow_stops_by_default_and_names_the_worst_tensors(
+    overflowing: Path, tmp_path: Path
+) -> None:
     with pytest.raises(recast.CastOverflowError) as caught:
         recast.convert(overflowing, tmp_path / "out", to="fp16")
     text = str(caught.value)
@@ -86,12 +93,12 @@ def test_overflow_stops_by_default_and_names_the_worst_tensors(overflowing, tmp_
     assert text.index("w6 in model.safetensors: 7 of 100 values, max_abs 4.9e5") < text.index("w5 ")
     assert "and 2 more" in text
     for way_out in ("--keep", "inf", "saturate"):
-        assert way_out in caught.value.hint
+        assert way_out in (caught.value.hint or "")
     assert caught.value.exit_code == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_overflow_can_become_infinite_or_saturate(overflowing, tmp_path):
+def test_overflow_can_become_infinite_or_saturate(overflowing: Path, tmp_path: Path) -> None:
     recast.convert(overflowing, tmp_path / "inf", to="fp16", on_overflow="inf")
     out = load_file(tmp_path / "inf" / "model.safetensors")
     assert np.isinf(out["w6"][:7]).all()
@@ -101,7 +108,7 @@ def test_overflow_can_become_infinite_or_saturate(overflowing, tmp_path):
     assert (out["w6"][:7] == 65504).all()
 
 
-def test_saturate_keeps_the_sign_and_the_sources_infinities(tmp_path):
+def test_saturate_keeps_the_sign_and_the_sources_infinities(tmp_path: Path) -> None:
     x = torch.tensor([1e30, -1e30, float("inf"), -float("inf"), 65519.0, float("nan")])
     save_file({"x": x}, tmp_path / "m.safetensors")
     recast.convert(tmp_path / "m.safetensors", tmp_path / "o", to="fp16", on_overflow="saturate")
@@ -110,7 +117,7 @@ def test_saturate_keeps_the_sign_and_the_sources_infinities(tmp_path):
     assert np.isnan(out[5])
 
 
-def test_a_kept_tensor_does_not_overflow(overflowing, tmp_path):
+def test_a_kept_tensor_does_not_overflow(overflowing: Path, tmp_path: Path) -> None:
     report = recast.convert(overflowing, tmp_path / "out", to="fp16", keep=["re:^w[0-6]$"])
     assert report.tensors == {"cast": 2, "copied": 0, "kept": 7}
     assert report.kept[0]["reason"] == "--keep re:^w[0-6]$"
@@ -119,17 +126,19 @@ def test_a_kept_tensor_does_not_overflow(overflowing, tmp_path):
     assert out["w7"].dtype == np.float16
 
 
-def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names(overflowing):
+def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names(
+    overflowing: Path,
+) -> None:
     with pytest.raises(recast.UsageError, match="w10") as caught:
         recast.plan(overflowing, to="fp16", keep=["w10"])
-    assert "w1" in caught.value.hint
+    assert "w1" in (caught.value.hint or "")
 
 
 @pytest.fixture
-def router(tmp_path):
+def router(tmp_path: Path) -> Router:
     """A model whose type is on the built-in list, and one whose type is not."""
 
-    def make(model_type):
+    def make(model_type: str) -> Path:
         model = tmp_path / model_type
         model.mkdir()
         tensors = {
@@ -144,7 +153,7 @@ def router(tmp_path):
     return make
 
 
-def test_the_built_in_list_keeps_what_the_models_loader_keeps_and_nothing_else(router):
+def test_the_built_in_list_keeps_what_the_models_loader_keeps(router: Router) -> None:
     actions = {t.name: t.action for t in recast.plan(router("deepseek_v3"), to="bf16").tensors}
     assert actions == {
         "model.layers.0.mlp.gate.weight": "keep",
@@ -156,15 +165,14 @@ def test_the_built_in_list_keeps_what_the_models_loader_keeps_and_nothing_else(r
     assert all(t.action == "cast" for t in cast_all.tensors)
 
 
-def test_a_kept_tensor_that_is_exact_anyway_is_said_to_be_so(router, tmp_path):
+def test_a_kept_tensor_that_is_exact_anyway_is_reported(router: Router, tmp_path: Path) -> None:
     report = recast.convert(router("deepseek_v3"), tmp_path / "out", to="bf16")
     exact = [name for group in report.kept for name in group["exact_anyway"]]
     assert exact == ["model.layers.0.mlp.gate.e_score_correction_bias"]
 
 
-def test_the_built_in_list_agrees_with_transformers():
+def test_the_built_in_list_agrees_with_transformers() -> None:
     import importlib
-    from pathlib import Path
 
     entries = json.loads((Path(__file__).parent.parent / "src" / "keep_list.json").read_text())
     checked = 0
@@ -179,7 +187,7 @@ def test_the_built_in_list_agrees_with_transformers():
                 )
             except ImportError:  # an older or newer transformers than the list was read from
                 continue
-            kept = set()
+            kept: set[str] = set()
             for item in vars(module).values():
                 value = getattr(item, flag, None) if isinstance(item, type) else None
                 kept |= set(value) if isinstance(value, list | set) else set()
@@ -188,14 +196,14 @@ def test_the_built_in_list_agrees_with_transformers():
     assert checked > 10
 
 
-def test_inspect_says_when_a_conversion_lost_nothing(tmp_path):
+def test_inspect_says_when_a_conversion_lost_nothing(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3), "b": torch.full((2,), 0.5)}, tmp_path / "m.safetensors")
     recast.convert(tmp_path / "m.safetensors", tmp_path / "o", to="bf16")
     notes = recast.inspect(tmp_path / "o").notes
     assert any("all 2 cast tensors are exactly representable in bf16" in note for note in notes)
 
 
-def test_a_report_on_many_tensors_is_a_line_for_each_and_short_in_an_interpreter(tmp_path):
+def test_a_report_has_a_line_for_each_tensor_and_a_short_repr(tmp_path: Path) -> None:
     tensors = [(f"w{number:03}", "F32", [1], bytes(4)) for number in range(1000)]
     (tmp_path / "model.safetensors").write_bytes(raw_bytes(tensors))
     report = recast.convert(tmp_path / "model.safetensors", tmp_path / "out", to="bf16")

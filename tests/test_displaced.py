@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,12 @@ def test_a_run_that_wakes_up_spoils_nothing_of_the_one_that_went_on(
         dest = tmp_path / f"out-{number}"
         first = start(source, dest, "--threads", 1, "--no-sync")
         moments = sorted(choose.sample(range(1, SHARDS), 2))
-        wait_for(first, lambda dest=dest, at=moments[0]: len(staged(dest)) >= at)
+        wait_for(first, partial(has_staged, dest, moments[0]))
         stands_still(first)
         options = ("--to", to, "--overwrite", "--threads", 1, "--no-sync")
         second = start(source, dest, *options)
         at = moments[1] if to == "bf16" else moments[0]
-        wait_for(second, lambda dest=dest, at=at: len(staged(dest)) >= at or is_publishing(dest))
+        wait_for(second, partial(has_staged, dest, at))
         paused = bool(number % 2) and stands_still(second)
         both += first.poll() is None and second.poll() is None
         what = SIGNALS[number // 2 % len(SIGNALS)]
@@ -149,7 +150,11 @@ def test_a_lost_file_that_cannot_be_made_again_is_told_at_once(tmp_path: Path) -
     assert_whole(dest, converted(source, tmp_path / "clean"))
 
 
-def begin_publication(source: Path, dest: Path, **options: bool) -> None:
+def has_staged(dest: Path, count: int) -> bool:
+    return len(staged(dest)) >= count or is_publishing(dest)
+
+
+def begin_publication(source: Path, dest: Path, overwrite: bool = False) -> None:
     """Leaves a publication that has begun and has moved nothing yet."""
 
     def stop(done: int, total: int) -> None:
@@ -157,7 +162,7 @@ def begin_publication(source: Path, dest: Path, **options: bool) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recast.convert(source, dest, to="bf16", sync=False, progress=stop, **options)
+        recast.convert(source, dest, to="bf16", sync=False, progress=stop, overwrite=overwrite)
     assert is_publishing(dest)
 
 
@@ -176,7 +181,7 @@ def test_overwrite_over_an_interrupted_overwrite_keeps_a_whole_model(tmp_path: P
         dest = tmp_path / f"out-{number}"
         assert convert(old, dest, "--no-sync").returncode == 0
         process = start(new, dest, "--overwrite", "--threads", 1, "--no-sync")
-        wait_for(process, lambda dest=dest: is_publishing(dest))
+        wait_for(process, partial(is_publishing, dest))
         process.kill()
         finish(process)
         if not is_publishing(dest):

@@ -363,7 +363,7 @@ def test_an_index_or_config_of_absurd_size_is_refused_unread(
     with (model / name).open("wb") as out:
         out.truncate(1 << 40)
     refused(model, recast.InputError, name, str(1 << 40), str(limit))
-    good = {"weight_map": {}} if name == INDEX else {}
+    good: dict[str, object] = {"weight_map": {}} if name == INDEX else {}
     with (model / name).open("wb") as out:
         out.write(json.dumps(good).encode().ljust(limit + 1))
     refused(model, recast.InputError, name, str(limit + 1))

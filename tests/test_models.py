@@ -1,6 +1,7 @@
 """A converted model computes, to the last bit, what torch's own cast of the model computes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import recast
@@ -9,7 +10,7 @@ import transformers
 from conftest import Save
 from support import DTYPES
 
-LOADERS = {
+LOADERS: dict[str, Any] = {
     "llama": transformers.LlamaForCausalLM,
     "t5": transformers.T5ForConditionalGeneration,
     "bert": transformers.BertModel,

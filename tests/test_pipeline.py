@@ -77,8 +77,13 @@ def test_a_signal_reaches_the_command_and_ends_the_script(
 ) -> None:
     body = "exit 74" if waiting else "trap 'exit 143' TERM; while :; do sleep 0.05; done"
     env = environment(RECAST=stand_in(tmp_path, body), RECAST_WAIT="30")
-    options = {"env": env, "text": True, "preexec_fn": heed_interrupts}
-    process = subprocess.Popen(["sh", SCRIPT, "a", "b"], stderr=subprocess.PIPE, **options)
+    process = subprocess.Popen(
+        ["sh", str(SCRIPT), "a", "b"],
+        stderr=subprocess.PIPE,
+        env=env,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     while not (tmp_path / "calls").exists() and process.poll() is None:
         time.sleep(0.01)
     if waiting:

@@ -34,15 +34,17 @@ def make_socket(path: Path) -> None:
         os.chdir(before)
 
 
+def make_link_to_a_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
 SPECIAL: dict[str, Callable[[Path], None]] = {
     "pipe": os.mkfifo,
     "socket": make_socket,
     "device": lambda path: path.symlink_to("/dev/zero"),
     "terminal": lambda path: path.symlink_to("/dev/tty"),
-    "link to a pipe": lambda path: (
-        os.mkfifo(path.with_name("pipe")),
-        path.symlink_to("pipe"),
-    )[-1],
+    "link to a pipe": make_link_to_a_pipe,
 }
 
 PLACES = [SHARD, "x.safetensors", INDEX, "config.json", "notes.txt", "old.bin", "sub/config.json"]

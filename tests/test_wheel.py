@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs car
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     # The directory `make build` uses, so that only what changed is compiled.
-    places = ["--target-dir", ROOT / "target" / "python", "--out", out]
+    places = ["--target-dir", str(ROOT / "target" / "python"), "--out", str(out)]
     command = [sys.executable, "-m", "maturin", "build", "--release", *places]
     result = subprocess.run(
         [*command, "--interpreter", sys.executable],
@@ -45,7 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution, unpacked."""
     out = tmp_path_factory.mktemp("sdist")
-    command = [sys.executable, "-m", "maturin", "sdist", "--out", out]
+    command = [sys.executable, "-m", "maturin", "sdist", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     (packed,) = out.glob("*.tar.gz")
     subprocess.run(["tar", "-xf", packed, "-C", out], check=True)
@@ -78,7 +78,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         missing |= required(found.requires or [])
         for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
             if not (packages / top).exists():
-                (packages / top).symlink_to(found.locate_file(top))
+                (packages / top).symlink_to(str(found.locate_file(top)))
     assert "torch" not in linked
     return interpreter
 

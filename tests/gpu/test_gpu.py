@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import recast
@@ -23,6 +24,8 @@ pytestmark = [
     ),
 ]
 
+Files = list[dict[str, list[int]]]
+
 PARAMETERS = 6_738_415_616
 DISK = 45 << 30
 T5 = {"vocab_size": 5003, "d_model": 768, "d_kv": 64, "d_ff": 2048}
@@ -33,9 +36,11 @@ CHUNK = 1 << 25
 INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
 
-def llama_2_7b(layers: int = 32, width: int = 4096, inner: int = 11008, words: int = 32000):
+def llama_2_7b(
+    layers: int = 32, width: int = 4096, inner: int = 11008, words: int = 32000
+) -> Files:
     """Names and shapes of Llama-2-7B, a file at a time."""
-    files = [{"model.embed_tokens.weight": [words, width]}, {}, {}]
+    files: Files = [{"model.embed_tokens.weight": [words, width]}, {}, {}]
     for layer in range(layers):
         at = f"model.layers.{layer}"
         file = files[layer * 3 // layers]
@@ -49,23 +54,25 @@ def llama_2_7b(layers: int = 32, width: int = 4096, inner: int = 11008, words: i
     return files
 
 
-def write_model(root: Path, files: list[dict[str, list[int]]], device: str) -> None:
+def write_model(root: Path, files: Files, device: str) -> None:
     """Writes fp32 shards of random values: of every bit pattern in every other tensor, NaN and
     infinity too, else as a model has them."""
     root.mkdir()
     generator = torch.Generator(device).manual_seed(0)
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for number, shapes in enumerate(files, 1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"
-        entries, end = {"__metadata__": {"format": "pt"}}, 0
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
         for name, shape in shapes.items():
             size = 4 * int(torch.Size(shape).numel())
             entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
             weight_map[name], end = file, end + size
         with (root / file).open("wb") as out:
             out.write(raw_header(entries, pad_to=8))
-            for index, shape in enumerate(shapes.values()):
-                for chunk in values(int(torch.Size(shape).numel()), index % 2, device, generator):
+            for place, shape in enumerate(shapes.values()):
+                for chunk in values(int(torch.Size(shape).numel()), place % 2, device, generator):
                     chunk.cpu().numpy().tofile(out)
         total += end
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -77,7 +84,8 @@ def values(
     count: int, every_pattern: int, device: str, generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
     for start in range(0, count, CHUNK):
-        size, options = min(CHUNK, count - start), {"device": device, "generator": generator}
+        size = min(CHUNK, count - start)
+        options: dict[str, Any] = {"device": device, "generator": generator}
         if every_pattern:
             low, high = -(1 << 31), 1 << 31
             yield torch.randint(low, high, (size,), dtype=torch.int64, **options).to(torch.int32)
@@ -147,7 +155,7 @@ def test_all_inputs_of_16_bits_are_cast_as_on_the_gpu(source: str, to: str) -> N
     assert differences(recast.cast(x, to).cuda(), x.cuda().to(DTYPES[to])) == 0
 
 
-def model_of(kind: str) -> torch.nn.Module:
+def model_of(kind: str) -> Any:
     """A model with tensors in both of the allocator's pools."""
     return build(kind, **(T5 if kind == "t5" else LLAMA))
 
