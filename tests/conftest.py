@@ -1,28 +1,54 @@
-"""Models as transformers saves them, made once for all tests."""
+"""What all tests share: small models, the command, and which tests need torch."""
 
 import gc
+import importlib.util
+import os
+import re
+import struct
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import recast
-import torch
 from checksums import all_kinds
 from interrupted import KIB, sharded
 from recast import cli
-from safetensors.torch import load_file, save_file
-from support import DTYPES, raw_bytes
+from support import raw_bytes
 
-torch.set_num_threads(2)
+# The workers, and the processes that tests start, share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+TORCH = re.compile(r"^ *(?:import|from) (?:torch|transformers|safetensors\.torch|tensors)\b", re.M)
 
 Save = Callable[[str, str], Path]
 Run = Callable[..., str]
 
 
+@cache
+def needs_torch(path: Path) -> bool:
+    return TORCH.search(path.read_text(encoding="utf-8")) is not None
+
+
+collect_ignore = [
+    str(path)
+    for path in Path(__file__).parent.rglob("test_*.py")
+    if not HAS_TORCH and needs_torch(path)
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if needs_torch(item.path) or "saved" in getattr(item, "fixturenames", ()):
+            item.add_marker("torch")
+
+
 def build(kind: str, **changes: Any) -> Any:
     """A small model of random weights, the same ones every time; `changes` are to its config."""
+    import torch
     import transformers
 
     torch.manual_seed(0)
@@ -42,6 +68,11 @@ def build(kind: str, **changes: Any) -> Any:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
     """`saved(kind, dtype)`: a directory that `save_pretrained` wrote; read it, never change it."""
+    pytest.importorskip("transformers")
+    import torch
+    from safetensors.torch import load_file, save_file
+    from tensors import DTYPES
+
     made: dict[tuple[str, str], Path] = {}
 
     def save(kind: str, dtype: str) -> Path:
@@ -66,7 +97,7 @@ def model(tmp_path: Path) -> Path:
     """A directory with one fp32 shard and a config: the smallest checkpoint there is."""
     path = tmp_path / "model"
     path.mkdir()
-    data = torch.arange(6, dtype=torch.float32).numpy().tobytes()
+    data = struct.pack("<6f", *range(6))
     shard = raw_bytes([("layer.weight", "F32", [2, 3], data)], {"format": "pt"}, pad_to=8)
     (path / "model.safetensors").write_bytes(shard)
     (path / "config.json").write_text('{"model_type": "llama", "dtype": "float32"}\n')

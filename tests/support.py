@@ -14,9 +14,8 @@ import termios
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 Raw = tuple[str, str, list[int], bytes]
@@ -61,13 +60,9 @@ def stored(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
     return found
 
 
-def floats(count: int, seed: int = 0) -> torch.Tensor:
-    """`count` fp32 values that fit every target."""
-    return torch.randn(count, generator=torch.Generator().manual_seed(seed))
-
-
 def fp32_bytes(count: int, seed: int = 0) -> bytes:
-    return floats(count, seed).numpy().tobytes()
+    """`count` fp32 values that fit every target."""
+    return np.random.default_rng(seed).standard_normal(count, np.float32).tobytes()
 
 
 def tree(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 import recast
 import torch
 import transformers
-from support import DTYPES
+from tensors import DTYPES
 
 SMALL = {
     "vocab_size": 200,

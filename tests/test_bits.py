@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recast.errors import UsageError
 from recast.rounding import FORMATS, Cast, Float, parse
-from support import DTYPES, on_terminal, recast_process
+from support import on_terminal, recast_process
+from tensors import DTYPES
 
 ESCAPE = re.compile(r"\x1b\[[\d;]*m")
 NUMPY: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}

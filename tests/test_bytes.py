@@ -12,7 +12,8 @@ import recast
 import torch
 from conftest import Save
 from safetensors.torch import load_file, save_file
-from support import DTYPES, STORED, floats, header_of, raw_bytes, stored
+from support import STORED, header_of, raw_bytes, stored
+from tensors import DTYPES, floats
 
 PAIRS = list(itertools.product(DTYPES, DTYPES))
 Tensors = dict[str, torch.Tensor]

@@ -8,7 +8,7 @@ import recast
 import torch
 import transformers
 from conftest import Save
-from support import DTYPES
+from tensors import DTYPES
 
 LOADERS: dict[str, Any] = {
     "llama": transformers.LlamaForCausalLM,
