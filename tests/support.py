@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -96,6 +97,11 @@ def recast_process(*arguments: object, **options: Any) -> "subprocess.CompletedP
         check=False,
         **options,
     )
+
+
+def slow(*values: object) -> list[Any]:
+    """Values of a parameter that only `make test-slow` tries."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def heed_interrupts() -> None:

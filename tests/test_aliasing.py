@@ -64,7 +64,7 @@ def test_a_bind_mount_of_the_source_is_no_destination(model: Path, mounted: Path
 
 
 @pytest.mark.parametrize("link", [os.link, os.symlink])
-def test_an_old_model_of_links_to_the_source_is_replaced_by_files_of_its_own(
+def test_an_old_model_of_links_to_the_source_is_replaced_by_files(
     link: object, model: Path, tmp_path: Path
 ) -> None:
     assert callable(link)

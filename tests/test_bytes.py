@@ -166,7 +166,7 @@ STRANGE += ["", " ", "a/../b", "{}", "a\u2028b", "__metadata", "x" * 5000]
 
 
 @pytest.mark.parametrize("to", ["fp16", "fp32"])
-def test_strange_tensor_names_are_written_as_the_official_writer_writes_them(
+def test_strange_tensor_names_are_written_as_the_official_writer_does(
     to: str, tmp_path: Path
 ) -> None:
     tensors = {name: floats(3, seed) for seed, name in enumerate(STRANGE)}

@@ -45,7 +45,7 @@ def expected(source: Path) -> dict[str, dict[str, bytes]]:
     return made
 
 
-@pytest.mark.parametrize("to", ["bf16", "fp16"])
+@pytest.mark.parametrize("to", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_a_run_that_wakes_up_spoils_nothing_of_the_one_that_went_on(
     to: str, source: Path, expected: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
@@ -166,6 +166,7 @@ def begin_publication(source: Path, dest: Path, overwrite: bool = False) -> None
     assert is_publishing(dest)
 
 
+@pytest.mark.slow
 def test_overwrite_over_an_interrupted_overwrite_keeps_a_whole_model(tmp_path: Path) -> None:
     """The first was killed in the middle of its publication; the second does not get to its end.
     Then what the first made is there, whole."""

@@ -32,7 +32,7 @@ def answer(kind: str, model: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize("to", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("source", ["fp32", "bf16"])
-def test_transformers_loads_the_result_in_its_dtype_and_computes_the_same_bits(
+def test_transformers_computes_the_same_bits_from_the_result(
     kind: str, source: str, to: str, saved: Save, tmp_path: Path
 ) -> None:
     recast.convert(saved(kind, source), tmp_path / "out", to=to, sync=False)

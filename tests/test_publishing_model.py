@@ -145,7 +145,7 @@ def _memory() -> Iterator[None]:
     forget()
 
 
-@pytest.mark.parametrize("scenario", QUICK, ids=str)
+@pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
 def test_no_schedule_without_preemptions_goes_wrong(scenario: Scenario) -> None:
     exploration = Exploration(scenario, preemptions=0, kills=1)
     schedules, wrong = exploration.count(exploration.begin())

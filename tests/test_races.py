@@ -62,6 +62,7 @@ def expected(source: Path) -> dict[str, bytes]:
     return converted(source, source.parent / "clean")
 
 
+@pytest.mark.slow
 def test_a_source_that_changes_meanwhile_is_converted_whole_or_refused(
     source: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -131,7 +132,7 @@ def test_two_equal_runs_at_one_destination_both_succeed(
         shutil.rmtree(dest)
 
 
-def test_of_two_different_conversions_at_one_destination_the_result_is_wholly_one(
+def test_of_two_conversions_at_one_destination_one_is_the_result(
     source: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     models = {"bf16": expected, "fp16": converted(source, tmp_path / "clean", "--to", "fp16")}
@@ -193,7 +194,7 @@ def test_a_run_that_stands_still_is_joined_by_its_like(
     assert_whole(dest, expected)
 
 
-def test_a_run_that_stands_still_is_displaced_by_another_only_with_overwrite(
+def test_only_overwrite_displaces_a_run_that_stands_still(
     tmp_path: Path,
 ) -> None:
     """And then does no harm to the other's result, and says that it is not its own."""

@@ -30,7 +30,7 @@ from support import tree
     ("number", "code"),
     [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
-def test_a_stopped_run_is_continued_without_making_its_finished_files_again(
+def test_a_stopped_run_continues_and_keeps_its_finished_files(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     source, dest = slow(tmp_path / "in"), tmp_path / "out"
@@ -57,7 +57,7 @@ def test_a_stopped_run_is_continued_without_making_its_finished_files_again(
     assert_loads(dest, source)
 
 
-def test_files_that_were_not_synced_are_reused_unless_the_machine_was_started_anew(
+def test_unsynced_files_are_reused_unless_the_machine_was_restarted(
     tmp_path: Path,
 ) -> None:
     """A power cut may have taken what was in them. Before one, a run that syncs syncs them first,

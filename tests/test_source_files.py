@@ -298,9 +298,7 @@ def test_a_chain_of_links_counts_by_where_it_ends(model: Path, canary: Path) -> 
         refused(model, recast.InputError, OUT)
 
 
-def test_a_snapshot_reaches_no_other_repository_and_nothing_beside_the_blobs(
-    model: Path, tmp_path: Path
-) -> None:
+def test_a_snapshot_reaches_nothing_but_its_repositorys_blobs(model: Path, tmp_path: Path) -> None:
     snapshot, blobs = repository(tmp_path / "cache")
     link_into(blobs, snapshot, model, "../..")
     other = tmp_path / "cache" / "models--other--private" / "blobs"

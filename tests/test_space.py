@@ -98,7 +98,7 @@ def blocks(files: dict[str, bytes]) -> int:
 
 
 @pytest.mark.parametrize("percent", [0, 25, 50, 75, 99, 100])
-def test_a_result_that_does_not_fit_is_refused_before_anything_is_published(
+def test_a_result_that_does_not_fit_is_refused_before_it_is_published(
     percent: int, disk: Disk, source: Path, expected: dict[str, bytes]
 ) -> None:
     """At 100 %, one block is missing. With more room the same command succeeds."""
@@ -129,7 +129,7 @@ def test_a_result_that_just_fits_is_made(
 
 
 @pytest.mark.parametrize("more", range(4))
-def test_a_result_that_fits_but_for_what_stands_beside_it_is_whole_or_not_there(
+def test_a_result_that_barely_fits_is_whole_or_not_there(
     more: int, disk: Disk, source: Path, expected: dict[str, bytes]
 ) -> None:
     """The notes, the seals and the report take a block each, at least."""
@@ -144,9 +144,7 @@ def test_a_result_that_fits_but_for_what_stands_beside_it_is_whole_or_not_there(
     assert_whole(disk.dest, expected)
 
 
-def test_a_disk_that_fills_up_stops_the_run_and_with_room_the_same_command_continues(
-    disk: Disk, tmp_path: Path
-) -> None:
+def test_a_full_disk_stops_the_run_and_with_room_it_continues(disk: Disk, tmp_path: Path) -> None:
     source = slow(tmp_path / "in")
     expected = converted(source, tmp_path / "clean")
     disk.mount(f"remount,size={64 * MIB}")

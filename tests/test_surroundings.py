@@ -200,9 +200,7 @@ def test_a_destination_never_leads_back_to_the_source(model: Path, tmp_path: Pat
         assert tree(left) == before
 
 
-def test_a_source_that_is_written_after_it_was_planned_is_converted_as_it_is(
-    model: Path, tmp_path: Path
-) -> None:
+def test_a_source_written_after_planning_is_converted_as_it_is(model: Path, tmp_path: Path) -> None:
     """A plan is of headers, configs and indexes: while these are as they were, it holds; a source
     whose header is another one is refused."""
     planned = recast.plan(model, to="bf16")

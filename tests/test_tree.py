@@ -78,7 +78,7 @@ def test_everything_of_an_index_but_its_size_and_dtype_keeps_its_bytes(tmp_path:
     assert (tmp_path / "out" / "model.safetensors.index.json").read_text() == expected
 
 
-def test_a_hub_snapshot_is_read_through_its_links_and_its_blobs_are_untouched(
+def test_a_hub_snapshot_is_read_through_its_links_and_left_untouched(
     saved: Save, tmp_path: Path
 ) -> None:
     repository = tmp_path / "models--a--b"

@@ -19,7 +19,14 @@ from support import files, stored, tree
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs cargo")
+# In one group: the wheel is built once.
+pytestmark = [
+    pytest.mark.package,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.xdist_group("package"),
+    pytest.mark.skipif(shutil.which("cargo") is None, reason="needs cargo"),
+]
 
 
 @pytest.fixture(scope="module")
