@@ -1,6 +1,9 @@
-"""The workflows are what a release needs: every system, no secret, and the checks of `.ci/run`."""
+"""What hosting needs is well-formed: workflows for every system, without a secret, and forms."""
 
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,13 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+# What GitHub draws, and what each must say.
+FIELDS = {"markdown": "value", "textarea": "label", "input": "label"}
 
 
-def workflow(name: str) -> dict[str, Any]:
-    parsed: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())
+def workflow(name: str) -> dict[Any, Any]:
+    parsed: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())
     return parsed
 
 
@@ -42,6 +48,9 @@ def test_a_change_must_pass_what_ci_run_runs() -> None:
     assert ".ci/run" in [step.get("run") for step in jobs["linux"]["steps"]]
     systems = jobs["elsewhere"]["strategy"]["matrix"]["system"]
     assert {system.split("-")[0] for system in systems} == {"macos", "windows", "ubuntu"}
+    steps = "\n".join(step.get("run", "") for step in jobs["elsewhere"]["steps"])
+    assert "cargo test" in steps
+    assert "tests/smoke.py" in steps
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
@@ -69,3 +78,44 @@ def test_a_release_is_published_from_a_tag_by_trust_alone() -> None:
     assert "with" not in publish["steps"][-1]
     # YAML 1.1 takes the word `on` for true.
     assert release[True]["push"] == {"tags": ["v*"]}
+
+
+def test_a_release_stops_while_its_addresses_are_placeholders() -> None:
+    steps = workflow("release.yml")["jobs"]["sdist"]["steps"]
+    (check,) = [step["run"] for step in steps if "OWNER/" in step.get("run", "")]
+    done = subprocess.run(["bash", "-c", check], cwd=ROOT, capture_output=True, check=False)
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["repository"]
+    assert (done.returncode != 0) == any("OWNER/" in url for url in [cargo, *urls.values()])
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
+def test_a_form_for_issues_is_well_formed(path: Path) -> None:
+    form = yaml.safe_load(path.read_text())
+    if path.name == "config.yml":
+        assert form.keys() <= {"blank_issues_enabled", "contact_links"}
+        return
+    assert form.keys() == {"name", "description", "labels", "body"}
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields) > 0
+    for field in form["body"]:
+        assert field["attributes"][FIELDS[field["type"]]]
+        assert field.keys() <= {"type", "id", "attributes", "validations"}
+
+
+def test_the_smoke_test_passes_here() -> None:
+    """What the workflows run on other systems."""
+    smoke = ROOT / "tests" / "smoke.py"
+    done = subprocess.run([sys.executable, smoke], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["fine"]), done.stderr
+
+
+def test_the_constraints_pin_what_the_tests_lean_on() -> None:
+    lines = (ROOT / "tests" / "constraints.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+", line) for line in lines)
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+    needed = project["project"]["dependencies"] + groups["dev"] + groups["models"]
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in needed}
+    assert names <= pinned
