@@ -23,26 +23,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 TORCH = re.compile(r"^ *(?:import|from) (?:torch|transformers|safetensors\.torch|tensors)\b", re.M)
+VERIFIES = re.compile(r'recast\.verify\(|"--verify"|"--device"')
 
 Save = Callable[[str, str], Path]
 Run = Callable[..., str]
 
 
 @cache
-def needs_torch(path: Path) -> bool:
-    return TORCH.search(path.read_text(encoding="utf-8")) is not None
+def says(pattern: re.Pattern[str], path: Path) -> bool:
+    return pattern.search(path.read_text(encoding="utf-8")) is not None
 
 
 collect_ignore = [
     str(path)
     for path in Path(__file__).parent.rglob("test_*.py")
-    if not HAS_TORCH and needs_torch(path)
+    if not HAS_TORCH and says(TORCH, path)
 ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks with `torch` every file that imports or verifies, and every test of a saved model."""
     for item in items:
-        if needs_torch(item.path) or "saved" in getattr(item, "fixturenames", ()):
+        needed = says(TORCH, item.path) or says(VERIFIES, item.path)
+        if needed or "saved" in getattr(item, "fixturenames", ()):
             item.add_marker("torch")
 
 

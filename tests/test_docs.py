@@ -13,6 +13,8 @@ from messages import Message, general, of_the_core, of_the_package, of_verificat
 from recast import _core
 from support import recast_process
 
+pytestmark = [pytest.mark.docs, pytest.mark.torch]
+
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
 NOT_RUN = {"docs/index.md": 1, "docs/memory.md": 1, "docs/pipelines.md": 1, "README.md": 3}

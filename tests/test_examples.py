@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support import environment, files
+
+pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "llama2_7b_memory.py"

@@ -12,6 +12,8 @@ import recast
 from conftest import Save
 from support import environment, raw_bytes
 
+pytestmark = [pytest.mark.docs, pytest.mark.torch]
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PICTURE = ROOT / "docs" / "pictures" / "terminal.svg"
