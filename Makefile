@@ -34,7 +34,7 @@ test: build  ## run the tests that are quick (4 minutes on 2 cores)
 	RECAST_FAULTS=quick cargo test --quiet --features faults
 	$(PYTEST) -m 'not slow and not gpu'
 
-test-all: test test-slow test-model  ## all that needs no GPU, and the model of publishing (2 hours)
+test-all: test test-slow test-model  ## all that needs no GPU, and the model of publishing (over an hour)
 
 test-slow: build test-crash test-exhaustive  ## what `make test` leaves out, but for the model
 	cargo test --quiet --features faults --test faults  # every call, frozen runs

@@ -12,7 +12,8 @@ import recast
 from conftest import Save
 from support import environment, raw_bytes
 
-pytestmark = [pytest.mark.docs, pytest.mark.torch]
+# In one group: the picture is drawn once.
+pytestmark = [pytest.mark.docs, pytest.mark.torch, pytest.mark.xdist_group("readme")]
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
