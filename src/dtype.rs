@@ -1,11 +1,12 @@
-//! The one dtype table: what safetensors calls each dtype, how wide it is, where the official
-//! writer sorts it, and which ones recast casts. Nothing else switches on dtype names.
+//! The one dtype table: what each dtype is called, how its bits are laid out, where the official
+//! writer sorts it, and whether recast casts it. Nothing else in the core or in Python keeps such
+//! data of its own.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A floating dtype recast converts between.
+/// A dtype recast casts from and to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Float {
@@ -23,44 +24,49 @@ impl Float {
 
     /// Bytes per element.
     pub const fn bytes(self) -> usize {
-        match self {
-            Float::F32 => 4,
-            Float::F16 | Float::Bf16 => 2,
-        }
+        self.row().bits as usize / 8
     }
 
     /// recast's own short name: `fp32`, `fp16`, `bf16`.
     pub const fn name(self) -> &'static str {
-        self.spellings()[0]
+        let Row { short_name, .. } = self.row();
+        short_name
     }
 
     /// The name config files use: `float32`, `float16`, `bfloat16`.
-    pub const fn torch_name(self) -> &'static str {
-        self.spellings()[1]
+    pub fn torch_name(self) -> &'static str {
+        self.row().torch_name.expect("torch has every float that is cast")
+    }
+
+    /// How its bits are laid out.
+    pub const fn layout(self) -> Layout {
+        self.row().layout.expect("every float has a layout")
     }
 
     /// The safetensors dtype that stores this float.
-    pub fn dtype(self) -> Dtype {
-        let row = TABLE.iter().position(|row| row.float == Some(self));
-        Dtype::Known(row.expect("every float has a row in the table") as u8)
+    pub const fn dtype(self) -> Dtype {
+        Dtype::Known(self.index() as u8)
     }
 
     /// The float a user or a config file means by `text`, in any of the usual spellings,
     /// with or without torch's prefix.
     pub fn parse(text: &str) -> Option<Float> {
         let text = text.strip_prefix("torch.").unwrap_or(text);
-        Float::ALL
-            .into_iter()
-            .find(|float| float.spellings().iter().any(|name| name.eq_ignore_ascii_case(text)))
+        let is_it = |float: &Float| float.row().spellings().any(|n| n.eq_ignore_ascii_case(text));
+        Float::ALL.into_iter().find(is_it)
     }
 
-    /// Short name, torch name, then the aliases users type.
-    const fn spellings(self) -> &'static [&'static str] {
-        match self {
-            Float::F32 => &["fp32", "float32", "f32", "float"],
-            Float::F16 => &["fp16", "float16", "f16", "half"],
-            Float::Bf16 => &["bf16", "bfloat16"],
+    const fn row(self) -> &'static Row {
+        &DTYPES[self.index()]
+    }
+
+    const fn index(self) -> usize {
+        let mut index = 0;
+        // Neither iterators nor `==` of an enum are const.
+        while !matches!(DTYPES[index].float, Some(float) if float as u8 == self as u8) {
+            index += 1;
         }
+        index
     }
 }
 
@@ -70,46 +76,173 @@ impl fmt::Display for Float {
     }
 }
 
-struct Row {
-    name: &'static str,
-    bits: u64,
-    float: Option<Float>,
+/// How the bits of a floating dtype are laid out: the sign, then the exponent, then the mantissa.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Whether there is a sign bit.
+    pub signed: bool,
+    /// Bits of the exponent.
+    pub exponent_bits: u32,
+    /// Bits of the mantissa; the leading 1 of a normal number is not stored.
+    pub mantissa_bits: u32,
+    /// What is added to an exponent before it is stored.
+    pub bias: u32,
+    /// Which codes are not finite.
+    pub special: Special,
 }
 
-const fn row(name: &'static str, bits: u64) -> Row {
-    Row { name, bits, float: None }
+/// Which codes of a floating dtype are not finite numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// Those of the largest exponent: infinity, and NaN above it, as in IEEE 754.
+    LargestExponent,
+    /// The one with every bit set, the sign aside: NaN. There is no infinity (`FN`).
+    AllOnes,
+    /// That of negative zero: NaN. There is no infinity (`FNUZ`).
+    NegativeZero,
+    /// None: every code is a finite number.
+    None,
 }
 
-const fn float_row(name: &'static str, float: Float) -> Row {
-    Row { name, bits: 8 * float.bytes() as u64, float: Some(float) }
+impl Layout {
+    const fn new(exponent_bits: u32, mantissa_bits: u32, bias: u32, special: Special) -> Layout {
+        Layout { signed: true, exponent_bits, mantissa_bits, bias, special }
+    }
+
+    const fn unsigned(self) -> Layout {
+        Layout { signed: false, ..self }
+    }
+
+    const fn bits(self) -> u64 {
+        (self.signed as u32 + self.exponent_bits + self.mantissa_bits) as u64
+    }
+
+    /// Whether infinity has a code.
+    pub const fn has_infinity(self) -> bool {
+        matches!(self.special, Special::LargestExponent)
+    }
+
+    /// Whether NaN has a code.
+    pub const fn has_nan(self) -> bool {
+        !matches!(self.special, Special::None)
+    }
+
+    /// The largest finite value, exactly.
+    pub const fn largest(self) -> f64 {
+        let (exponent, mantissa) = (self.exponent_bits, self.mantissa_bits);
+        let all_ones = (1_u64 << (exponent + mantissa)) - 1;
+        let code = match self.special {
+            Special::LargestExponent => (((1 << exponent) - 1) << mantissa) - 1,
+            Special::AllOnes => all_ones - 1,
+            Special::NegativeZero | Special::None => all_ones,
+        };
+        // Its exponent is not zero, so it is a normal number, and one of binary64 too.
+        let exponent = (code >> mantissa) + 1023 - self.bias as u64;
+        let fraction = (code & ((1 << mantissa) - 1)) << (52 - mantissa);
+        f64::from_bits(exponent << 52 | fraction)
+    }
+}
+
+/// What recast knows of a dtype.
+#[derive(Debug)]
+pub struct Row {
+    /// What safetensors headers call it.
+    pub name: &'static str,
+    /// What recast calls it in text and options.
+    pub short_name: &'static str,
+    /// What torch calls it, when it has it.
+    pub torch_name: Option<&'static str>,
+    /// Other names that users and config files give it.
+    pub aliases: &'static [&'static str],
+    /// Bits per element.
+    pub bits: u64,
+    /// How they are laid out in a floating dtype.
+    pub layout: Option<Layout>,
+    /// What it is to the casts, when recast casts it.
+    pub float: Option<Float>,
+}
+
+impl Row {
+    /// A dtype whose elements are only ever carried.
+    const fn opaque(name: &'static str, bits: u64, torch_name: &'static str) -> Row {
+        Row {
+            name,
+            short_name: torch_name,
+            torch_name: Some(torch_name),
+            aliases: &[],
+            bits,
+            layout: None,
+            float: None,
+        }
+    }
+
+    const fn floating(name: &'static str, short_name: &'static str, layout: Layout) -> Row {
+        Row {
+            name,
+            short_name,
+            torch_name: None,
+            aliases: &[],
+            bits: layout.bits(),
+            layout: Some(layout),
+            float: None,
+        }
+    }
+
+    const fn torch(self, name: &'static str) -> Row {
+        Row { torch_name: Some(name), ..self }
+    }
+
+    const fn castable(self, float: Float, aliases: &'static [&'static str]) -> Row {
+        Row { float: Some(float), aliases, ..self }
+    }
+
+    /// Every name a user or a config file may give it.
+    pub fn spellings(&self) -> impl Iterator<Item = &'static str> {
+        let torch_name = self.torch_name.filter(|name| *name != self.short_name);
+        let names = [Some(self.short_name), torch_name, Some(self.name)];
+        names.into_iter().flatten().chain(self.aliases.iter().copied())
+    }
 }
 
 /// In the order of `Dtype` in safetensors 0.8 (`safetensors/src/tensor.rs`), which its writer
 /// sorts by, descending. Writing in the same order makes the files byte-identical.
-const TABLE: [Row; 22] = [
-    row("BOOL", 8),
-    row("F4", 4),
-    row("F6_E2M3", 6),
-    row("F6_E3M2", 6),
-    row("U8", 8),
-    row("I8", 8),
-    row("F8_E5M2", 8),
-    row("F8_E4M3", 8),
-    row("F8_E8M0", 8),
-    row("F8_E4M3FNUZ", 8),
-    row("F8_E5M2FNUZ", 8),
-    row("I16", 16),
-    row("U16", 16),
-    float_row("F16", Float::F16),
-    float_row("BF16", Float::Bf16),
-    row("I32", 32),
-    row("U32", 32),
-    float_row("F32", Float::F32),
-    row("C64", 64),
-    row("F64", 64),
-    row("I64", 64),
-    row("U64", 64),
-];
+pub static DTYPES: [Row; 22] = {
+    use Special::{AllOnes, LargestExponent, NegativeZero};
+    [
+        Row::opaque("BOOL", 8, "bool"),
+        Row::floating("F4", "fp4", Layout::new(2, 1, 1, Special::None)).torch("float4_e2m1fn_x2"),
+        Row::floating("F6_E2M3", "fp6_e2m3", Layout::new(2, 3, 1, Special::None)),
+        Row::floating("F6_E3M2", "fp6_e3m2", Layout::new(3, 2, 3, Special::None)),
+        Row::opaque("U8", 8, "uint8"),
+        Row::opaque("I8", 8, "int8"),
+        Row::floating("F8_E5M2", "fp8_e5m2", Layout::new(5, 2, 15, LargestExponent))
+            .torch("float8_e5m2"),
+        Row::floating("F8_E4M3", "fp8_e4m3", Layout::new(4, 3, 7, AllOnes)).torch("float8_e4m3fn"),
+        Row::floating("F8_E8M0", "fp8_e8m0", Layout::new(8, 0, 127, AllOnes).unsigned())
+            .torch("float8_e8m0fnu"),
+        Row::floating("F8_E4M3FNUZ", "fp8_e4m3fnuz", Layout::new(4, 3, 8, NegativeZero))
+            .torch("float8_e4m3fnuz"),
+        Row::floating("F8_E5M2FNUZ", "fp8_e5m2fnuz", Layout::new(5, 2, 16, NegativeZero))
+            .torch("float8_e5m2fnuz"),
+        Row::opaque("I16", 16, "int16"),
+        Row::opaque("U16", 16, "uint16"),
+        Row::floating("F16", "fp16", Layout::new(5, 10, 15, LargestExponent))
+            .torch("float16")
+            .castable(Float::F16, &["half"]),
+        Row::floating("BF16", "bf16", Layout::new(8, 7, 127, LargestExponent))
+            .torch("bfloat16")
+            .castable(Float::Bf16, &[]),
+        Row::opaque("I32", 32, "int32"),
+        Row::opaque("U32", 32, "uint32"),
+        Row::floating("F32", "fp32", Layout::new(8, 23, 127, LargestExponent))
+            .torch("float32")
+            .castable(Float::F32, &["float"]),
+        Row::opaque("C64", 64, "complex64"),
+        Row::floating("F64", "fp64", Layout::new(11, 52, 1023, LargestExponent)).torch("float64"),
+        Row::opaque("I64", 64, "int64"),
+        Row::opaque("U64", 64, "uint64"),
+    ]
+};
 
 /// The dtype a safetensors header names. The order is the writer's: larger is written first;
 /// a dtype recast has never heard of is carried as it is and written last.
@@ -124,7 +257,7 @@ pub enum Dtype {
 impl Dtype {
     /// The dtype called `name` in a header.
     pub fn from_name(name: &str) -> Dtype {
-        match TABLE.iter().position(|row| row.name == name) {
+        match DTYPES.iter().position(|row| row.name == name) {
             Some(index) => Dtype::Known(index as u8),
             None => Dtype::Unknown(name.into()),
         }
@@ -132,7 +265,7 @@ impl Dtype {
 
     fn row(&self) -> Option<&'static Row> {
         match self {
-            Dtype::Known(index) => Some(&TABLE[usize::from(*index)]),
+            Dtype::Known(index) => Some(&DTYPES[usize::from(*index)]),
             Dtype::Unknown(_) => None,
         }
     }
@@ -140,7 +273,7 @@ impl Dtype {
     /// The name headers use.
     pub fn name(&self) -> &str {
         match self {
-            Dtype::Known(index) => TABLE[usize::from(*index)].name,
+            Dtype::Known(index) => DTYPES[usize::from(*index)].name,
             Dtype::Unknown(name) => name,
         }
     }
@@ -194,7 +327,7 @@ mod tests {
             Official::U64,
         ];
         assert!(official.is_sorted());
-        for (row, official) in TABLE.iter().zip(official) {
+        for (row, official) in DTYPES.iter().zip(official) {
             assert_eq!(row.name, official.to_string());
             assert_eq!(row.bits, official.bitsize() as u64);
         }

@@ -137,9 +137,7 @@ impl Span {
     /// Whether finite values can become infinite in it.
     pub fn can_overflow(&self) -> bool {
         match self {
-            Span::Cast { from, to, .. } => {
-                matches!((from, to), (Float::F32, _) | (Float::Bf16, Float::F16))
-            }
+            Span::Cast { from, to, .. } => from.layout().largest() > to.layout().largest(),
             _ => false,
         }
     }

@@ -18,7 +18,7 @@ PYTHON = [
     {"array", "report", "rounding"},
     {"memory"},
     {"terminal"},
-    {"errors", "names"},
+    {"dtypes", "errors", "names"},
     {"_core"},
 ]
 RUST = [

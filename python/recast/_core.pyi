@@ -9,6 +9,47 @@ import numpy.typing as npt
 __version__: str
 SIMD_VARIABLE: str
 
+class DtypeInfo:
+    """A row of the dtype table."""
+
+    @property
+    def name(self) -> str:
+        """What safetensors headers call it: `F32`."""
+    @property
+    def short_name(self) -> str:
+        """What recast calls it in text and options: `fp32`."""
+    @property
+    def torch_name(self) -> str | None:
+        """What torch calls it, when it has it: `float32`."""
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Every name a user or a config file may give it."""
+    @property
+    def bits(self) -> int:
+        """Bits per element."""
+    @property
+    def exponent_bits(self) -> int:
+        """Those that store the exponent; like the next two, 0 for a dtype that is not floating."""
+    @property
+    def mantissa_bits(self) -> int:
+        """Those that store the mantissa, without the leading 1 of a normal number."""
+    @property
+    def bias(self) -> int:
+        """What is added to an exponent before it is stored."""
+    @property
+    def has_infinity(self) -> bool: ...
+    @property
+    def has_nan(self) -> bool: ...
+    @property
+    def largest(self) -> float | None:
+        """The largest finite value, exactly, of a floating dtype."""
+    @property
+    def castable(self) -> bool:
+        """Whether recast casts from it and to it."""
+
+DTYPES: tuple[DtypeInfo, ...]
+"""The dtype table, in the order in which safetensors sorts dtypes."""
+
 class Tensor:
     """A tensor of a checkpoint, as its header describes it."""
 

@@ -5,6 +5,7 @@
 //! NaN stays NaN with its sign and top payload bits, quieted.
 
 use super::lanes::{Binary16, LANES};
+use crate::dtype::Float;
 
 /// Bits of binary32 infinity; anything above it, the sign aside, is NaN.
 pub const INFINITY: u32 = 0x7F80_0000;
@@ -17,18 +18,28 @@ const QUIET: u32 = 0x0040_0000;
 /// Every binary16 and bfloat16 is exact in binary32, so a cast between any two is
 /// `from_f32(to_f32(x))` and still rounds once.
 pub trait Element: Copy {
+    /// Its row of the dtype table, which the other constants follow from.
+    const FLOAT: Float;
     /// The bytes of one element, little-endian.
-    const BYTES: usize;
-    /// Magnitudes of finite binary32 values from here up round to infinity.
-    const INFINITE_FROM: u32;
-    /// Non-zero binary32 magnitudes up to here round to zero.
-    const ZERO_UP_TO: u32;
+    const BYTES: usize = Self::FLOAT.bytes();
     /// Mantissa bits a cast to this type drops from a binary32 in its normal range.
-    const DROPPED: u32;
-    /// Magnitudes from here up keep all but `DROPPED` bits; below, results are subnormal.
-    const NORMAL_FROM: u32;
+    const DROPPED: u32 = (1 << (23 - Self::FLOAT.layout().mantissa_bits)) - 1;
     /// The largest finite value, as binary32 bits.
-    const LARGEST: u32;
+    const LARGEST: u32 = (Self::FLOAT.layout().largest() as f32).to_bits();
+    /// Magnitudes of finite binary32 values from here up round to infinity: half a unit in the
+    /// last place beyond the largest value, whose mantissa is odd, so that the tie goes up.
+    const INFINITE_FROM: u32 = Self::LARGEST + Self::DROPPED / 2 + 1;
+    /// Magnitudes from here up keep all but `DROPPED` bits; below, results are subnormal. With the
+    /// exponents of binary32, subnormal results drop the same bits.
+    const NORMAL_FROM: u32 = match Self::FLOAT.layout().bias {
+        127 => 0,
+        bias => power_of_two(1 - bias as i32),
+    };
+    /// Non-zero binary32 magnitudes up to here, half of the smallest value, round to zero.
+    const ZERO_UP_TO: u32 = {
+        let layout = Self::FLOAT.layout();
+        power_of_two(-(layout.bias as i32) - layout.mantissa_bits as i32)
+    };
 
     /// Reads one element from its bytes, which may stand at any address.
     fn load(bytes: &[u8]) -> Self;
@@ -60,6 +71,27 @@ pub struct F16(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bf16(pub u16);
 
+/// `$body`, in which `$element` is the type of the elements of `$float`, a [`Float`].
+macro_rules! with_element {
+    ($float:expr, $element:ident => $body:expr) => {
+        match $float {
+            Float::F32 => {
+                type $element = F32;
+                $body
+            }
+            Float::F16 => {
+                type $element = F16;
+                $body
+            }
+            Float::Bf16 => {
+                type $element = Bf16;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_element;
+
 macro_rules! little_endian {
     ($bits:ty) => {
         #[inline(always)]
@@ -75,18 +107,22 @@ macro_rules! little_endian {
     };
 }
 
+/// The bits of 2^`exponent` in binary32; zero where that is below its subnormal values.
+const fn power_of_two(exponent: i32) -> u32 {
+    match exponent {
+        -126.. => ((exponent + 127) as u32) << 23,
+        -149.. => 1 << (exponent + 149),
+        _ => 0,
+    }
+}
+
 #[inline(always)]
 fn select(condition: bool, then: u32, otherwise: u32) -> u32 {
     if condition { then } else { otherwise }
 }
 
 impl Element for F32 {
-    const BYTES: usize = 4;
-    const INFINITE_FROM: u32 = INFINITY;
-    const ZERO_UP_TO: u32 = 0;
-    const DROPPED: u32 = 0;
-    const NORMAL_FROM: u32 = 0;
-    const LARGEST: u32 = 0x7F7F_FFFF;
+    const FLOAT: Float = Float::F32;
     little_endian!(u32);
 
     #[inline(always)]
@@ -100,13 +136,7 @@ impl Element for F32 {
 }
 
 impl Element for Bf16 {
-    const BYTES: usize = 2;
-    const INFINITE_FROM: u32 = 0x7F7F_8000;
-    const ZERO_UP_TO: u32 = 0x0000_8000;
-    const DROPPED: u32 = 0x0000_FFFF;
-    // The exponent range is binary32's: its subnormals drop the same bits.
-    const NORMAL_FROM: u32 = 0;
-    const LARGEST: u32 = 0x7F7F_0000;
+    const FLOAT: Float = Float::Bf16;
     little_endian!(u16);
 
     #[inline(always)]
@@ -122,12 +152,7 @@ impl Element for Bf16 {
 }
 
 impl Element for F16 {
-    const BYTES: usize = 2;
-    const INFINITE_FROM: u32 = 0x477F_F000; // 65520
-    const ZERO_UP_TO: u32 = 0x3300_0000; // 2^-25
-    const DROPPED: u32 = 0x0000_1FFF;
-    const NORMAL_FROM: u32 = 0x3880_0000; // 2^-14
-    const LARGEST: u32 = 0x477F_E000; // 65504
+    const FLOAT: Float = Float::F16;
     little_endian!(u16);
 
     #[inline(always)]
@@ -179,11 +204,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_articles_bit_walk_is_reproduced_with_its_mistakes_mended() {
+    fn the_articles_bit_walk_is_reproduced_with_its_mistakes_fixed() {
         assert_eq!("3.14".parse::<f32>().map(f32::to_bits), Ok(0x4048_F5C3));
         assert_eq!(F16::from_f32(0x4048_F5C3), F16(0x4248)); // 3.140625, not the truncated 0x4247
         assert_eq!(Bf16::from_f32(0x4048_F5C3), Bf16(0x4049));
         assert_eq!(f32::from_bits(F16(0x3680).to_f32()), 0.40625); // not 'about 3.14'
+    }
+
+    fn limits<E: Element>() -> [u32; 5] {
+        [E::LARGEST, E::INFINITE_FROM, E::NORMAL_FROM, E::ZERO_UP_TO, E::DROPPED]
+    }
+
+    #[test]
+    fn the_limits_that_follow_from_the_table_are_the_known_ones() {
+        let bits = |value: f32| value.to_bits();
+        let largest = half::bf16::MAX.to_f32();
+        assert_eq!(limits::<F32>(), [bits(f32::MAX), INFINITY, 0, 0, 0]);
+        assert_eq!(
+            limits::<F16>(),
+            [bits(65504.0), bits(65520.0), bits(2_f32.powi(-14)), bits(2_f32.powi(-25)), 0x1FFF]
+        );
+        assert_eq!(limits::<Bf16>(), [bits(largest), bits(largest) + 0x8000, 0, 0x8000, 0xFFFF]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod array;
 mod convert;
+mod dtype;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -328,11 +329,6 @@ impl Audit {
 }
 
 #[pyfunction]
-fn float_name(name: &str) -> Option<&'static str> {
-    Float::parse(name).map(Float::name)
-}
-
-#[pyfunction]
 #[pyo3(signature = (path, *, write=false))]
 fn check_local(path: PathBuf, write: bool) -> PyResult<()> {
     let wanted = if write { address::Use::Write } else { address::Use::Read };
@@ -368,14 +364,18 @@ fn simd_level() -> PyResult<&'static str> {
 
 #[pymodule]
 mod _core {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::array::cast_bytes;
     #[pymodule_export]
     use super::convert::{Converted, check_published};
     #[pymodule_export]
+    use super::dtype::{DtypeInfo, float_name};
+    #[pymodule_export]
     use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Tensor};
     #[pymodule_export]
-    use super::{check_local, float_name, messages, nesting, simd_level};
+    use super::{check_local, messages, nesting, simd_level};
 
     #[pymodule_export]
     const SIMD_VARIABLE: &str = super::cast::level::VARIABLE;
@@ -383,4 +383,9 @@ mod _core {
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives it")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("DTYPES", super::dtype::table(module.py())?)
+    }
 }

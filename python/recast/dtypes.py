@@ -1,0 +1,10 @@
+"""The dtype table of the core, `src/dtype.rs`, by name. Python keeps no such data of its own."""
+
+from recast._core import DTYPES, DtypeInfo
+
+# Sorting is stable: those of one width stay in the order of the table.
+_WIDEST_FIRST = sorted(DTYPES, key=lambda dtype: -dtype.bits)
+CASTABLE: dict[str, DtypeInfo] = {
+    dtype.short_name: dtype for dtype in _WIDEST_FIRST if dtype.castable
+}
+"""The dtypes recast casts from and to, by short name."""
