@@ -6,6 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from recast import _core
+from recast._core import DtypeInfo
+from recast.dtypes import CASTABLE
 from recast.errors import CastOverflowError, UsageError
 from recast.terminal import shown
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 PIECE = 262_144
 MAX_THREADS = 1024
 POLICIES = ("error", "inf", "saturate")
-LARGEST = {"fp32": "3.40e38", "fp16": "65504", "bf16": "3.39e38"}
-LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def float_name(to: object) -> str:
@@ -93,9 +93,9 @@ def cast(
     """
     import numpy as np
 
-    target = float_name(to)
+    target = CASTABLE[float_name(to)]
     check_policy(on_overflow, threads)
-    source = _float_of(x)
+    source = _dtype_of(x)
     if out is None:
         result = _new(x, target)
     else:
@@ -115,12 +115,17 @@ def _is_tensor(x: object) -> bool:
 
 
 def _cast_bits(
-    source: Bits, source_name: str, out: Bits, name: str, on_overflow: str, threads: int | None
+    source: Bits,
+    source_dtype: DtypeInfo,
+    out: Bits,
+    dtype: DtypeInfo,
+    on_overflow: str,
+    threads: int | None,
 ) -> None:
     """Casts the values whose bits `source` holds, in any strides, into contiguous `out`."""
     import numpy as np
 
-    if source_name == name:
+    if source_dtype == dtype:
         np.copyto(out, source, casting="no")
         return
     out_bytes = out.reshape(-1).view(np.uint8)
@@ -138,9 +143,9 @@ def _cast_bits(
         end = done + piece.size * out.itemsize
         audit = _core.cast_bytes(
             piece.view(np.uint8),
-            source_name,
+            source_dtype.short_name,
             out_bytes[done:end],
-            name,
+            dtype.short_name,
             threads=threads,
             on_overflow=on_overflow,
         )
@@ -149,15 +154,15 @@ def _cast_bits(
         largest = max(largest, audit.max_abs)
     if overflows and on_overflow == "error":
         raise CastOverflowError(
-            f"{overflows} of {source.size} values do not fit in {name}: the largest magnitude "
-            f"is {largest:g}, the limit {LARGEST[name]}",
+            f"{overflows} of {source.size} values do not fit in {dtype.short_name}: the largest "
+            f"magnitude is {largest:g}, the limit {dtype.largest:g}",
             "choose on_overflow='inf' or 'saturate'"
-            + ("; bf16 has the range of fp32" if name == "fp16" else ""),
+            + ("; bf16 has the range of fp32" if dtype.short_name == "fp16" else ""),
         )
 
 
-def _float_of(x: Any) -> str:
-    """The name of the floats `x` holds; raises `UsageError` for what cannot be cast."""
+def _dtype_of(x: Any) -> DtypeInfo:
+    """The dtype of `x`; raises `UsageError` for what cannot be cast."""
     import numpy as np
 
     kind = "torch tensor"
@@ -173,22 +178,28 @@ def _float_of(x: Any) -> str:
         )
     elif str(x.layout) != "torch.strided":
         _refuse(f"a torch tensor of layout {x.layout}")
-    return _core.float_name(str(x.dtype)) or _refuse(f"a {kind} of {x.dtype}")
+    return CASTABLE[_core.float_name(str(x.dtype)) or _refuse(f"a {kind} of {x.dtype}")]
 
 
-def _new(x: Any, name: str) -> Any:
-    """Memory for the result: like `x`, of the floats called `name`."""
+def _new(x: Any, dtype: DtypeInfo) -> Any:
+    """Memory for the result: like `x`, of `dtype`."""
     if _is_tensor(x):
         import torch
 
-        return torch.empty(x.shape, dtype=getattr(torch, LONG_NAMES[name]), device="cpu")
-    import ml_dtypes
+        return torch.empty(x.shape, dtype=getattr(torch, _long_name(dtype)), device="cpu")
+    import ml_dtypes  # noqa: F401, teaches numpy the names of its dtypes
     import numpy as np
 
-    return np.empty(x.shape, getattr(ml_dtypes if name == "bf16" else np, LONG_NAMES[name]))
+    return np.empty(x.shape, _long_name(dtype))
 
 
-def _check_out(out: Any, x: Any, name: str) -> None:
+def _long_name(dtype: DtypeInfo) -> str:
+    """What torch, numpy and ml_dtypes call it."""
+    assert dtype.torch_name is not None
+    return dtype.torch_name
+
+
+def _check_out(out: Any, x: Any, dtype: DtypeInfo) -> None:
     """Raises `UsageError` unless `out` can take the result of casting `x`."""
     import numpy as np
 
@@ -200,16 +211,17 @@ def _check_out(out: Any, x: Any, name: str) -> None:
         usable = same_kind and out.flags.c_contiguous and out.flags.writeable
     if not same_kind:
         need = "a CPU torch tensor, as x is" if _is_tensor(x) else "a numpy array, as x is"
-    elif out.shape != x.shape or _core.float_name(str(out.dtype)) != name:
-        need = f"{LONG_NAMES[name]} of shape {tuple(x.shape)}, not {out.dtype} {tuple(out.shape)}"
+    elif out.shape != x.shape or _core.float_name(str(out.dtype)) != dtype.short_name:
+        shapes = f"of shape {tuple(x.shape)}, not {out.dtype} {tuple(out.shape)}"
+        need = f"{_long_name(dtype)} {shapes}"
     elif not usable:
         need = "contiguous and writeable, without requires_grad"
     else:
         return
-    raise UsageError(f"out must be {need}", "leave out= away to have it made")
+    raise UsageError(f"out must be {need}", "omit out= to have it made")
 
 
-def _bits(x: Any, name: str) -> Bits:
+def _bits(x: Any, dtype: DtypeInfo) -> Bits:
     """The bits of `x` as integers of the same width, strides and memory."""
     import numpy as np
 
@@ -219,10 +231,10 @@ def _bits(x: Any, name: str) -> Bits:
 
         # A lazily negated view holds its sign in a flag, which a view of the bits would miss.
         plain = x.detach().resolve_neg()
-        bits = plain.view(torch.int32 if name == "fp32" else torch.int16).numpy()
+        bits = plain.view(getattr(torch, f"int{dtype.bits}")).numpy()
     else:
         # `asarray` drops subclasses such as matrix, whose reshape does not flatten.
-        bits = np.asarray(x).view(np.int32 if name == "fp32" else np.int16)
+        bits = np.asarray(x).view(f"i{dtype.bits // 8}")
     return bits
 
 

@@ -1,148 +1,85 @@
-"""`recast bits`: a value in each dtype and the casts between them, as data and as a walk."""
+"""The data of `recast bits`: a value in each dtype, and the casts between them."""
 
-from decimal import Decimal
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import Any
 
+from recast.dtypes import CASTABLE
 from recast.report import json_text
-from recast.rounding import FORMATS, Cast, Float, parse, short
-from recast.terminal import grid, heading, render, width
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
+from recast.rounding import Cast, Value, parse
 
 
-def bits_json(text: str, source: str, targets: list[str]) -> str:
-    """What `bits --json` prints: the value in `source` and in each of `targets`, and the casts.
+@dataclass(frozen=True)
+class Bits:
+    """A value as one dtype holds it, and its casts to others."""
 
-    Raises `UsageError` for a `text` that is no value.
-    """
-    value, number = parse(text, FORMATS[source])
-    casts = [Cast.of(value, FORMATS[target]) for target in targets]
-    return json_text(
-        {
-            "input": text,
-            "from": source,
-            "exact": number is None or (value.finite and value.exact == number),
-            "formats": {
-                shown.format.name: {
-                    "hex": shown.hex,
-                    **dict(zip(("sign", "exponent", "mantissa"), shown.fields, strict=True)),
-                    "kind": shown.kind,
-                    "value": _number(shown) if shown.finite else None,
-                }
-                for shown in [value, *(cast.result for cast in casts)]
-            },
-            "casts": [cast.to_json() for cast in casts],
-        }
-    )
+    input: str
+    """What the user wrote."""
+    value: Value
+    """The bits that the source dtype holds of it."""
+    number: Fraction | None
+    """The number that a decimal input says, exactly; `None` for infinity, NaN and bits."""
+    casts: list[Cast]
 
+    @classmethod
+    def of(cls, text: str, source: str, targets: list[str]) -> "Bits":
+        """The value that `text` says in `source`, cast to each of `targets`, by short name.
 
-def bits_text(text: str, source: str, targets: list[str]) -> str:
-    """What `bits` prints; the arguments and errors are those of `bits_json`."""
-    value, number = parse(text, FORMATS[source])
-    casts = [Cast.of(value, FORMATS[target]) for target in targets]
-    table = _table([value, *(cast.result for cast in casts)])
-    parts: list[RenderableType] = [heading(_title(text.strip(), value, number)), table]
-    for cast in casts:
-        parts += [heading(f"{source} -> {cast.result.format.name}"), grid(_walk(cast))]
-    return render(*parts)
+        Raises `UsageError` for a `text` that is not a value.
+        """
+        value, number = parse(text, CASTABLE[source])
+        return cls(text, value, number, [Cast.of(value, CASTABLE[name]) for name in targets])
 
+    @property
+    def exact(self) -> bool:
+        """Whether the source dtype holds exactly what the user wrote."""
+        return self.number is None or (self.value.finite and self.value.exact == self.number)
 
-def _number(value: Float) -> float:
-    return -0.0 if value.kind == "zero" and value.negative else float(value.exact)
+    @property
+    def values(self) -> list[Value]:
+        """The value in the source dtype, then what each cast makes of it."""
+        return [self.value, *(cast.result for cast in self.casts)]
 
-
-def _title(text: str, value: Float, number: Fraction | None) -> str:
-    name = value.format.name
-    if number is None or not value.finite:
-        beyond = "" if number is None else f"beyond {name}: "
-        return f"{text} in {name} is {beyond}{value}"
-    if value.exact == number:
-        return f"{text} is exact in {name}"
-    if value.kind == "zero":
-        return f"{text} in {name} is too small: {value}"
-    off = abs(value.exact - number)
-    # Decimal has exponents that a double lacks.
-    shown = Decimal(off.numerator) / Decimal(off.denominator)
-    return f"{text} in {name} is {value}, off by {shown:.6g}"
-
-
-def _table(values: list[Float]) -> "Text":
-    """The values with their bits, one a line; a block each where that is too wide."""
-    from rich.text import Text
-
-    lines = [(v.format.name, *v.fields, v.hex, str(v)) for v in values]
-    widths = [max(len(line[column]) for line in lines) for column in range(6)]
-    widths[2] = max(widths[2], len("exponent"))
-    styles = ("", "magenta", "green", "cyan", "", "")
-    wide = sum(widths) + len("  " * 4 + " " * 2) <= width()
-    gaps = ["  ", "  ", " ", " ", "  ", "  "]
-    if not wide:
-        labels = ("sign", "exponent", "mantissa", "hex", "value")
-        gaps = ["  ", *(f"\n    {label:9}" for label in labels)]
-    table = Text()
-    if wide:
-        table.append(f"{'':{widths[0] + 4}}s {'exponent':{widths[2]}} mantissa\n")
-    for number, line in enumerate(lines):
-        table.append("\n" if number else "")
-        for gap, part, size, style in zip(gaps, line, widths, styles, strict=True):
-            table.append(gap).append(part.ljust(size) if wide else part, style=style)
-    return table
-
-
-def _walk(cast: Cast) -> list[tuple[str, str]]:
-    """The cast in steps, as labels and sentences."""
-    sign, exponent, mantissa = cast.result.fields
-    becomes = f"{sign} {exponent} {mantissa} = {cast.result.hex} = {cast.result}"
-    if not cast.kept:
-        return [("rule", cast.reason), ("becomes", becomes)]
-    count = len(cast.kept)
-    bits = f"{cast.kept}|{short(cast.dropped)}" if cast.dropped else cast.kept
-    amount = (
-        f"{count} bits kept, {len(cast.dropped)} dropped" if cast.dropped else "nothing dropped"
-    )
-    steps = [("mantissa", f"{bits}  {amount}"), ("rule", cast.reason), ("becomes", becomes)]
-    if step := _exponent_step(cast):
-        steps.insert(0, ("exponent", step))
-    if not cast.result.finite:
-        steps.append(("convert", "stops at such a value unless --on-overflow says otherwise"))
-    return [*steps, ("error", _error(cast))]
-
-
-def _exponent_step(cast: Cast) -> str | None:
-    """How the exponent moves to the target's bias; `None` where it does not fit there."""
-    source, target = cast.source.format, cast.result.format
-    exponent = cast.source.exponent
-    if exponent > target.bias:
-        return None
-    if exponent < target.smallest:
-        if cast.source.kind == "subnormal" and source.bias == target.bias:
-            return "subnormal in both"
-        return (
-            f"2^{exponent} is below 2^{target.smallest}, the smallest normal {target.name}: "
-            f"{0:0{target.exponent_bits}b}, and the leading 1 moves into the mantissa"
+    def to_json(self) -> str:
+        """What `bits --json` prints."""
+        return json_text(
+            {
+                "input": self.input,
+                "from": self.value.dtype.short_name,
+                "exact": self.exact,
+                "formats": {value.dtype.short_name: _fields(value) for value in self.values},
+                "casts": [_steps(cast) for cast in self.casts],
+            }
         )
-    stored = exponent + target.bias
-    field = f"{stored:0{target.exponent_bits}b}"
-    if source.bias == target.bias and cast.source.kind == "normal":
-        return f"{field}, the same in both"
-    if cast.source.kind == "subnormal":
-        return f"2^{exponent}: {exponent} + {target.bias} = {stored}, {field}"
-    before = exponent + source.bias
-    return (
-        f"{cast.source.fields[1]} is {before}; {before} - {source.bias} + {target.bias} = "
-        f"{stored}, {field}"
-    )
 
 
-def _error(cast: Cast) -> str:
+def _fields(value: Value) -> dict[str, Any]:
+    sign, exponent, mantissa = value.fields
+    number = None
+    if value.finite:
+        number = -0.0 if value.kind == "zero" and value.negative else float(value.exact)
+    return {
+        "hex": value.hex,
+        "sign": sign,
+        "exponent": exponent,
+        "mantissa": mantissa,
+        "kind": value.kind,
+        "value": number,
+    }
+
+
+def _steps(cast: Cast) -> dict[str, Any]:
     absolute, relative, ulps = cast.errors()
-    if absolute is None:
-        return "infinite"
-    if absolute == 0:
-        return "none"
-    return (
-        f"{absolute:.6g} absolute, {relative:.6g} relative, {ulps:.6g} ulp (1 ulp is 2^{cast.ulp})"
-    )
+    return {
+        "from": cast.source.dtype.short_name,
+        "to": cast.result.dtype.short_name,
+        "kept": cast.kept,
+        "dropped": cast.dropped,
+        "rounding": cast.rounding,
+        "tie": cast.tie,
+        "reason": cast.reason,
+        "result": cast.result.hex,
+        "absolute_error": absolute,
+        "relative_error": relative,
+        "ulp_error": ulps,
+    }

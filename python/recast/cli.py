@@ -248,11 +248,13 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
     recast bits -65520 --to fp16
     recast bits 0x4248 --from fp16
     """
-    from recast.bits import bits_json, bits_text
-    from recast.rounding import FORMATS
+    from recast.bits import Bits
+    from recast.dtypes import CASTABLE
+    from recast.show.bits import bits_text
 
-    targets = [name for name in ([to] if to else FORMATS) if name != source]
-    _print((bits_json if as_json else bits_text)(value, source, targets))
+    targets = [name for name in ([to] if to else CASTABLE) if name != source]
+    found = Bits.of(value, source, targets)
+    _print(found.to_json() if as_json else bits_text(found))
 
 
 @cli.command()

@@ -4,11 +4,14 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Literal
 
-from recast import _core
+from recast._core import DtypeInfo, cast_bytes
+from recast.dtypes import CASTABLE
 from recast.errors import UsageError
 from recast.terminal import shown
+
+Kind = Literal["normal", "subnormal", "zero", "infinite", "nan"]
 
 DECIMAL = re.compile(r"([+-]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:[eE]([+-]?[0-9]+))?")
 SPECIAL = re.compile(r"([+-]?)(inf|infinity|nan)", re.IGNORECASE)
@@ -19,88 +22,63 @@ FAR = 100
 LONGEST_EXACT = 24
 
 
-@dataclass(frozen=True)
-class Format:
-    """How a dtype spends its bits: one for the sign, then exponent, then mantissa."""
-
-    name: str
-    exponent_bits: int
-    mantissa_bits: int
-
-    @property
-    def width(self) -> int:
-        """All bits."""
-        return 1 + self.exponent_bits + self.mantissa_bits
-
-    @property
-    def bias(self) -> int:
-        """What is added to an exponent before it is stored; also the largest exponent."""
-        return (1 << (self.exponent_bits - 1)) - 1
-
-    @property
-    def smallest(self) -> int:
-        """The exponent of the smallest normal number, and of all subnormal ones."""
-        return 1 - self.bias
-
-    @property
-    def infinity(self) -> int:
-        """The bits of positive infinity; what is above is NaN."""
-        return ((1 << self.exponent_bits) - 1) << self.mantissa_bits
+def smallest_exponent(dtype: DtypeInfo) -> int:
+    """The exponent of the smallest normal number, and of all subnormal ones."""
+    return 1 - dtype.bias
 
 
-FORMATS = {
-    format.name: format
-    for format in (Format("fp32", 8, 23), Format("fp16", 5, 10), Format("bf16", 8, 7))
-}
+def _infinity(dtype: DtypeInfo) -> int:
+    """The bits of positive infinity; what is above is NaN."""
+    return ((1 << dtype.exponent_bits) - 1) << dtype.mantissa_bits
 
 
 @dataclass(frozen=True)
-class Float:
-    """The bits of one value in one format."""
+class Value:
+    """The bits of one value in one dtype."""
 
-    format: Format
+    dtype: DtypeInfo
     bits: int
 
     @property
     def negative(self) -> bool:
         """Whether the sign bit is set, also of zero and NaN."""
-        return bool(self.bits >> (self.format.width - 1))
+        return bool(self.bits >> (self.dtype.bits - 1))
 
     @property
     def fields(self) -> tuple[str, str, str]:
         """Sign, exponent and mantissa in binary."""
-        text = f"{self.bits:0{self.format.width}b}"
-        return text[0], text[1 : 1 + self.format.exponent_bits], text[-self.format.mantissa_bits :]
+        text = f"{self.bits:0{self.dtype.bits}b}"
+        return text[0], text[1 : 1 + self.dtype.exponent_bits], text[-self.dtype.mantissa_bits :]
 
     @property
     def hex(self) -> str:
         """The bits as `0x4048F5C3`."""
-        return f"0x{self.bits:0{self.format.width // 4}X}"
+        return f"0x{self.bits:0{self.dtype.bits // 4}X}"
 
     @property
-    def kind(self) -> str:
-        """`normal`, `subnormal`, `zero`, `infinite` or `nan`."""
-        magnitude = self.bits & ~(1 << (self.format.width - 1))
-        if magnitude >= self.format.infinity:
-            return "nan" if magnitude > self.format.infinity else "infinite"
-        if magnitude >> self.format.mantissa_bits:
+    def kind(self) -> Kind:
+        """What sort of value the bits are."""
+        magnitude = self.bits & ~(1 << (self.dtype.bits - 1))
+        if magnitude >= _infinity(self.dtype):
+            return "nan" if magnitude > _infinity(self.dtype) else "infinite"
+        if magnitude >> self.dtype.mantissa_bits:
             return "normal"
         return "subnormal" if magnitude else "zero"
 
     @property
     def finite(self) -> bool:
-        """Whether it is a number with an end."""
+        """Whether it is neither infinite nor NaN."""
         return self.kind not in ("infinite", "nan")
 
     @property
     def scaled(self) -> tuple[int, int]:
         """`(significand, exponent)` of the magnitude, a finite one: significand x 2^exponent."""
-        stored = self.bits >> self.format.mantissa_bits & ((1 << self.format.exponent_bits) - 1)
-        significand = self.bits & ((1 << self.format.mantissa_bits) - 1)
+        stored = self.bits >> self.dtype.mantissa_bits & ((1 << self.dtype.exponent_bits) - 1)
+        significand = self.bits & ((1 << self.dtype.mantissa_bits) - 1)
         if stored:
-            significand |= 1 << self.format.mantissa_bits
-        exponent = max(stored - self.format.bias, self.format.smallest)
-        return significand, exponent - self.format.mantissa_bits
+            significand |= 1 << self.dtype.mantissa_bits
+        exponent = max(stored - self.dtype.bias, smallest_exponent(self.dtype))
+        return significand, exponent - self.dtype.mantissa_bits
 
     @property
     def exponent(self) -> int:
@@ -119,27 +97,27 @@ class Float:
             return ("-" if self.negative else "") + ("nan" if self.kind == "nan" else "inf")
         if self.kind == "zero":
             return "-0" if self.negative else "0"
-        # A double holds every value of these formats.
+        # A double holds every value of a castable dtype.
         exact = str(Decimal(float(self.exact))).replace("E", "e")
         return exact if len(exact) <= LONGEST_EXACT else f"~{float(self.exact):.17g}"
 
 
-def parse(text: str, format: Format) -> tuple[Float, Fraction | None]:
-    """The value `text` says, rounded once to `format`, and the number it says exactly.
+def parse(text: str, dtype: DtypeInfo) -> tuple[Value, Fraction | None]:
+    """The value `text` says, rounded once to `dtype`, and the number it says exactly.
 
-    `text` is a decimal number, `inf`, `nan`, or all bits of the format as `0x...`; only a decimal
+    `text` is a decimal number, `inf`, `nan`, or all bits of the dtype as `0x...`; only a decimal
     has an exact number. Raises `UsageError` for everything else.
     """
     text = text.strip()
-    sign_bit = 1 << (format.width - 1)
+    sign_bit = 1 << (dtype.bits - 1)
     if match := HEX.fullmatch(text):
-        if len(match[1]) * 4 != format.width:
-            raise UsageError(*_wrong_width(text, format))
-        return Float(format, int(match[1], 16)), None
+        if len(match[1]) * 4 != dtype.bits:
+            raise UsageError(*_wrong_width(text, dtype))
+        return Value(dtype, int(match[1], 16)), None
     if match := SPECIAL.fullmatch(text):
-        quiet = 1 << (format.mantissa_bits - 1) if match[2].lower() == "nan" else 0
-        bits = format.infinity | quiet
-        return Float(format, bits | sign_bit if match[1] == "-" else bits), None
+        quiet = 1 << (dtype.mantissa_bits - 1) if match[2].lower() == "nan" else 0
+        bits = _infinity(dtype) | quiet
+        return Value(dtype, bits | sign_bit if match[1] == "-" else bits), None
     match = DECIMAL.fullmatch(text)
     if match is None:
         raise UsageError(
@@ -147,17 +125,17 @@ def parse(text: str, format: Format) -> tuple[Float, Fraction | None]:
             "give a decimal such as 3.14 or -1e-8, inf, nan, or bits such as 0x4048F5C3",
         )
     magnitude = _magnitude(match[2], match[3] or "0")
-    bits = _nearest(magnitude, format)
+    bits = _nearest(magnitude, dtype)
     if match[1] == "-":
-        return Float(format, bits | sign_bit), -magnitude
-    return Float(format, bits), magnitude
+        return Value(dtype, bits | sign_bit), -magnitude
+    return Value(dtype, bits), magnitude
 
 
-def _wrong_width(text: str, format: Format) -> tuple[str, str]:
-    digits = format.width // 4
-    fitting = [name for name, other in FORMATS.items() if other.width // 4 == len(text) - 2]
+def _wrong_width(text: str, dtype: DtypeInfo) -> tuple[str, str]:
+    digits = dtype.bits // 4
+    fitting = [name for name, other in CASTABLE.items() if other.bits // 4 == len(text) - 2]
     hint = f"say --from {' or --from '.join(fitting)}" if fitting else f"give {digits} digits"
-    return f"{shown(text)} is not {digits} hexadecimal digits, as {format.name} has", hint
+    return f"{shown(text)} is not {digits} hexadecimal digits, as {dtype.short_name} has", hint
 
 
 def _magnitude(digits: str, exponent: str) -> Fraction:
@@ -173,52 +151,52 @@ def _magnitude(digits: str, exponent: str) -> Fraction:
     return Fraction(number) * Fraction(10) ** power
 
 
-def _nearest(magnitude: Fraction, format: Format) -> int:
+def _nearest(magnitude: Fraction, dtype: DtypeInfo) -> int:
     """The bits nearest to `magnitude`, ties to even, rounded once: no double comes in between."""
     if magnitude == 0:
         return 0
     exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
     if Fraction(2) ** exponent > magnitude:
         exponent -= 1
-    exponent = max(exponent, format.smallest)
+    exponent = max(exponent, smallest_exponent(dtype))
     # `round` of a fraction goes to the nearest integer, and from the middle to the even one.
-    significand = round(magnitude / Fraction(2) ** (exponent - format.mantissa_bits))
+    significand = round(magnitude / Fraction(2) ** (exponent - dtype.mantissa_bits))
     # The leading 1 of a normal number, and a carry out of the mantissa, add to the exponent.
-    bits = significand + ((exponent + format.bias - 1) << format.mantissa_bits)
-    return min(bits, format.infinity)
+    bits = significand + ((exponent + dtype.bias - 1) << dtype.mantissa_bits)
+    return min(bits, _infinity(dtype))
 
 
-def cast(value: Float, format: Format) -> Float:
-    """`value` in another format, by the code that casts checkpoints."""
+def cast(value: Value, dtype: DtypeInfo) -> Value:
+    """`value` in another dtype, by the code that casts checkpoints."""
     import numpy as np
 
-    if format == value.format:
+    if dtype == value.dtype:
         return value
-    source = np.frombuffer(value.bits.to_bytes(value.format.width // 8, "little"), np.uint8)
-    result = np.zeros(format.width // 8, np.uint8)
-    _core.cast_bytes(source, value.format.name, result, format.name)
-    return Float(format, int.from_bytes(result.tobytes(), "little"))
+    source = np.frombuffer(value.bits.to_bytes(value.dtype.bits // 8, "little"), np.uint8)
+    result = np.zeros(dtype.bits // 8, np.uint8)
+    cast_bytes(source, value.dtype.short_name, result, dtype.short_name)
+    return Value(dtype, int.from_bytes(result.tobytes(), "little"))
 
 
 @dataclass(frozen=True)
 class Cast:
     """What a cast keeps and drops of a value, and what that makes of it."""
 
-    source: Float
-    result: Float
+    source: Value
+    result: Value
     kept: str
     """The bits of the target's mantissa before rounding; empty for what is not finite."""
     dropped: str
     """The bits behind them."""
-    rounding: str
-    """`exact`, `down` or `up` (of the magnitude), or `nan`."""
+    rounding: Literal["exact", "down", "up", "nan"]
+    """Which way the magnitude went."""
     reason: str
     """Why, in a sentence."""
 
     @classmethod
-    def of(cls, source: Float, format: Format) -> "Cast":
-        """The cast of `source` to `format`."""
-        result = cast(source, format)
+    def of(cls, source: Value, dtype: DtypeInfo) -> "Cast":
+        """The cast of `source` to `dtype`."""
+        result = cast(source, dtype)
         if source.kind == "nan":
             reason = "NaN stays NaN: sign and upper mantissa bits kept, the quiet bit set"
             return cls(source, result, "", "", "nan", reason)
@@ -227,25 +205,25 @@ class Cast:
             return cls(source, result, "", "", "exact", reason)
         significand, scale = source.scaled
         exponent = source.exponent
-        shift = max(exponent, format.smallest) - format.mantissa_bits - scale
+        shift = max(exponent, smallest_exponent(dtype)) - dtype.mantissa_bits - scale
         kept = significand >> shift if shift > 0 else significand << -shift
         dropped = f"{significand & ((1 << shift) - 1):0{shift}b}" if shift > 0 else ""
-        mantissa = f"{kept & ((1 << format.mantissa_bits) - 1):0{format.mantissa_bits}b}"
+        mantissa = f"{kept & ((1 << dtype.mantissa_bits) - 1):0{dtype.mantissa_bits}b}"
         rounding, reason = _rule(mantissa, dropped)
-        if exponent > format.bias:
+        if exponent > dtype.bias:
             rounding = "up"
             reason = (
-                f"2^{exponent} is beyond 2^{format.bias}, the largest exponent of {format.name}"
+                f"2^{exponent} is beyond 2^{dtype.bias}, the largest exponent of {dtype.short_name}"
             )
         elif not result.finite:
-            reason += f", beyond the largest {format.name}"
+            reason += f", beyond the largest {dtype.short_name}"
         return cls(source, result, mantissa, dropped, rounding, reason)
 
     @property
     def ulp(self) -> int:
         """The distance of neighbours in the target where the source is, as a power of two."""
-        target = self.result.format
-        return max(self.source.exponent, target.smallest) - target.mantissa_bits
+        target = self.result.dtype
+        return max(self.source.exponent, smallest_exponent(target)) - target.mantissa_bits
 
     def errors(self) -> tuple[float | None, float | None, float | None]:
         """|result - source|: as it is, of the source, and in units of `ulp`.
@@ -258,29 +236,17 @@ class Cast:
         error = abs(self.result.exact - self.source.exact)
         return float(error), float(error / whole) if whole else None, float(error / 2**self.ulp)
 
-    def to_json(self) -> dict[str, Any]:
-        """The cast as JSON holds it."""
-        absolute, relative, ulps = self.errors()
-        return {
-            "from": self.source.format.name,
-            "to": self.result.format.name,
-            "kept": self.kept,
-            "dropped": self.dropped,
-            "rounding": self.rounding,
-            "tie": _is_tie(self.dropped),
-            "reason": self.reason,
-            "result": self.result.hex,
-            "absolute_error": absolute,
-            "relative_error": relative,
-            "ulp_error": ulps,
-        }
+    @property
+    def tie(self) -> bool:
+        """Whether the source is in the middle between two values of the target."""
+        return _is_tie(self.dropped)
 
 
 def _is_tie(dropped: str) -> bool:
     return dropped.startswith("1") and "1" not in dropped[1:]
 
 
-def _rule(mantissa: str, dropped: str) -> tuple[str, str]:
+def _rule(mantissa: str, dropped: str) -> tuple[Literal["exact", "down", "up"], str]:
     """Which way round to nearest, ties to even goes, and why."""
     if "1" not in dropped:
         return "exact", "no bit that is 1 is dropped: exact"
