@@ -14,13 +14,13 @@ import tempfile
 from pathlib import Path
 
 import recast
-from recast.memory import predict
+from recast.dtypes import CASTABLE
+from recast.gpu.predict import predict
 
 GIB = 1 << 30
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 32, 4096, 11008, 32000
 POSITIONS, HEAD = 2048, 128
 PARAMETERS = 6_738_415_616
-WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
 # In GiB, copied from the article.
 EXPECTED = {"fp32": 25.102554321289062, "fp16": 12.551277160644531, "bf16": 12.551277160644531}
 MEASURED = {"fp32": 25.165069580078125, "fp16": 12.582542419433594, "bf16": 12.582542419433594}
@@ -81,7 +81,8 @@ def main() -> int:
     print("      expected            predicted           with rotary         measured")
     right = model.parameters == PARAMETERS
     rotary = {}
-    for dtype, width in WIDTHS.items():
+    for dtype in EXPECTED:
+        width = CASTABLE[dtype].bits // 8
         weights = [count(shape) * width for shape in shapes().values()]
         loaded = predict(weights + rotary_buffers(width)).allocated
         predicted = model.gpu_memory[dtype]["allocated"]

@@ -1,7 +1,7 @@
 """PyTorch's caching allocator, simulated block by block: a judge of predictions and of checks.
 
 Written from the description of `c10/cuda/CUDACachingAllocator.cpp`, with addresses and frees, and
-with nothing of `recast.memory`. It also stands in for `torch.cuda`, and can be made to lie.
+with nothing of `recast.gpu`. It also stands in for `torch.cuda`, and can be made to lie.
 """
 
 from dataclasses import dataclass, field

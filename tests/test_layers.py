@@ -16,7 +16,7 @@ PYTHON = [
     {"show"},
     {"bits", "inspection", "published", "verification"},
     {"array", "report", "rounding"},
-    {"memory"},
+    {"gpu"},
     {"terminal"},
     {"dtypes", "errors", "names"},
     {"_core"},

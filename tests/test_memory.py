@@ -1,4 +1,4 @@
-"""The model of PyTorch's caching allocator, against cases worked by hand and what was measured."""
+"""The prediction of GPU memory, against cases worked out by hand and what was measured."""
 
 import importlib.util
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recast import memory
-from recast.memory import Settings
+from recast.gpu.predict import predict
+from recast.gpu.settings import Settings, read_settings
 from support import environment
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -120,7 +120,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_allocator_does_what_was_worked_out_by_hand(name: str) -> None:
     sizes, keywords, expected = CASES[name]
-    assert tuple(memory.predict(sizes, **keywords)) == expected
+    assert tuple(predict(sizes, Settings(**keywords))) == expected
 
 
 def llama_2_7b(width: int, *, rotary: bool) -> list[int]:
@@ -145,18 +145,18 @@ def llama_2_7b(width: int, *, rotary: bool) -> list[int]:
 def test_llama_2_7b_takes_what_was_measured_to_the_byte(
     width: int, expected: float, measured: float
 ) -> None:
-    weights = memory.predict(llama_2_7b(width, rotary=False))
+    weights = predict(llama_2_7b(width, rotary=False))
     # Quotients by a power of two are exact, so equality is equality of bytes.
     assert (weights.requested / GIB, weights.allocated / GIB) == (expected, expected)
-    assert memory.predict(llama_2_7b(width, rotary=True)).allocated / GIB == measured
+    assert predict(llama_2_7b(width, rotary=True)).allocated / GIB == measured
 
 
 @pytest.mark.parametrize(("width", "difference"), [(2, 33_570_816), (4, 67_125_248)])
 def test_the_rotary_buffers_are_the_whole_difference(width: int, difference: int) -> None:
     # 32 layers x (cos + sin) x 2048 x 128 x width, and 32 x 256 B, which take 512 B each.
     assert difference == 32 * (2 * 2048 * 128 * width + 512)
-    without = memory.predict(llama_2_7b(width, rotary=False)).allocated
-    assert memory.predict(llama_2_7b(width, rotary=True)).allocated - without == difference
+    without = predict(llama_2_7b(width, rotary=False)).allocated
+    assert predict(llama_2_7b(width, rotary=True)).allocated - without == difference
 
 
 CUDA, GENERAL = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
@@ -185,7 +185,7 @@ CUDA, GENERAL = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
 def test_the_allocators_settings_are_read_from_the_environment(
     environ: dict[str, str], expected: Settings
 ) -> None:
-    found, notes = memory.settings(environ)
+    found, notes = read_settings(environ)
     assert found == expected
     # Numbers that are not those of PyTorch's defaults say so.
     assert bool(notes) == (expected != Settings())
@@ -198,13 +198,13 @@ def test_the_allocators_settings_are_read_from_the_environment(
         ({CUDA: "roundup_power2_divisions:3"}, "3 is not a power of two"),
         ({CUDA: "roundup_power2_divisions:[2:x]"}, "'x' is not a number"),
         ({CUDA: "large_segment_size_mb:10"}, "must be more than 10"),
-        ({GENERAL: "max_split_size_mb:64"}, "max_split_size_mb:64 is not modelled"),
-        ({GENERAL: "backend:cudaMallocAsync"}, "backend:cudaMallocAsync is not modelled"),
+        ({GENERAL: "max_split_size_mb:64"}, "max_split_size_mb:64 is not modeled"),
+        ({GENERAL: "backend:cudaMallocAsync"}, "backend:cudaMallocAsync is not modeled"),
         ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "PYTORCH_NO_CUDA_MEMORY_CACHING"),
     ],
 )
 def test_settings_that_do_not_count_are_named(environ: dict[str, str], said: str) -> None:
-    found, notes = memory.settings(environ)
+    found, notes = read_settings(environ)
     assert found == Settings()
     assert [said in note for note in notes] == [True]
 
@@ -252,7 +252,7 @@ def test_divisions_mean_what_they_mean_to_torch(value: str) -> None:
         text=True,
         check=False,
     )
-    found, notes = memory.settings({CUDA: setting})
+    found, notes = read_settings({CUDA: setting})
     if answer.returncode:
         assert "ValueError" in answer.stderr
         assert [f"{CUDA}={setting} is not valid" in note for note in notes] == [True]

@@ -13,7 +13,7 @@ import recast
 import torch
 from allocator import MIB, Allocator, Handle
 from conftest import build
-from recast import memory
+from recast.gpu import predict as memory
 from recast.verification import loaders, measure, run, values
 from recast.verification.header import read_headers
 from recast.verification.loaders.safetensors import Safetensors

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from recast import memory
 from recast._core import Checkpoint, Plan, check_local
 from recast.array import check_policy, float_name
 from recast.errors import UsageError
+from recast.gpu.device import visible_gpu
+from recast.gpu.predict import predict_here
+from recast.gpu.settings import read_settings
 from recast.inspection import Inspection, exactness, groups
 from recast.report import Report
 from recast.terminal import Progress
@@ -188,9 +190,9 @@ def inspect(path: Path) -> Inspection:
     for name, wanted in sizes.items():
         # fp16 and bf16 nearly always take the same, and so does the dtype the model is stored in.
         same = next((other for other in gpu_memory if sizes[other] == wanted), None)
-        found = gpu_memory[same] if same else memory.predict_here(wanted)._asdict()
+        found = gpu_memory[same] if same else predict_here(wanted)._asdict()
         gpu_memory[name] = dict(found)
-    notes = exactness(checkpoint) + memory.settings()[1]
+    notes = exactness(checkpoint) + read_settings()[1]
     if checkpoint.quantized is not None:
         notes.append(
             f"the checkpoint is quantized ({checkpoint.quantized}): recast does not convert it, "
@@ -205,7 +207,7 @@ def inspect(path: Path) -> Inspection:
         dtypes=dtypes,
         groups=parts,
         gpu_memory=gpu_memory,
-        device=memory.device(),
+        device=visible_gpu(),
         notes=notes,
         stored=tensors,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recast._core import Checkpoint, Tensor
+from recast.gpu.device import Gpu
 from recast.report import REPORT_NAME, SCHEMA_VERSION, json_text, picked
 from recast.terminal import bar, columns, counted, grid, heading, plain, render, shown, size, width
 
@@ -52,7 +53,7 @@ class Inspection:
     """`{as_stored|fp32|fp16|bf16: {requested, allocated, reserved}}`, the built-in keep list and
     the allocator's settings in the environment respected. A quantized checkpoint has only
     `as_stored`."""
-    device: dict[str, Any] | None
+    device: Gpu | None
     """`{name, free, total}` of the GPU that programs see first, when there is one."""
     notes: list[str]
     stored: list[Tensor] = field(repr=False, compare=False)
@@ -204,7 +205,7 @@ def _picture(parts: list[tuple[str, int]], total: int) -> "Text":
     return picture
 
 
-def _gpu_heading(gpu: dict[str, Any] | None) -> "Text":
+def _gpu_heading(gpu: Gpu | None) -> "Text":
     if gpu is None:
         return heading("GPU memory once loaded by PyTorch (no GPU found here to compare with)")
     return heading(

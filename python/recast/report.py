@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recast import memory
 from recast._core import Converted, Plan
 from recast.errors import OutputError
+from recast.gpu.predict import MemoryDict, predict
 from recast.names import json_names
 from recast.terminal import counted, first_of, grid, heading, marked, plain, render, size
 
@@ -37,8 +37,8 @@ def summary(plan: Plan, dest: str) -> dict[str, Any]:
     return {"source": plan.source, "dest": dest, **facts, "gpu_memory": _gpu_memory(plan)}
 
 
-def _gpu_memory(plan: Plan) -> dict[str, int]:
-    return memory.predict(plan.tensor_bytes)._asdict()
+def _gpu_memory(plan: Plan) -> MemoryDict:
+    return predict(plan.tensor_bytes).to_dict()
 
 
 def plan_json(plan: Plan, dest: str, found: str) -> str:
@@ -76,7 +76,7 @@ class Report:
     kept: list[dict[str, Any]] = field(repr=False)
     """`{reason, tensors, exact_anyway}`: the names of the tensors that kept their dtype, by reason,
     and those among them whose values the target holds exactly, so that a cast loses nothing."""
-    gpu_memory: dict[str, int]
+    gpu_memory: MemoryDict
     """`requested`, `allocated` and `reserved` by PyTorch once the result is loaded."""
     warnings: list[str]
     resumed_files: int = 0

@@ -1,7 +1,7 @@
 """Where a verification runs: a CPU, or a GPU that the model fits on."""
 
 from recast.errors import UsageError
-from recast.memory import predict_here
+from recast.gpu.predict import predict_here
 from recast.terminal import shown
 from recast.verification import measure
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from recast.errors import VerificationError
-from recast.memory import MIB, ROUND, Memory
+from recast.gpu.predict import ROUND, Memory
+from recast.gpu.settings import MIB
 from recast.terminal import shown, size
 from recast.verification.problems import Problem, problem
 from recast.verification.values import WORKSPACE

@@ -10,7 +10,7 @@ from typing import Any
 
 from recast._core import Plan, check_local
 from recast.errors import InputError, UsageError, VerificationError
-from recast.memory import settings
+from recast.gpu.settings import read_settings
 from recast.terminal import Progress, shown
 from recast.verification import compare, expectation, measure, structure
 from recast.verification.cause import likely_cause
@@ -130,7 +130,7 @@ class _Run:
             mismatches=compared.mismatches,
             problems=self.problems,
             likely_cause=likely_cause(expected, self.headers, compared),
-            notes=self.notes + settings()[1] + (loader.notes() if loader else []),
+            notes=self.notes + read_settings()[1] + (loader.notes() if loader else []),
             memory=memory,
             seconds=time.perf_counter() - self.started,
         )

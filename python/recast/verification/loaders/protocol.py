@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from recast.memory import Memory
+from recast.gpu.predict import Memory
 from recast.verification.header import Key
 from recast.verification.measure import Allocation
 

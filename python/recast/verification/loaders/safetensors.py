@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recast import memory
+from recast.gpu.predict import Memory, predict_here
 from recast.terminal import shown
 from recast.verification.dtypes import NOT_IN_TORCH
 from recast.verification.header import Headers, Key
@@ -22,7 +22,7 @@ class Safetensors:
         self.root, self.headers, self.device = root, headers, device
         self.tensors: dict[Key, torch.Tensor] = {}
 
-    def predict(self) -> tuple[list[Allocation], memory.Memory]:
+    def predict(self) -> tuple[list[Allocation], Memory]:
         """One allocation for each tensor, in the order of loading."""
         entries = [
             Allocation(f"'{name}' in {file}", entry.bytes)
@@ -30,7 +30,7 @@ class Safetensors:
             for name, entry in entries.items()
             if entry.dtype not in NOT_IN_TORCH
         ]
-        return entries, memory.predict_here(entry.bytes for entry in entries)
+        return entries, predict_here(entry.bytes for entry in entries)
 
     def load(self) -> "dict[Key, torch.Tensor]":
         """On a CPU the tensors are the mapped file."""

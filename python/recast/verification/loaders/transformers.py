@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recast import memory
 from recast.errors import InputError, UsageError
+from recast.gpu.predict import Memory, predict_here
 from recast.terminal import first_of, shown, size
 from recast.verification.dtypes import FLOATS, torch_floats
 from recast.verification.header import Entry, Headers, Key
@@ -51,7 +51,7 @@ class Transformers:
         self.state: dict[str, torch.Tensor] = {}
         self.info: dict[str, Any] = {}
 
-    def predict(self) -> tuple[list[Allocation], memory.Memory]:
+    def predict(self) -> tuple[list[Allocation], Memory]:
         """What the model holds when it is built without memory, on the meta device."""
         import torch
 
@@ -165,7 +165,7 @@ class Transformers:
         return texts
 
 
-def predict(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], memory.Memory]:
+def predict(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], Memory]:
     """What loading allocates for `model`, which is on the meta device, in `dtype`.
 
     Each parameter once, however many names it has, in the order in which transformers 5 reads
@@ -187,7 +187,7 @@ def predict(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], memory.
     entries += [Allocation(name, tensor.nbytes) for name, tensor in named if name in transient]
     # transformers asks for 16-bit values, and for the tensors' sizes before they are widened.
     warm_up = sum(tensor.nbytes for _, tensor in stored) // 2 * 2
-    return entries, memory.predict_here((entry.bytes for entry in entries), warm_up=warm_up)
+    return entries, predict_here((entry.bytes for entry in entries), warm_up=warm_up)
 
 
 def _once(named: "Sequence[tuple[str, torch.Tensor]]") -> "list[tuple[str, torch.Tensor]]":
