@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import recast
 from conftest import Save, build
-from recast.inspection import inspection_text
+from recast.show.inspect import inspection_text
 from support import environment, on_terminal, raw_bytes, recast_process
 
 KIB, MIB = 1 << 10, 1 << 20

@@ -9,11 +9,11 @@ from typing import Any
 
 from recast._core import Checkpoint, Plan, check_local
 from recast.array import check_policy, float_name
+from recast.dtypes import CASTABLE
 from recast.errors import UsageError
 from recast.gpu.device import visible_gpu
-from recast.gpu.predict import predict_here
 from recast.gpu.settings import read_settings
-from recast.inspection import Inspection, exactness, groups
+from recast.inspection import Inspection, by_dtype, exactness, gpu_memory, groups
 from recast.report import Report
 from recast.terminal import Progress
 
@@ -175,23 +175,12 @@ def inspect(path: Path) -> Inspection:
     tensors = checkpoint.tensors
     # The core plans without the interpreter's lock, so planning costs no time of its own.
     with ThreadPoolExecutor(1) as core:
-        targets = ("fp32", "fp16", "bf16") if checkpoint.quantized is None else ()
+        targets = CASTABLE if checkpoint.quantized is None else ()
         planned = {to: core.submit(_planned_sizes, checkpoint, to) for to in targets}
-        dtypes: dict[str, dict[str, int]] = {}
-        for tensor in tensors:
-            row = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
-            row["tensors"] += 1
-            row["parameters"] += tensor.elements
-            row["bytes"] += tensor.bytes
+        dtypes = by_dtype(tensors)
         parts = groups(tensors)
         sizes = {"as_stored": [tensor.bytes for tensor in tensors]}
         sizes |= {to: found.result() for to, found in planned.items()}
-    gpu_memory: dict[str, dict[str, int]] = {}
-    for name, wanted in sizes.items():
-        # fp16 and bf16 nearly always take the same, and so does the dtype the model is stored in.
-        same = next((other for other in gpu_memory if sizes[other] == wanted), None)
-        found = gpu_memory[same] if same else predict_here(wanted)._asdict()
-        gpu_memory[name] = dict(found)
     notes = exactness(checkpoint) + read_settings()[1]
     if checkpoint.quantized is not None:
         notes.append(
@@ -206,7 +195,7 @@ def inspect(path: Path) -> Inspection:
         bytes=sum(row["bytes"] for row in dtypes.values()),
         dtypes=dtypes,
         groups=parts,
-        gpu_memory=gpu_memory,
+        gpu_memory=gpu_memory(sizes),
         device=visible_gpu(),
         notes=notes,
         stored=tensors,

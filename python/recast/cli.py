@@ -206,7 +206,7 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
     import gc
 
     from recast import api
-    from recast.inspection import inspection_text, tensors_text
+    from recast.show.inspect import inspection_text, tensors_text
 
     # A hundred thousand tensors are no garbage, and looking at them again and again takes time.
     gc.disable()
