@@ -78,7 +78,7 @@ def test_the_articles_second_mistake_is_fixed() -> None:
     assert found["value"] == 0.25 * 1.625 == 0.40625
 
 
-def test_the_walk_can_be_read_without_colour() -> None:
+def test_the_walk_is_plain_text_in_a_pipe() -> None:
     result = recast_process("bits", "3.14", "--to", "fp16")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.isascii()
@@ -137,7 +137,7 @@ decimals = st.one_of(
 @example(text="2.98023223876953125e-8")
 @example(text="2.98023223876953125000000000000000001e-8")
 @example(text="3.3961775292304957e38")
-def test_a_decimal_is_rounded_once_to_the_nearest_of_all_values(name: str, text: str) -> None:
+def test_a_decimal_becomes_the_nearest_of_all_values(name: str, text: str) -> None:
     value, _ = parse(text, CASTABLE[name])
     expected = nearest_of_all(Fraction(text), name)
     assert value.bits == expected
@@ -170,7 +170,7 @@ def test_a_decimal_in_fp32_has_no_nearer_neighbour(text: str) -> None:
 
 
 def fp32_place(bits: int) -> Fraction:
-    """The value of `bits`; infinity stands where the next power of two would be."""
+    """The value of `bits`; infinity counts as the next power of two."""
     if bits >= 0x7F800000:
         return Fraction(2) ** 128 + (bits - 0x7F800000)
     if bits < 0:
@@ -201,7 +201,7 @@ def fp32_place(bits: int) -> Fraction:
         (" 2 ", "0x40000000"),
     ],
 )
-def test_every_way_to_write_a_value_is_understood(text: str, hexadecimal: str) -> None:
+def test_every_way_to_write_a_value_is_parsed(text: str, hexadecimal: str) -> None:
     assert parse(text, CASTABLE["fp32"])[0].hex == hexadecimal
 
 
@@ -223,10 +223,10 @@ def check_cast(bits: int, source: str, target: str) -> None:
         assert (cast.rounding, cast.result.kind) == ("nan", "nan")
         return
     assert cast.result.bits == bits_of(after, target)
-    check_story(cast, before.double().item(), after.double().item())
+    check_steps(cast, before.double().item(), after.double().item())
 
 
-def check_story(cast: Cast, before: float, after: float) -> None:
+def check_steps(cast: Cast, before: float, after: float) -> None:
     """Kept and dropped bits make up the value, the rounding the result, and the errors fit."""
     target = cast.result.dtype
     if before in (0, float("inf"), float("-inf")):
@@ -255,7 +255,7 @@ def check_story(cast: Cast, before: float, after: float) -> None:
 
 @pytest.mark.parametrize("source", ["fp16", "bf16"])
 @pytest.mark.parametrize("target", list(CASTABLE))
-def test_casts_from_16_bits_are_those_of_torch_and_the_story_fits(source: str, target: str) -> None:
+def test_casts_from_16_bits_match_torch_and_their_steps(source: str, target: str) -> None:
     edges = [0x0000, 0x0001, 0x03FF, 0x0400, 0x7BFF, 0x7C00, 0x7C01, 0x007F, 0x0080, 0x7F7F, 0x7F80]
     for code in [*range(0, 1 << 15, 37), *edges]:
         check_cast(code, source, target)
@@ -285,12 +285,12 @@ def test_casts_from_16_bits_are_those_of_torch_and_the_story_fits(source: str, t
 @example(bits=0x007FFFFF)
 @example(bits=0x80000000)
 @example(bits=0x7F800001)
-def test_casts_from_fp32_are_those_of_torch_and_the_story_fits(target: str, bits: int) -> None:
+def test_casts_from_fp32_match_torch_and_their_steps(target: str, bits: int) -> None:
     check_cast(bits, "fp32", target)
 
 
 @pytest.mark.parametrize("name", list(CASTABLE))
-def test_fields_and_kinds_are_those_of_numpy(name: str) -> None:
+def test_fields_and_kinds_match_numpy(name: str) -> None:
     info: Any = ml_dtypes.finfo(NUMPY[name])
     for value, kind in [
         (info.max, "normal"),
@@ -376,16 +376,16 @@ def test_the_walk_is_a_table_on_a_terminal_of_80_columns() -> None:
     assert "s exponent mantissa" in drawn
 
 
-def test_a_cast_to_the_same_dtype_is_none() -> None:
+def test_there_is_no_cast_to_the_same_dtype() -> None:
     assert as_json("3.14", "--from", "bf16", "--to", "bf16")["casts"] == []
 
 
-def test_overflow_says_what_convert_does_about_it() -> None:
+def test_overflow_names_the_option_of_convert() -> None:
     assert "--on-overflow" in recast_process("bits", "65520", "--to", "fp16").stdout
     assert "--on-overflow" not in recast_process("bits", "inf", "--to", "fp16").stdout
 
 
-def test_a_value_beyond_or_below_the_dtype_is_said_to_be() -> None:
+def test_the_title_says_that_a_value_is_out_of_range() -> None:
     assert recast_process("bits", "1e39").stdout.startswith("1e39 in fp32 is beyond fp32: inf\n")
     assert recast_process("bits", "1e-99").stdout.startswith("1e-99 in fp32 is too small: 0\n")
     assert recast_process("bits", "0.5").stdout.startswith("0.5 is exact in fp32\n")

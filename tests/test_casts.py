@@ -44,14 +44,14 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_a_thinned_set_of_fp32_inputs_casts_as_torch_casts_it(to):
+def test_fp32_inputs_around_every_boundary_match_torch(to):
     x = torch.from_numpy(thinned().view(np.int32)).view(torch.float32)
     assert_same(recast.cast(x, to), x.to(DTYPES[to]))
 
 
 @pytest.mark.parametrize("source", ["fp16", "bf16"])
 @pytest.mark.parametrize("to", list(DTYPES))
-def test_every_16_bit_input_casts_as_torch_casts_it(source, to):
+def test_every_16_bit_input_matches_torch(source, to):
     x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(DTYPES[source])
     assert_same(recast.cast(x, to), x.to(DTYPES[to]))
 
@@ -93,7 +93,7 @@ def test_an_unknown_level_is_a_clear_error():
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_no_nan_becomes_infinite_or_a_number_and_sign_and_top_payload_are_kept(to):
+def test_nan_stays_nan_with_its_sign_and_top_payload(to):
     payloads = np.arange(1, 1 << 23, dtype=np.uint32)
     for sign in (0, 0x80000000):
         x = (payloads | 0x7F800000 | sign).view(np.float32)
@@ -167,14 +167,14 @@ def test_what_cannot_be_cast_is_a_clear_error():
             recast.cast(bad, "bf16")
 
 
-def test_large_arrays_are_cast_the_same_by_any_number_of_threads():
+def test_any_number_of_threads_gives_the_same_values():
     x = torch.randn(3_000_001)
     expected = x.to(torch.float16)
     for threads in (1, 2, 3, 16):
         assert torch.equal(recast.cast(x, "fp16", threads=threads), expected)
 
 
-def test_where_the_system_gives_no_more_threads_those_that_run_do_the_work():
+def test_without_new_threads_the_running_ones_do_the_work():
     # Room for a few stacks beside what the process has, and for nothing like 64 of them.
     code = """
 import resource

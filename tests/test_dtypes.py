@@ -38,12 +38,12 @@ def all_values(name: str) -> np.ndarray[Any, Any]:
         return codes.astype(f"u{max(TABLE[name].bits, 8) // 8}").view(NUMPY[name]).astype(float)
 
 
-def test_the_floating_dtypes_are_those_that_ml_dtypes_and_numpy_have() -> None:
+def test_the_floating_dtypes_are_those_of_ml_dtypes_and_numpy() -> None:
     assert {name for name, dtype in TABLE.items() if dtype.exponent_bits} == set(NUMPY)
 
 
 @pytest.mark.parametrize("name", NUMPY)
-def test_the_layout_is_that_of_ml_dtypes(name: str) -> None:
+def test_the_layout_matches_ml_dtypes(name: str) -> None:
     dtype, info = TABLE[name], ml_dtypes.finfo(NUMPY[name])
     assert (dtype.bits, dtype.mantissa_bits) == (info.bits, info.nmant)
     assert dtype.largest == float(info.max)
@@ -55,7 +55,7 @@ def test_the_layout_is_that_of_ml_dtypes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NUMPY if TABLE[name].bits <= 16])
-def test_infinities_nans_and_the_largest_value_are_those_of_all_values(name: str) -> None:
+def test_special_and_largest_values_match_an_enumeration(name: str) -> None:
     values = all_values(name)
     assert TABLE[name].has_infinity == np.isinf(values).any()
     assert TABLE[name].has_nan == np.isnan(values).any()
@@ -110,7 +110,7 @@ def test_the_schema_allows_the_castable_dtypes() -> None:
     assert list(inspect["properties"]["gpu_memory"]["properties"]) == ["as_stored", *CASTABLE]
 
 
-def test_the_table_in_the_docs_is_the_one_that_numpy_and_ml_dtypes_give() -> None:
+def test_the_table_in_the_docs_matches_ml_dtypes() -> None:
     text = (ROOT / "docs" / "dtypes.md").read_text()
     lines = [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line[:1] == "|"]
     names, rows = lines[0][1:], {line[0]: line[1:] for line in lines[2:]}

@@ -17,7 +17,7 @@ from support import environment, on_terminal, raw_bytes, recast_process
 KIB, MIB = 1 << 10, 1 << 20
 ESCAPE = re.compile(r"\x1b\[[\d;]*m")
 ROW = '{"file": "model.safetensors", "name": "layer.weight", "exact": true}'
-COLOUR = re.compile(r"\x1b\[[\d;]*3\d")
+COLOR = re.compile(r"\x1b\[[\d;]*3\d")
 
 
 def write(path: Path, names: list[str], elements: int = 1) -> Path:
@@ -43,7 +43,7 @@ def gpu(tmp_path: Path) -> Any:
     return fake
 
 
-def test_the_parts_of_a_llama_are_its_layers_and_what_is_around_them(saved: Save) -> None:
+def test_the_parts_of_a_llama_are_its_layers_and_modules(saved: Save) -> None:
     weights = build("llama").state_dict()
     expected = {
         "model.embed_tokens": r"model\.embed_tokens\.",
@@ -66,7 +66,7 @@ def test_the_parts_of_a_llama_are_its_layers_and_what_is_around_them(saved: Save
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
-def test_every_byte_is_in_one_part_and_the_largest_part_comes_first(kind: str, saved: Save) -> None:
+def test_parts_add_up_and_the_largest_comes_first(kind: str, saved: Save) -> None:
     inspection = recast.inspect(saved(kind, "bf16"))
     for key in ("tensors", "parameters", "bytes"):
         assert sum(row[key] for row in inspection.groups) == getattr(inspection, key)
@@ -99,7 +99,7 @@ def test_every_byte_is_in_one_part_and_the_largest_part_comes_first(kind: str, s
         (["w." + "9" * 5000 + ".weight"], "w." + "9" * 5000),
     ],
 )
-def test_parts_are_told_from_names_of_any_family(
+def test_parts_are_recognized_by_names_of_any_family(
     names: list[str], part: str, tmp_path: Path
 ) -> None:
     (row,) = recast.inspect(write(tmp_path / "model.safetensors", names)).groups
@@ -126,7 +126,7 @@ def test_parts_are_told_from_names_of_any_family(
         ('{"to": "bf16", "audit": {"tensors": [{"file": "x", "name": "y", "exact": true}]}}', []),
     ],
 )
-def test_a_report_that_is_damaged_or_about_something_else_claims_nothing(
+def test_a_damaged_or_foreign_report_claims_nothing(
     report: str, says: list[str], model: Path
 ) -> None:
     (model / "recast.json").write_text(report)
@@ -137,9 +137,7 @@ def test_a_report_that_is_damaged_or_about_something_else_claims_nothing(
 @pytest.mark.parametrize(
     "row", ["[]", '{"file": "", "name": "", "exact": true}'], ids=["lists", "rows"]
 )
-def test_a_report_as_large_as_any_takes_little_more_memory_than_it_has_bytes(
-    row: str, model: Path
-) -> None:
+def test_a_huge_report_is_read_in_bounded_memory(row: str, model: Path) -> None:
     rows = ",".join([row] * (99_900_000 // (len(row) + 1)))
     (model / "recast.json").write_text(f'{{"to": "bf16", "audit": {{"tensors": [{rows}]}}}}')
     code = (
@@ -153,7 +151,7 @@ def test_a_report_as_large_as_any_takes_little_more_memory_than_it_has_bytes(
     assert peak < 400 * MIB
 
 
-def test_a_report_that_is_no_file_or_larger_than_any_is_not_read(model: Path) -> None:
+def test_a_report_that_is_not_a_file_or_too_large_is_not_read(model: Path) -> None:
     expected = recast_process("inspect", model).stdout
     (model / "recast.json").symlink_to("/dev/null")
     assert recast_process("inspect", model).stdout == expected
@@ -166,9 +164,7 @@ def test_a_report_that_is_no_file_or_larger_than_any_is_not_read(model: Path) ->
     assert recast_process("inspect", model).stdout == expected
 
 
-def test_a_link_to_a_report_is_followed_within_the_model_and_its_cache_only(
-    model: Path, tmp_path: Path
-) -> None:
+def test_a_link_to_a_report_is_followed_only_within_its_cache(model: Path, tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "hub" / "snapshots" / "1", tmp_path / "hub" / "blobs"
     recast.convert(model, snapshot, to="bf16", sync=False)
     report = (snapshot / "recast.json").read_text()
@@ -186,7 +182,7 @@ def test_a_module_and_a_stack_of_the_same_name_are_two_parts(tmp_path: Path) -> 
     assert found == {"x.0-1": 2, "x": 1}
 
 
-def test_a_picture_of_many_parts_stays_short_and_sums_up_the_rest(tmp_path: Path) -> None:
+def test_a_picture_of_many_parts_sums_up_the_rest(tmp_path: Path) -> None:
     names = [f"part{number}.weight" for number in range(300)]
     path = write(tmp_path / "model.safetensors", names)
     result = recast_process("inspect", path)
@@ -226,9 +222,7 @@ def test_no_line_is_wider_than_the_terminal(
         {"PYTHONIOENCODING": "latin-1"},
     ],
 )
-def test_the_picture_is_ascii_where_the_encoding_needs_it(
-    changes: dict[str, str], saved: Save
-) -> None:
+def test_the_picture_is_ascii_where_the_encoding_is(changes: dict[str, str], saved: Save) -> None:
     env = environment(**changes)
     del env["PYTHONUTF8"]
     result = recast_process("inspect", saved("llama", "fp32"), env=env)
@@ -237,10 +231,10 @@ def test_the_picture_is_ascii_where_the_encoding_needs_it(
     assert "#" * 24 in result.stdout
 
 
-def test_inspect_has_colour_on_a_terminal_only_and_not_with_no_color(saved: Save) -> None:
+def test_color_is_for_terminals_and_respects_no_color(saved: Save) -> None:
     command = ["inspect", str(saved("llama", "fp32"))]
-    assert COLOUR.search(on_terminal(command, stdout=True)[0])
-    assert not COLOUR.search(on_terminal(command, stdout=True, NO_COLOR="1")[0])
+    assert COLOR.search(on_terminal(command, stdout=True)[0])
+    assert not COLOR.search(on_terminal(command, stdout=True, NO_COLOR="1")[0])
     assert "\x1b" not in recast_process(*command).stdout
 
 
@@ -287,7 +281,7 @@ def test_gpu_memory_is_that_of_the_allocators_settings(tmp_path: Path) -> None:
     ]
 
 
-def test_inspect_shows_requested_allocated_and_reserved_in_each_dtype(tmp_path: Path) -> None:
+def test_every_dtype_has_requested_allocated_and_reserved(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", ["w"], elements=11 * MIB // 4)
     lines = [line.split("  ") for line in recast_process("inspect", path).stdout.splitlines()]
     table = {line[1].strip(): " ".join(line[2:]).split() for line in lines if len(line) > 3}
@@ -326,7 +320,7 @@ def test_inspect_without_a_gpu_says_so(model: Path) -> None:
         ("", None),
     ],
 )
-def test_the_gpu_is_the_one_that_programs_see(
+def test_the_gpu_is_the_first_visible_one(
     visible: str | None, name: str | None, gpu: Any, model: Path
 ) -> None:
     env = {**environment(), **gpu(20), "CUDA_VISIBLE_DEVICES": visible or ""}

@@ -118,7 +118,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_allocator_does_what_was_worked_out_by_hand(name: str) -> None:
+def test_predictions_match_cases_worked_out_by_hand(name: str) -> None:
     sizes, keywords, expected = CASES[name]
     assert tuple(predict(sizes, Settings(**keywords))) == expected
 
@@ -182,7 +182,7 @@ CUDA, GENERAL = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
         ),
     ],
 )
-def test_the_allocators_settings_are_read_from_the_environment(
+def test_settings_are_read_from_the_environment(
     environ: dict[str, str], expected: Settings
 ) -> None:
     found, notes = read_settings(environ)
@@ -203,7 +203,7 @@ def test_the_allocators_settings_are_read_from_the_environment(
         ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "PYTORCH_NO_CUDA_MEMORY_CACHING"),
     ],
 )
-def test_settings_that_do_not_count_are_named(environ: dict[str, str], said: str) -> None:
+def test_settings_that_are_ignored_are_named(environ: dict[str, str], said: str) -> None:
     found, notes = read_settings(environ)
     assert found == Settings()
     assert [said in note for note in notes] == [True]
