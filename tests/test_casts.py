@@ -3,20 +3,23 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 import recast
 import torch
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+NUMPY: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+Bits = npt.NDArray[np.uint32]
 BITS = {4: torch.int32, 2: torch.int16}
 PAIRS = [(a, b) for a in DTYPES for b in DTYPES]
 
 
-def thinned():
+def thinned() -> Bits:
     """Binary32 patterns: both sides of every rounding boundary of every exponent, all specials,
     and 10^7 random ones."""
     exponents = np.arange(512, dtype=np.uint32) << 23  # sign and exponent
@@ -26,17 +29,17 @@ def thinned():
         mantissas |= {(tie + near) & 0x7FFFFF for near in (-1, 0, 1)}
         mantissas |= {(0x7FFFFF - tie + near) & 0x7FFFFF for near in (-1, 0, 1)}
     edges = (exponents[:, None] | np.array(sorted(mantissas), dtype=np.uint32)[None]).ravel()
-    # Every fp16 and bf16 value, the ties between neighbours, and what lies next to both.
+    # Every fp16 and bf16 value, the ties between neighbors, and what lies next to both.
     sixteen = np.arange(1 << 16, dtype=np.uint16)
     half = sixteen.view(np.float16).astype(np.float32).view(np.uint32)
     brain = sixteen.astype(np.uint32) << 16
-    near = [half + d for d in (0, 1, 0xFFF, 0x1000, 0x1001, 0xFFFFFFFF)]
+    near: list[npt.NDArray[Any]] = [half + d for d in (0, 1, 0xFFF, 0x1000, 0x1001, 0xFFFFFFFF)]
     near += [brain + d for d in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFFFFFF)]
     noise = np.random.default_rng(7).integers(0, 1 << 32, 10_000_000, dtype=np.uint32)
     return np.concatenate([edges, *(part.astype(np.uint32) for part in near), noise])
 
 
-def assert_same(ours, theirs):
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     bits = BITS[ours.element_size()]
     same = ours.view(bits) == theirs.view(bits)
     both_nan = ours.isnan() & theirs.isnan()
@@ -44,20 +47,20 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_fp32_inputs_around_every_boundary_match_torch(to):
+def test_fp32_inputs_around_every_boundary_match_torch(to: str) -> None:
     x = torch.from_numpy(thinned().view(np.int32)).view(torch.float32)
     assert_same(recast.cast(x, to), x.to(DTYPES[to]))
 
 
 @pytest.mark.parametrize("source", ["fp16", "bf16"])
 @pytest.mark.parametrize("to", list(DTYPES))
-def test_every_16_bit_input_matches_torch(source, to):
+def test_every_16_bit_input_matches_torch(source: str, to: str) -> None:
     x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(DTYPES[source])
     assert_same(recast.cast(x, to), x.to(DTYPES[to]))
 
 
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
-def test_the_level_that_is_forced_gives_the_same_bits(level, tmp_path):
+def test_the_level_that_is_forced_gives_the_same_bits(level: str) -> None:
     script = (
         "import sys, numpy as np, ml_dtypes, recast\n"
         "x = np.random.default_rng(3).integers(0, 1 << 32, 1_000_003, dtype=np.uint32)\n"
@@ -68,7 +71,7 @@ def test_the_level_that_is_forced_gives_the_same_bits(level, tmp_path):
         "sys.stdout.buffer.write(b''.join(a.tobytes() for a in out))\n"
     )
 
-    def run(environment):
+    def run(environment: dict[str, str]) -> "subprocess.CompletedProcess[bytes]":
         command = [sys.executable, "-c", script]
         return subprocess.run(command, env={**os.environ, **environment}, capture_output=True)
 
@@ -79,7 +82,7 @@ def test_the_level_that_is_forced_gives_the_same_bits(level, tmp_path):
     assert forced.stdout == run({"RECAST_SIMD": ""}).stdout
 
 
-def test_an_unknown_level_is_a_clear_error():
+def test_an_unknown_level_is_a_clear_error() -> None:
     script = "import recast, numpy as np; recast.cast(np.zeros(3, np.float32), 'fp16')"
     run = subprocess.run(
         [sys.executable, "-c", script],
@@ -93,7 +96,7 @@ def test_an_unknown_level_is_a_clear_error():
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_nan_stays_nan_with_its_sign_and_top_payload(to):
+def test_nan_stays_nan_with_its_sign_and_top_payload(to: str) -> None:
     payloads = np.arange(1, 1 << 23, dtype=np.uint32)
     for sign in (0, 0x80000000):
         x = (payloads | 0x7F800000 | sign).view(np.float32)
@@ -102,7 +105,7 @@ def test_nan_stays_nan_with_its_sign_and_top_payload(to):
         assert np.array_equal(out, (sign >> 16) | quiet | (payloads >> shift))
 
 
-def kinds(source):
+def kinds(source: str) -> dict[str, torch.Tensor]:
     """The shapes and layouts an array can come in."""
     base = (torch.randn(64, 66) * 100).to(DTYPES[source])
     return {
@@ -117,7 +120,7 @@ def kinds(source):
 
 
 @pytest.mark.parametrize(("source", "to"), PAIRS)
-def test_every_layout_of_a_torch_tensor_is_cast(source, to):
+def test_every_layout_of_a_torch_tensor_is_cast(source: str, to: str) -> None:
     for name, x in kinds(source).items():
         out = recast.cast(x, to)
         assert isinstance(out, torch.Tensor), name
@@ -126,7 +129,7 @@ def test_every_layout_of_a_torch_tensor_is_cast(source, to):
 
 
 @pytest.mark.parametrize(("source", "to"), PAIRS)
-def test_every_layout_of_a_numpy_array_is_cast(source, to):
+def test_every_layout_of_a_numpy_array_is_cast(source: str, to: str) -> None:
     base = (np.random.default_rng(1).standard_normal((64, 66)) * 100).astype(NUMPY[source])
     frozen = base.copy()
     frozen.flags.writeable = False
@@ -146,35 +149,37 @@ def test_every_layout_of_a_numpy_array_is_cast(source, to):
         assert np.array_equal(out.view(f"u{out.itemsize}"), expected.view(f"u{out.itemsize}"))
 
 
-def test_out_is_filled_and_returned():
+def test_out_is_filled_and_returned() -> None:
     x = torch.randn(1000)
     out = torch.empty(1000, dtype=torch.bfloat16)
     assert recast.cast(x, "bf16", out=out) is out
     assert torch.equal(out, x.to(torch.bfloat16))
+    bad: Any
     for bad in (torch.empty(999, dtype=torch.bfloat16), torch.empty(1000), np.empty(1000)):
         with pytest.raises(recast.UsageError):
             recast.cast(x, "bf16", out=bad)
 
 
-def test_a_tensor_that_is_not_on_the_cpu_is_a_clear_error():
+def test_a_tensor_that_is_not_on_the_cpu_is_a_clear_error() -> None:
     with pytest.raises(recast.UsageError, match="cpu"):
         recast.cast(torch.empty(3, device="meta"), "bf16")
 
 
-def test_what_cannot_be_cast_is_a_clear_error():
+def test_what_cannot_be_cast_is_a_clear_error() -> None:
+    bad: Any
     for bad in (np.zeros(3), np.zeros(3, np.int32), torch.zeros(3, dtype=torch.int64), [1.0], 1.0):
         with pytest.raises(recast.UsageError):
             recast.cast(bad, "bf16")
 
 
-def test_any_number_of_threads_gives_the_same_values():
+def test_any_number_of_threads_gives_the_same_values() -> None:
     x = torch.randn(3_000_001)
     expected = x.to(torch.float16)
     for threads in (1, 2, 3, 16):
         assert torch.equal(recast.cast(x, "fp16", threads=threads), expected)
 
 
-def test_without_new_threads_the_running_ones_do_the_work():
+def test_without_new_threads_the_running_ones_do_the_work() -> None:
     # Room for a few stacks beside what the process has, and for nothing like 64 of them.
     code = """
 import resource
@@ -194,7 +199,7 @@ print(out.min(), out.max())
     assert (result.stdout, result.stderr) == ("1.0 1.0\n", "")
 
 
-def test_the_input_is_not_copied():
+def test_the_input_is_not_copied() -> None:
     # Casting 256 MiB grows the process by the output and little more.
     script = (
         "import resource, numpy as np, recast\n"

@@ -35,7 +35,8 @@ def all_values(name: str) -> np.ndarray[Any, Any]:
     """Every value of a dtype of at most 16 bits, in the order of its codes, as binary64."""
     codes = np.arange(1 << TABLE[name].bits)
     with np.errstate(invalid="ignore"):
-        return codes.astype(f"u{max(TABLE[name].bits, 8) // 8}").view(NUMPY[name]).astype(float)
+        values = codes.astype(f"u{max(TABLE[name].bits, 8) // 8}").view(NUMPY[name])
+        return np.asarray(values, np.float64)
 
 
 def test_the_floating_dtypes_are_those_of_ml_dtypes_and_numpy() -> None:
