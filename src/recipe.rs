@@ -19,18 +19,13 @@ pub const FORMAT: u32 = 1;
 /// Bytes of the result that are made at a time.
 pub const PIECE: u64 = 1 << 20;
 
-/// A range of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
-    /// The source's position in [`Recipe::sources`].
     pub source: usize,
-    /// Its first byte.
     pub start: u64,
-    /// How many bytes.
     pub bytes: u64,
 }
 
-/// How a range of a result is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Span {
@@ -39,19 +34,10 @@ pub enum Span {
     /// The bytes of a source.
     Copy(Extent),
     /// The bytes of a source, which are audited as if they were cast.
-    Keep {
-        /// The values.
-        values: Extent,
-        /// What they are.
-        from: Float,
-        /// What they are not cast to.
-        to: Float,
-    },
+    Keep { values: Extent, from: Float, to: Float },
     /// Values, cast.
     Cast {
-        /// The values.
         values: Extent,
-        /// What they are.
         from: Float,
         /// What they become.
         to: Float,
@@ -68,7 +54,6 @@ pub struct Recipe {
     pub sources: Vec<Source>,
     /// In the order of the result's bytes.
     pub spans: Vec<Span>,
-    /// What becomes of finite values that the target of a cast cannot hold.
     pub overflow: Overflow,
 }
 
@@ -134,7 +119,6 @@ impl Span {
         !matches!(self, Span::Literal(_) | Span::Copy(_))
     }
 
-    /// Whether finite values can become infinite in it.
     pub fn can_overflow(&self) -> bool {
         match self {
             Span::Cast { from, to, .. } => from.layout().largest() > to.layout().largest(),
@@ -190,7 +174,6 @@ pub struct Part {
     pub span: usize,
     /// The first byte, counted from the start of the span.
     pub start: u64,
-    /// How many bytes.
     pub bytes: u64,
 }
 
@@ -198,7 +181,7 @@ pub struct Part {
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// The spans' starts, and the end of the last.
-    starts: Vec<u64>,
+    pub starts: Vec<u64>,
 }
 
 impl Recipe {
@@ -217,7 +200,6 @@ impl Recipe {
         self.spans.iter().map(Span::bytes).sum()
     }
 
-    /// Where the blocks of the result lie.
     pub fn blocks(&self) -> Blocks {
         let starts = self.layout().starts;
         Blocks::new(starts[..starts.len() - 1].iter().copied(), starts[starts.len() - 1])
@@ -318,6 +300,3 @@ pub fn hash<'a>(files: impl Iterator<Item = (&'a Path, bool, &'a Recipe)>) -> Di
     write().expect("a hash takes everything");
     out.into_inner().expect("a hash takes everything").finish()
 }
-
-#[cfg(test)]
-mod tests;

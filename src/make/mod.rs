@@ -5,7 +5,6 @@
 
 pub mod check;
 mod job;
-pub mod memory;
 mod range;
 mod sink;
 pub mod threads;
@@ -91,3 +90,6 @@ fn affordable(workers: usize) -> (usize, usize) {
     let workers = workers.min(free / (2 * EACH)).max(1);
     (workers, (free.saturating_sub(workers * EACH) / EACH).min(UNSYNCED))
 }
+
+#[cfg(test)]
+mod tests;

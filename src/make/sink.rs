@@ -6,12 +6,9 @@ use crate::error::Error;
 use crate::place::Marks;
 use crate::recipe::Recipe;
 
-/// A file to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct File<'a> {
-    /// What the sinks know it by.
     pub number: usize,
-    /// How it is made.
     pub recipe: &'a Recipe,
 }
 
@@ -24,18 +21,13 @@ pub struct Made {
     pub audits: Vec<Audit>,
 }
 
-/// Where the bytes of a file go.
 pub trait Sink: Send + Sync {
-    /// Takes bytes at an offset.
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Error>;
 }
 
-/// Where files go.
 pub trait Sinks: Sync {
-    /// Where one goes.
     type Sink: Sink;
 
-    /// Begins the file with a number.
     fn create(&self, number: usize) -> Result<Self::Sink, Error>;
 
     /// Takes over a file whose bytes were all written; `stopped` says that nobody waits for it any
@@ -49,7 +41,6 @@ pub trait Sinks: Sync {
     ) -> Result<(), Error>;
 }
 
-/// How to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub level: Level,

@@ -12,7 +12,7 @@ const KNOWN: [&str; 10] = ["s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http
 /// The host of the Hub's pages.
 const HUB: [&str; 2] = ["huggingface.co/", "hf.co/"];
 
-/// What the Hub has besides models, as it stands in the place of an owner.
+/// What the Hub has besides models, in the position of an owner.
 const OTHER_KINDS: [&str; 4] = ["datasets", "spaces", "kernels", "buckets"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

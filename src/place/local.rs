@@ -1,5 +1,5 @@
 //! A directory of the local file system: regular files of a sensible size, read through a map
-//! whose pages are let go once they are used, or by positioned reads into a worker's own buffer.
+//! whose pages are released after use, or by positioned reads into a worker's own buffer.
 
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::links::LinkPolicy;
 use super::regular;
-use super::{Found, Marks, Object, Place};
+use super::{Marks, Object, ObjectInfo, Place};
 use crate::error::Error;
 use crate::fs;
 
@@ -22,7 +22,7 @@ const TELLING: usize = 256 << 10;
 pub struct Local {
     root: PathBuf,
     links: LinkPolicy,
-    /// The only file, whose name a user gave and so vouches for.
+    /// The only file, which the user named and so trusts.
     single: Option<PathBuf>,
 }
 
@@ -49,7 +49,7 @@ impl Place for Local {
         }
     }
 
-    fn look(&self, key: &Path) -> Result<Found, Error> {
+    fn look(&self, key: &Path) -> Result<ObjectInfo, Error> {
         let path = self.root.join(key);
         let found = if self.single.as_deref() == Some(key) {
             regular::regular(&path)?
@@ -58,7 +58,7 @@ impl Place for Local {
             let own = own.ok_or_else(|| Error::NoSuchPath { path: path.clone(), model: None })?;
             self.links.check(&path, own.is_symlink())?
         };
-        Ok(Found { marks: marks(&found), executable: is_executable(&found) })
+        Ok(ObjectInfo { marks: marks(&found), executable: is_executable(&found) })
     }
 
     fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
@@ -201,7 +201,6 @@ impl Map {
         }
     }
 
-    /// Gives pages back to the system: not known how on this one.
     #[cfg(not(unix))]
     fn release(&self, _start: usize, _bytes: usize) {}
 }

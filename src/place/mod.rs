@@ -1,11 +1,10 @@
-//! Where the objects of a checkpoint are, for reading: a directory, or memory. An object has a key
+//! Where the objects of a checkpoint are, for reading: a directory. An object has a key
 //! (a path below the place's root), bytes, and marks, by which the place tells that nothing changed.
 
 pub mod address;
 pub mod hub_cache;
 pub mod links;
 pub mod local;
-pub mod memory;
 pub mod regular;
 
 use std::path::{Path, PathBuf};
@@ -39,22 +38,20 @@ pub struct Source {
 }
 
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct ObjectInfo {
     pub marks: Marks,
     pub executable: bool,
 }
 
 pub trait Place: Send + Sync + std::fmt::Debug {
-    /// The keys of all objects, sorted.
     fn list(&self) -> Result<Vec<PathBuf>, Error>;
 
     /// What is at `key` now. Opens nothing.
-    fn look(&self, key: &Path) -> Result<Found, Error>;
+    fn look(&self, key: &Path) -> Result<ObjectInfo, Error>;
 
     /// Opens the object at `key`, through a memory map where that is asked for and possible.
     fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error>;
 
-    /// The name of an object for messages.
     fn name(&self, key: &Path) -> PathBuf;
 }
 

@@ -1,10 +1,19 @@
 //! A recipe makes the same bytes whole, in pieces, in any range and anywhere; what it says is
 //! written down and read again. The judge of the values is the crate `half`.
 
-use super::*;
-use crate::make::memory::Memory as Sink;
-use crate::make::{self, File, make};
-use crate::place::memory::Memory;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::{File, Made, Sink, Sinks, make};
+use crate::cast::{Level, Overflow};
+use crate::checksum::{BLOCK, Digest};
+use crate::dtype::Float;
+use crate::error::Error;
+use crate::held;
+use crate::make;
+use crate::place::{Marks, Object, ObjectInfo, Place, Source};
+use crate::recipe::{self, Extent, PIECE, Recipe, Span};
 
 const LEVEL: Level = Level::Portable;
 
@@ -57,7 +66,7 @@ fn example() -> (Memory, Recipe, Vec<u8>) {
 }
 
 fn made(place: &Memory, recipe: &Recipe, threads: usize) -> (Vec<u8>, make::Made) {
-    let sink = Sink::default();
+    let sink = MemorySinks::default();
     let options = make::Options {
         level: LEVEL,
         threads: Some(threads),
@@ -150,7 +159,7 @@ fn what_a_recipe_says_is_written_down_and_read_again() {
 #[test]
 fn the_hash_is_of_all_that_decides_about_the_bytes_and_of_nothing_else() {
     let (_, recipe, _) = example();
-    let hash = |recipe: &Recipe| super::hash([(Path::new("a"), false, recipe)].into_iter());
+    let hash = |recipe: &Recipe| recipe::hash([(Path::new("a"), false, recipe)].into_iter());
     // Another value here means that all recipes are other ones: then FORMAT must change too.
     let pinned = Recipe { spans: recipe.spans[..5].to_vec(), ..recipe.clone() };
     assert_eq!(hash(&pinned).to_string(), "043f8a504e4295e3f5ab22ad455e7aa7");
@@ -164,8 +173,8 @@ fn the_hash_is_of_all_that_decides_about_the_bytes_and_of_nothing_else() {
     for other in &others {
         assert_ne!(hash(other), hash(&recipe));
     }
-    assert_ne!(super::hash([(Path::new("b"), false, &recipe)].into_iter()), hash(&recipe));
-    assert_ne!(super::hash([(Path::new("a"), true, &recipe)].into_iter()), hash(&recipe));
+    assert_ne!(recipe::hash([(Path::new("b"), false, &recipe)].into_iter()), hash(&recipe));
+    assert_ne!(recipe::hash([(Path::new("a"), true, &recipe)].into_iter()), hash(&recipe));
 }
 
 #[test]
@@ -194,4 +203,119 @@ fn a_source_that_is_not_the_one_that_was_planned_is_refused() {
     place.put("values", floats(1_000));
     let error = make::range(&recipe, &place, LEVEL, 0..100).expect_err("another length");
     assert!(matches!(error, crate::error::Error::Changed { .. }), "{error}");
+}
+
+type Bytes = Arc<Vec<u8>>;
+
+#[derive(Debug, Default)]
+struct Memory(Mutex<HashMap<PathBuf, Bytes>>);
+
+impl Memory {
+    /// Puts an object at `key`, in the place of one that may be there.
+    fn put(&self, key: impl Into<PathBuf>, bytes: impl Into<Vec<u8>>) {
+        held(&self.0).insert(key.into(), Arc::new(bytes.into()));
+    }
+
+    fn find(&self, key: &Path) -> Result<Bytes, Error> {
+        let found = held(&self.0).get(key).map(Arc::clone);
+        found.ok_or_else(|| Error::NoSuchPath { path: key.to_owned(), model: None })
+    }
+}
+
+impl Place for Memory {
+    fn list(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut keys: Vec<PathBuf> = held(&self.0).keys().cloned().collect();
+        keys.sort();
+        Ok(keys)
+    }
+
+    fn look(&self, key: &Path) -> Result<ObjectInfo, Error> {
+        self.find(key).map(|bytes| ObjectInfo { marks: marks(&bytes), executable: false })
+    }
+
+    fn open(&self, key: &Path, _mmap: bool) -> Result<Box<dyn Object>, Error> {
+        Ok(Box::new(Opened { key: key.to_owned(), bytes: self.find(key)? }))
+    }
+
+    fn name(&self, key: &Path) -> PathBuf {
+        key.to_owned()
+    }
+}
+
+struct Opened {
+    key: PathBuf,
+    bytes: Bytes,
+}
+
+impl Object for Opened {
+    fn marks(&self) -> Result<Marks, Error> {
+        Ok(marks(&self.bytes))
+    }
+
+    fn get<'a>(
+        &'a self,
+        start: u64,
+        bytes: usize,
+        _buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Error> {
+        let start = usize::try_from(start).ok();
+        let range = start.and_then(|start| self.bytes.get(start..start.checked_add(bytes)?));
+        range.ok_or_else(|| Error::Changed { path: self.key.clone() })
+    }
+}
+
+/// An object that is put again has another allocation, unless nobody holds the old one.
+fn marks(bytes: &Bytes) -> Marks {
+    Marks { bytes: bytes.len() as u64, rest: format!("{:p}", bytes.as_ptr()) }
+}
+
+/// Files in memory, by their numbers: the bytes, and what was made.
+#[derive(Debug, Default)]
+struct MemorySinks(Mutex<Vec<(usize, Vec<u8>, Made)>>);
+
+impl MemorySinks {
+    fn files(self) -> Vec<(usize, Vec<u8>, Made)> {
+        let mut files = std::mem::take(&mut *held(&self.0));
+        files.sort_by_key(|(number, ..)| *number);
+        files
+    }
+}
+
+#[derive(Debug, Default)]
+struct Growing(Mutex<Vec<u8>>);
+
+impl Sink for Growing {
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        let mut held = held(&self.0);
+        let start = offset as usize;
+        let end = start + bytes.len();
+        let missing = end.saturating_sub(held.len());
+        held.try_reserve(missing).map_err(|_| {
+            Error::create(&PathBuf::from("memory"))(std::io::ErrorKind::OutOfMemory.into())
+        })?;
+        if missing > 0 {
+            held.resize(end, 0);
+        }
+        held[start..end].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Sinks for MemorySinks {
+    type Sink = Growing;
+
+    fn create(&self, _number: usize) -> Result<Growing, Error> {
+        Ok(Growing::default())
+    }
+
+    fn finish(
+        &self,
+        number: usize,
+        sink: Growing,
+        made: Made,
+        _stopped: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
+        held(&self.0).push((number, std::mem::take(&mut *held(&sink.0)), made));
+        Ok(())
+    }
 }
