@@ -13,6 +13,7 @@ mod overflow;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+pub use causes::Reason;
 pub(crate) use causes::causes;
 pub use destination::DestinationFault;
 pub use difference::Difference;
@@ -22,9 +23,6 @@ pub use json::JsonFault;
 pub use overflow::{Overflow, OverflowedTensor};
 
 use crate::shown::{Shown, shown_all};
-
-/// What a library says of a text that it cannot read.
-pub type Reason = Box<dyn std::error::Error + Send + Sync>;
 
 causes! {
     /// Everything that can go wrong in recast.

@@ -114,7 +114,8 @@ def test_every_message_of_the_core_has_an_entry_where_it_belongs(heading: str) -
 
 
 def test_every_error_of_the_core_says_the_way_out_where_there_is_one() -> None:
-    without = {text for kind, text, hint in of_the_core() if kind.startswith("Exit code ") and not hint}
+    errors = [row for row in of_the_core() if row[0].startswith("Exit code ")]
+    without = {text for _, text, hint in errors if not hint}
     assert without == {
         "REASON",
         "PATH: cannot ACTION: REASON",

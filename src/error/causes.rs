@@ -60,3 +60,6 @@ impl IntoHint for Option<String> {
         self
     }
 }
+
+/// What a library says of a text that it cannot read.
+pub type Reason = Box<dyn std::error::Error + Send + Sync>;

@@ -1,4 +1,4 @@
-use super::causes;
+use super::causes::causes;
 
 const ELSEWHERE: &str = "give another directory";
 const MOVE_AWAY: &str = "move it away, or give another destination";

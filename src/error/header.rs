@@ -1,4 +1,4 @@
-use super::{Reason, causes};
+use super::causes::{Reason, causes};
 use crate::shown::counted;
 
 causes! {

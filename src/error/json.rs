@@ -1,4 +1,4 @@
-use super::{Reason, causes};
+use super::causes::{Reason, causes};
 
 causes! {
     /// What is wrong with a config or an index.
@@ -17,7 +17,7 @@ causes! {
         DuplicateKey { key: String = "KEY" }
             "duplicate key '{key}'";
         DuplicateTensor { tensor: String = "NAME" }
-            "tensor '{tensor}' is mapped twice";
+            "duplicate tensor '{tensor}'";
         NotAName { tensor: String = "NAME" }
             "tensor '{tensor}' is not mapped to a file name";
     }
