@@ -51,7 +51,6 @@ impl SourceFile {
     }
 }
 
-/// A checkpoint whose headers, indexes and configs were read.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The path that was opened; where that was the folder of a repository in a Hub cache, the

@@ -11,7 +11,6 @@ use serde::Deserialize;
 use crate::dtype::Float;
 use crate::error::{Error, Reason};
 
-/// How many near names an unmatched pattern suggests.
 const SUGGESTIONS: usize = 3;
 
 /// A `--keep` pattern: a tensor's name as it is, a glob over the whole name, or `re:` and a regular
@@ -28,7 +27,6 @@ enum Matcher {
 }
 
 impl Pattern {
-    /// Parses a pattern.
     pub fn parse(text: &str) -> Result<Pattern, Error> {
         let matcher = match text.strip_prefix("re:") {
             Some(regex) => Regex::new(regex).map(Matcher::Regex).map_err(Reason::from),
@@ -58,7 +56,6 @@ impl Pattern {
         self.text.contains('/')
     }
 
-    /// As the user wrote it.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -107,7 +104,6 @@ pub fn component(file: &Path) -> String {
     names.join("/")
 }
 
-/// An entry of the built-in list.
 #[derive(Debug, Deserialize)]
 pub struct Entry {
     /// Dotted parts of a tensor's name; `gate.weight` matches `mlp.gate.weight`, not
@@ -115,10 +111,8 @@ pub struct Entry {
     pub names: Vec<String>,
     /// The targets, by short name, for which loaders keep the tensor.
     pub targets: Vec<String>,
-    /// The `model_type`s whose loaders do.
     pub model_types: Vec<String>,
     pub reason: String,
-    /// Where that is known from.
     pub source: String,
 }
 
@@ -134,7 +128,6 @@ pub fn built_in(to: Float, model_types: &[String]) -> Vec<Entry> {
 }
 
 impl Entry {
-    /// Whether the tensor called `name` is on this entry.
     pub fn matches(&self, name: &str) -> bool {
         self.names.iter().any(|part| {
             name.match_indices(part.as_str()).any(|(at, _)| {

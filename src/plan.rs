@@ -25,7 +25,6 @@ pub use tensors::{Action, Content, Options, PlannedTensor};
 /// The file that makes a directory of several models a diffusers pipeline.
 pub const PIPELINE: &str = "model_index.json";
 
-/// How many names a warning lists before it counts the rest.
 const LISTED: usize = 4;
 
 #[derive(Clone, Debug)]
@@ -121,7 +120,6 @@ impl Plan {
         }
     }
 
-    /// Whether finite values can become infinite.
     fn can_overflow(&self) -> bool {
         self.files.iter().any(|file| file.recipe.spans.iter().any(Span::can_overflow))
     }

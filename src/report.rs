@@ -24,7 +24,6 @@ use crate::recipe::FORMAT;
 /// Of the report and of what the command prints as JSON.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Tensors that keep their dtype for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     reason: String,
@@ -49,7 +48,6 @@ pub struct Summary {
     parameters: u64,
     bytes_read: u64,
     bytes_written: u64,
-    /// Nothing before it is carried out.
     pub audit: Option<Totals>,
     kept: Vec<Kept>,
     warnings: Vec<String>,
@@ -129,7 +127,6 @@ impl Summary {
     }
 }
 
-/// What a run made, for its report.
 #[derive(Clone, Debug)]
 pub struct Made {
     pub run: Digest,
@@ -190,7 +187,6 @@ fn lines<T: Serialize>(out: &mut dyn Write, items: impl Iterator<Item = T>) -> i
     out.write_all(if before == "[" { b"[]" } else { b"\n  ]" })
 }
 
-/// The audit of a tensor that was cast.
 #[derive(Serialize)]
 struct Row<'a> {
     name: &'a str,

@@ -1,4 +1,4 @@
-//! Names as messages show them. They come from files nobody vouches for, and must neither forge a
+//! Names as messages show them. They come from untrusted files, and must neither forge a
 //! line of a message, nor steer a terminal, nor make a message too long to read.
 
 use std::fmt::Write;
@@ -8,7 +8,6 @@ use std::path::Path;
 const START: usize = 400;
 const END: usize = 160;
 
-/// What can be part of a message.
 pub trait Shown {
     /// It on one line, with its middle left out where it is too long (a name may have a hundred
     /// million bytes), and every character escaped that is not for printing.

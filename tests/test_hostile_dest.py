@@ -225,7 +225,8 @@ def test_what_recast_does_not_know_stays(name: str, place: Place) -> None:
         for options in ((), ("--overwrite",), ("--dry-run",)):
             result = convert(place.source, place.dest, *options)
             assert result.returncode == 73, result.stderr
-            assert f"{place.dest / '.recast' / name}: is not something that recast creates" in result.stderr
+            what = "is not something that recast creates"
+            assert f"{place.dest / '.recast' / name}: {what}" in result.stderr
             assert "hint: " in result.stderr
             assert tree(place.dest) == before
 

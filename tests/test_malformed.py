@@ -333,7 +333,7 @@ JSON_FILES = {
     "index: a tensor twice": (
         INDEX,
         b'{"weight_map":{"w":"model.safetensors","\\u0077":"model.safetensors"}}',
-        "'w' is mapped twice",
+        "duplicate tensor 'w'",
     ),
     "index: a number for a shard": (INDEX, b'{"weight_map":{"w":1}}', "'w'"),
     "index: null for a shard": (INDEX, b'{"weight_map":{"w":null}}', "'w'"),

@@ -11,12 +11,10 @@ pub struct Summary {
     pub largest: u32,
     /// One less than the smallest non-zero magnitude; `u32::MAX` when all are zero.
     pub smallest_less_one: u32,
-    /// All bits that were set in any value.
     pub union: u32,
 }
 
 impl Summary {
-    /// Of no elements.
     pub const EMPTY: Summary = Summary { largest: 0, smallest_less_one: u32::MAX, union: 0 };
 
     #[inline(always)]
@@ -35,7 +33,6 @@ impl Summary {
     }
 }
 
-/// What a cast did to a tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Row", into = "Row")]
 pub struct Audit {
@@ -72,12 +69,10 @@ impl Default for Audit {
 }
 
 impl Audit {
-    /// The largest finite magnitude in the source.
     pub fn max_abs(&self) -> f32 {
         f32::from_bits(self.max_abs_bits)
     }
 
-    /// Joins the audit of another part of the same tensor.
     pub fn merge(&mut self, other: &Audit) {
         self.to_inf += other.to_inf;
         self.to_zero += other.to_zero;
@@ -105,7 +100,6 @@ impl Audit {
     }
 }
 
-/// Counts a block value by value.
 #[inline(always)]
 fn count<S: Element, D: Element>(src: &[u8]) -> Audit {
     let (mut to_inf, mut to_zero, mut nan, mut inf) = (0_u32, 0_u32, 0_u32, 0_u32);

@@ -18,7 +18,6 @@ pub enum Overflow {
     /// Infinity, as IEEE 754 rounding says.
     #[default]
     Infinity,
-    /// The largest finite value, with the sign.
     Saturate,
 }
 

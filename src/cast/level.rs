@@ -5,23 +5,18 @@ use std::sync::OnceLock;
 
 use crate::error::Error;
 
-/// An instruction set the loop is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     Portable,
-    /// x86-64 with AVX2 and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
 }
 
-/// The environment variable that forces a level.
 pub const VARIABLE: &str = "RECAST_SIMD";
 
 impl Level {
     pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
 
-    /// The name `RECAST_SIMD` takes.
     pub const fn name(self) -> &'static str {
         match self {
             Level::Portable => "portable",
@@ -73,7 +68,6 @@ impl Level {
         Ok(*CURRENT.get_or_init(|| level))
     }
 
-    /// The levels this CPU runs, lowest first.
     pub fn available_levels() -> impl Iterator<Item = Level> {
         Level::ALL.into_iter().filter(|level| level.available())
     }

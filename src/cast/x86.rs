@@ -12,13 +12,11 @@ use super::element::Element;
 use super::kernel::{Run, run_blocks};
 use super::lanes::{Binary16, LANES};
 
-/// The loop for AVX2 and F16C.
 #[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2")]
 pub fn run_avx2<S: Element, D: Element>(run: Run<'_>) {
     run_blocks::<F16c, S, D>(run);
 }
 
-/// The loop for AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
 pub fn run_avx512<S: Element, D: Element>(run: Run<'_>) {
     run_blocks::<Avx512, S, D>(run);

@@ -21,7 +21,6 @@ const LOOKS: usize = 16;
 /// How often a run looks again before it says that it gets nowhere.
 const ROUNDS: usize = 1000;
 
-/// What a round came to.
 pub enum Next {
     Again,
     Ended(Box<Outcome>),
@@ -197,7 +196,6 @@ impl Conversion<'_> {
         Ok(is_quiet && Destination::look(&self.dest)?.fingerprint == there.fingerprint)
     }
 
-    /// What must hold when a run begins at a destination.
     pub(super) fn check_first(&self, there: &Destination, runs: &[RunName]) -> Result<(), Error> {
         if !self.options.overwrite {
             if let Some(report) = &there.report {
@@ -251,7 +249,6 @@ impl Conversion<'_> {
         Ok(Outcome::Done { summary, compared, completed: self.completed })
     }
 
-    /// Makes the destination and sets this run up in it.
     fn set_up(&mut self) -> Result<(), Error> {
         if self.created.is_empty() {
             let missing = self.dest.ancestors().take_while(|path| !path.exists());
@@ -265,7 +262,7 @@ impl Conversion<'_> {
         }
         self.folder.create()?;
         let name = self.options.on_overflow.name();
-        let about = Identity::begun(self.plan, self.run, name, self.sums());
+        let about = Identity::planned(self.plan, self.run, name, self.sums());
         let (run, exclusive) = self.folder.set_up(&about, self.seen.unwrap_or_default())?;
         self.mine = Some(run);
         self.hold(exclusive)

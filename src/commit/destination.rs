@@ -311,7 +311,6 @@ fn is_same(left: &Path, right: &Path) -> Result<bool, Error> {
     Ok(identity(left)? == identity(right)?)
 }
 
-/// Whether two paths lead to the same directory.
 #[cfg(not(unix))]
 fn is_same(left: &Path, right: &Path) -> Result<bool, Error> {
     let resolve = |path: &Path| std::fs::canonicalize(path).map_err(Error::io("resolve", path));

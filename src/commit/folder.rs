@@ -32,7 +32,6 @@ pub struct Folder {
 pub struct Contents {
     pub runs: Vec<RunName>,
     pub publishing: Option<RunName>,
-    /// What anybody may remove.
     trash: Vec<PathBuf>,
     /// What the next run removes.
     leftovers: Vec<PathBuf>,
@@ -110,12 +109,10 @@ impl Folder {
         run.map(Some).ok_or_else(|| not_ours(&path.join(name)))
     }
 
-    /// Where the files of a staged run are.
     pub fn run(&self, run: &RunName) -> RunFolder {
         RunFolder::at(self.path.join(format!("run-{}", run.text)).join(&run.text))
     }
 
-    /// Where the files of the publication under way are.
     pub fn publication(&self, run: &RunName) -> RunFolder {
         RunFolder::at(self.path.join(PUBLISH).join(&run.text))
     }
@@ -133,7 +130,7 @@ impl Folder {
         Ok((RunName { hash: about.run, text: name }, exclusive))
     }
 
-    /// Moves a run out of the way, for anybody to remove; nothing when somebody else did.
+    /// Moves a run out of the way, for any process to remove; nothing when another one did.
     pub fn displace(&self, run: &RunName) -> Result<(), Error> {
         self.move_run(run, &self.path.join(format!("trash-{}", unique())))
     }
@@ -156,7 +153,7 @@ impl Folder {
     /// The one transition: from here on a run's files are being published, by whoever comes.
     ///
     /// # Errors
-    /// What the system says: `NotFound` when somebody moved the run away, `DirectoryNotEmpty` while
+    /// What the system says: `NotFound` when another process moved the run away, `DirectoryNotEmpty` while
     /// another publication is under way.
     pub fn begin_publication(&self, run: &RunName) -> std::io::Result<()> {
         fs::rename_dir(&self.path.join(format!("run-{}", run.text)), &self.path.join(PUBLISH))
@@ -188,7 +185,6 @@ impl Folder {
         }
     }
 
-    /// Removes the folder when nothing is left in it.
     pub fn remove_if_empty(&self) {
         if let Ok(contents) = self.look() {
             self.sweep(&contents, false);
@@ -209,7 +205,6 @@ impl Folder {
         Ok(exclusive)
     }
 
-    /// The path of the lock for file systems that cannot promise that a rename replaces nothing.
     pub fn lock(&self) -> PathBuf {
         self.path.join(LOCK)
     }

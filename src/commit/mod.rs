@@ -25,13 +25,13 @@ use crate::error::Error;
 use crate::plan::Plan;
 
 pub use published::{Checked, Damage, check_published};
-pub use terms::{Found, Hooks, Left, OnOverflow, Options, Outcome};
+pub use terms::{DestinationState, Hooks, Left, OnOverflow, Options, Outcome};
 
 /// Finds what is at `dest`, and whether the plan may be carried out there. Writes nothing.
 ///
 /// # Errors
 /// When `dest` is the source or inside it, holds something else, or what another run began.
-pub fn look(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error> {
+pub fn look(plan: &Plan, dest: &Path, options: &Options) -> Result<DestinationState, Error> {
     let conversion = Conversion::new(plan, dest, options)?;
     destination::check_place(plan, dest)?;
     let contents = conversion.folder.look()?;
@@ -41,16 +41,16 @@ pub fn look(plan: &Plan, dest: &Path, options: &Options) -> Result<Found, Error>
     {
         match destination::check_lengths(plan, &conversion.dest, report) {
             Err(Error::Damaged { .. }) if options.overwrite => {}
-            result => return result.map(|()| Found::Done),
+            result => return result.map(|()| DestinationState::Done),
         }
     }
     let publishing = contents.publishing.as_ref().is_some_and(|run| run.hash == conversion.run);
     if publishing {
-        return Ok(Found::Begun);
+        return Ok(DestinationState::Started);
     }
     conversion.check_first(&there, &contents.runs)?;
-    let begun = contents.runs.iter().any(|run| run.hash == conversion.run);
-    Ok(if begun { Found::Begun } else { Found::Place })
+    let started = contents.runs.iter().any(|run| run.hash == conversion.run);
+    Ok(if started { DestinationState::Started } else { DestinationState::Free })
 }
 
 /// Carries the plan out into `dest`: all of it becomes visible, or nothing.

@@ -55,10 +55,8 @@ pub fn read_own(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     Ok(read_own_with_time(path, limit)?.map(|(bytes, _)| bytes))
 }
 
-/// What a file says, and when it was written.
 pub type Written = (Vec<u8>, Option<SystemTime>);
 
-/// The same, and when it was written.
 pub fn read_own_with_time(path: &Path, limit: u64) -> Result<Option<Written>, Error> {
     match fs::look(path).map_err(Error::io("read", path))? {
         None => return Ok(None),

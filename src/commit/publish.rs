@@ -19,7 +19,7 @@ use crate::names;
 use crate::plan::PIPELINE;
 use crate::report::{File, Identity};
 
-/// How often the folder of a file is made again that somebody else removed because it was empty.
+/// How often the folder of a file is made again that another process removed because it was empty.
 const FOLDERS: usize = 8;
 /// The most bytes of the list of what makes way that are read.
 const LIMIT: u64 = 100_000_000;

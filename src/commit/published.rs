@@ -15,7 +15,6 @@ use crate::place::local::Local;
 use crate::recipe::FORMAT;
 use crate::report::File;
 
-/// What the files of a result turned out to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
     pub files: usize,
@@ -82,7 +81,6 @@ pub fn check_published(
     Ok(Checked { files: files.len(), bytes, damaged })
 }
 
-/// What is wrong with a file, if anything is.
 pub fn problem(
     dest: &Path,
     file: &File,

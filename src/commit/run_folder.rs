@@ -15,14 +15,12 @@ const REPLACES: &str = "replaces";
 const ABOUT: &str = "about.json";
 const VERIFIED: &str = "verified.json";
 
-/// Where the files of a run are.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
     path: PathBuf,
 }
 
 impl RunFolder {
-    /// The folder at `path`, which need not be there.
     pub fn at(path: PathBuf) -> RunFolder {
         RunFolder { path }
     }
@@ -49,12 +47,10 @@ impl RunFolder {
         self.path.join("new")
     }
 
-    /// What is known of each of its files.
     pub fn seals(&self) -> PathBuf {
         self.path.join("seal")
     }
 
-    /// The old model, while it makes way.
     pub fn old_files(&self) -> PathBuf {
         self.path.join("old")
     }
@@ -64,7 +60,7 @@ impl RunFolder {
         self.path.join("old.list")
     }
 
-    /// Makes sure that its folders are there, also where somebody removed those that were empty.
+    /// Makes sure that its folders are there, also where those that were empty were removed.
     pub fn check(&self) -> Result<(), Error> {
         match fs::look(&self.path).map_err(Error::io("read", &self.path))? {
             None => return Ok(()),
@@ -99,20 +95,17 @@ impl RunFolder {
         Ok(text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()))
     }
 
-    /// What the run is; nothing where that is not whole.
     pub fn about(&self) -> Result<Option<Identity>, Error> {
         let text = read_own(&self.path.join(ABOUT), LIMIT)?;
         Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
     }
 
-    /// What the verification of the staged files said, when they passed one.
     pub fn verified(&self) -> Result<Option<String>, Error> {
         let text = read_own(&self.path.join(VERIFIED), LIMIT)?;
         let text = text.and_then(|text| String::from_utf8(text).ok());
         Ok(text.filter(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()))
     }
 
-    /// Notes that the staged files passed their verification.
     pub fn note_verified(&self, found: &str) -> Result<(), Error> {
         put(&self.path.join(VERIFIED), found.as_bytes(), false).map(drop)
     }

@@ -16,11 +16,9 @@ use crate::place::Marks;
 /// The most bytes of a seal that are read: an audit for each of a million tensors.
 const LIMIT: u64 = 100_000_000;
 
-/// What is known of a staged file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seal {
     pub digest: Digest,
-    /// The marks and digests of what it was made from.
     pub sources: Vec<(Marks, Digest)>,
     /// What happened to the values of the tensors that are audited.
     pub audits: Vec<Audit>,
@@ -29,7 +27,6 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// Of a file just made.
     pub fn new(made: Made, sync: bool) -> Seal {
         let Made { digest, sources, audits } = made;
         Seal { digest, sources, audits, unsynced: (!sync).then(fs::boot) }

@@ -16,7 +16,6 @@ use crate::held;
 use crate::make::{Made, Sink, Sinks, check};
 use crate::plan::{Plan, PlannedFile};
 
-/// The staged files of a run.
 pub struct Stage<'a> {
     plan: &'a Plan,
     folder: RunFolder,
@@ -25,7 +24,6 @@ pub struct Stage<'a> {
     seals: Mutex<Vec<Option<Arc<Seal>>>>,
 }
 
-/// What staged files turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Right, as far as they are there.
@@ -43,18 +41,15 @@ impl<'a> Stage<'a> {
         Stage { plan, folder, sync, seals: Mutex::new(vec![None; plan.files.len()]) }
     }
 
-    /// Where the files are.
     pub fn folder(&self) -> &RunFolder {
         &self.folder
     }
 
-    /// The numbers of the files that are not staged.
     pub fn missing(&self) -> Vec<usize> {
         let seals = held(&self.seals);
         (0..seals.len()).filter(|number| seals[*number].is_none()).collect()
     }
 
-    /// The seals, once all files are staged.
     pub fn seals(&self) -> Vec<Arc<Seal>> {
         held(&self.seals).iter().flatten().cloned().collect()
     }
@@ -114,7 +109,6 @@ impl<'a> Stage<'a> {
         Ok(state)
     }
 
-    /// The folders that the files are in.
     fn folders(&self) -> std::collections::BTreeSet<&Path> {
         self.plan.files.iter().map(|file| file.path.parent().unwrap_or(Path::new(""))).collect()
     }
@@ -133,7 +127,7 @@ impl<'a> Stage<'a> {
     }
 
     /// The seal of a file that is there; nothing where a power cut left none that is whole. That is
-    /// not mended, because somebody else may be about to mend it too.
+    /// not repaired, because another process may be about to repair it too.
     fn read_seal(&self, number: usize) -> Result<Option<Seal>, Error> {
         let (file, audited) = (&self.plan.files[number], |file: &PlannedFile| {
             file.recipe.spans.iter().filter(|span| span.is_audited()).count()
@@ -159,7 +153,7 @@ impl<'a> Stage<'a> {
         Ok(true)
     }
 
-    /// Removes parts that nobody writes any more, which would need the room twice.
+    /// Removes parts that no process writes any more, which would need their space twice.
     pub fn remove_dead_parts(&self) {
         for folder in self.folders() {
             let folder = self.folder.new_files().join(folder);
@@ -207,7 +201,6 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Makes the names of the staged files durable.
     pub fn sync_names(&self) -> Result<(), Error> {
         if !self.sync {
             return Ok(());
@@ -244,7 +237,6 @@ impl std::io::Write for Writing<'_> {
     }
 }
 
-/// A file that is being written.
 pub struct Part {
     file: File,
     path: PathBuf,
@@ -270,7 +262,7 @@ impl Sinks for Stage<'_> {
         let path = part_of(&self.path(number));
         fs::create_dirs(&self.folder.new_files(), folder).map_err(Error::create(&path))?;
         let file = fs::create_new(&path, planned.executable)?;
-        // Says that somebody writes it, to those who would clear up.
+        // Tells processes that clean up that this part is being written.
         let _ = file.try_lock();
         Ok(Part { file, path, sync: self.sync })
     }

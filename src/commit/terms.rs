@@ -9,16 +9,12 @@ use crate::report::{self, Summary};
 /// What to do when finite values become infinite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnOverflow {
-    /// Examine all tensors, then stop and publish nothing.
     Error,
-    /// Let them become infinite.
     Infinity,
-    /// Take the largest finite value instead.
     Saturate,
 }
 
 impl OnOverflow {
-    /// Its name as an option.
     pub fn name(self) -> &'static str {
         match self {
             OnOverflow::Error => "error",
@@ -27,7 +23,6 @@ impl OnOverflow {
         }
     }
 
-    /// What a cast does under it.
     pub fn of_cast(self) -> Overflow {
         match self {
             OnOverflow::Error | OnOverflow::Infinity => Overflow::Infinity,
@@ -92,9 +87,7 @@ impl<F: FnMut(u64, u64) -> bool> Hooks for F {
 pub enum Outcome {
     Made {
         made: report::Made,
-        /// Files that were staged before.
         resumed_files: usize,
-        /// What the verification said, when there was one.
         verified: Option<String>,
     },
     Done {
@@ -110,7 +103,6 @@ pub enum Outcome {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
-    /// Nothing that it did.
     Nothing,
     /// Staged files, with which the same command continues.
     Staged,
@@ -133,13 +125,10 @@ impl Left {
     }
 }
 
-/// What is at a destination, for a dry run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum DestinationState {
     /// The result, as far as lengths and headers tell.
     Done,
-    /// What was begun of it.
-    Begun,
-    /// A place for it.
-    Place,
+    Started,
+    Free,
 }

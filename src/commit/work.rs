@@ -46,7 +46,7 @@ pub struct Conversion<'a> {
     pub(super) mine: Option<RunName>,
     /// Held where the file system cannot promise that a rename replaces nothing.
     pub(super) lock: Option<File>,
-    /// Whether it is known that others do no harm, or held that there are none.
+    /// Whether no other process can do harm: the system sees to that, or this has the lock.
     pub(super) is_alone: bool,
     /// What this run published, to be looked at once more.
     pub(super) published: Option<Outcome>,

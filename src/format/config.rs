@@ -10,7 +10,6 @@ use super::json;
 use crate::dtype::Float;
 use crate::error::Error;
 
-/// A config file's text and what recast reads in it.
 #[derive(Debug)]
 pub struct Config {
     text: String,

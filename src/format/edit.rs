@@ -17,17 +17,14 @@ pub type Edit = (Range<usize>, String);
 pub struct Object<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Object<'a> {
-    /// The members of `text`.
     pub fn parse(text: &'a str) -> Result<Object<'a>, serde_json::Error> {
         serde_json::from_str(text)
     }
 
-    /// The value at `key`.
     pub fn get(&self, key: &str) -> Option<&'a RawValue> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
     }
 
-    /// A key that more than one member has.
     pub fn duplicate(&self) -> Option<&str> {
         let mut seen = HashSet::with_capacity(self.0.len());
         self.0.iter().map(|(key, _)| key.as_ref()).find(|key| !seen.insert(*key))
@@ -62,7 +59,7 @@ fn starts_value(before: &str) -> bool {
     before.is_empty() || before.ends_with([' ', '\t', '\n', '\r', ':', ',', '['])
 }
 
-/// Where `value` stands in `text`, of which it must be a part.
+/// The range of `value`, which must be a part of `text`.
 pub fn span(text: &str, value: &RawValue) -> Range<usize> {
     let start = value.get().as_ptr().addr() - text.as_ptr().addr();
     start..start + value.get().len()

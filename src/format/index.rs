@@ -9,7 +9,6 @@ use super::json;
 use crate::dtype::Float;
 use crate::error::{Error, JsonFault};
 
-/// An index file's text and its map.
 #[derive(Debug)]
 pub struct Index {
     text: String,
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_stands_twice_where_readers_look_is_refused() {
+    fn a_duplicate_key_is_refused_where_readers_look() {
         for (text, key) in [
             (r#"{"weight_map": {}, "weight_map": {"a": "s"}}"#, "'weight_map'"),
             (r#"{"weight_map": {}, "metadata": {}, "met\u0061data": {}}"#, "'metadata'"),
@@ -136,7 +135,7 @@ mod tests {
         ] {
             let error = Index::parse(Path::new("i"), text.into()).expect_err(text);
             assert!(error.to_string().contains(key), "{text}: {error}");
-            assert!(error.to_string().contains("duplicate key"), "{text}: {error}");
+            assert!(error.to_string().contains("duplicate"), "{text}: {error}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! JSON nobody vouches for, checked whole before anything is built from it.
+//! Untrusted JSON, checked as a whole before anything is built from it.
 
 use std::fmt;
 use std::path::Path;

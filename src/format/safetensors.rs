@@ -15,14 +15,11 @@ use crate::dtype::Dtype;
 use crate::error::{Error, HeaderFault};
 use crate::place::Object;
 
-/// The format's cap on the header's length.
 pub const MAX_HEADER: u64 = 100_000_000;
 /// How the text begins that Git LFS leaves in the place of a file it did not fetch.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
-/// The reserved header key for string metadata.
 const METADATA_KEY: &str = "__metadata__";
 
-/// A tensor as its header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     pub name: String,
@@ -40,12 +37,10 @@ impl Tensor {
     }
 }
 
-/// What a shard's header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// `__metadata__` in its own order, when it is there.
     pub metadata: Option<Vec<(String, String)>>,
-    /// The tensors in the order of their data.
     pub tensors: Vec<Tensor>,
     /// The bytes before the data: the header and its length.
     pub head: u64,
@@ -152,7 +147,6 @@ impl Shard {
     }
 }
 
-/// A member of a header that is written.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Member<'a> {

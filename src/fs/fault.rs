@@ -6,14 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// What happens at the point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The process ends at once, as if it were killed; a write is half done by then.
     Abort,
     /// The process stands still until it is told to go on.
     Freeze,
-    /// The one call fails with an I/O error.
     Eio,
     /// The call and every later one that needs room fail, as on a full disk.
     Enospc,
@@ -74,7 +72,6 @@ fn lock() -> std::sync::MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A call to the file system that is about to happen.
 pub(crate) fn point(operation: &'static str) -> io::Result<()> {
     pass(operation, || Ok(()))
 }

@@ -39,7 +39,6 @@ pub fn create_new(path: &Path, executable: bool) -> Result<File, Error> {
     point("open").and_then(|()| options.open(path)).map_err(Error::create(path))
 }
 
-/// Creates a new file at `path` that holds `bytes`.
 pub fn create_with(path: &Path, bytes: &[u8]) -> Result<File, Error> {
     let file = create_new(path, false)?;
     write_at(&file, path, bytes, 0)?;
@@ -51,7 +50,6 @@ pub fn open(path: &Path) -> io::Result<File> {
     open_with(path, 0)
 }
 
-/// Opens a file to read it, unless it is a link.
 pub fn open_no_link(path: &Path) -> io::Result<File> {
     #[cfg(target_os = "linux")]
     return open_with(path, libc::O_NOFOLLOW);
@@ -88,7 +86,6 @@ pub fn look(path: &Path) -> io::Result<Option<Metadata>> {
     }
 }
 
-/// What the system says of an open file.
 pub fn metadata_of(file: &File) -> io::Result<Metadata> {
     point("read")?;
     file.metadata()
@@ -164,7 +161,6 @@ pub fn create_dirs_anywhere(path: &Path) -> Result<(), Error> {
     point("mkdir").and_then(|()| fs::create_dir_all(path)).map_err(Error::create(path))
 }
 
-/// Writes all of `bytes` at `offset`.
 #[cfg(unix)]
 pub fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), Error> {
     use std::os::unix::fs::FileExt;
@@ -174,7 +170,6 @@ pub fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(
     file.write_all_at(bytes, offset).map_err(Error::io("write", path))
 }
 
-/// Writes all of `bytes` at `offset`.
 #[cfg(windows)]
 pub fn write_at(file: &File, path: &Path, mut bytes: &[u8], mut offset: u64) -> Result<(), Error> {
     use std::os::windows::fs::FileExt;
@@ -196,10 +191,6 @@ pub fn read_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
 }
 
-/// Reads exactly `out.len()` bytes from `offset`.
-///
-/// # Errors
-/// What the system says; `UnexpectedEof` when the file ends before.
 #[cfg(windows)]
 pub fn read_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
     use std::os::windows::fs::FileExt;
@@ -242,7 +233,6 @@ pub fn start_writeback(file: &File, start: u64, bytes: u64) {
     let _ = sync_range(file, start, bytes, libc::SYNC_FILE_RANGE_WRITE);
 }
 
-/// Starts writing a range of `file` to the disk: not known how on this system.
 #[cfg(not(target_os = "linux"))]
 pub fn start_writeback(_file: &File, _start: u64, _bytes: u64) {}
 
@@ -316,7 +306,6 @@ pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
     point("rename").and_then(|()| fs::rename(from, to))
 }
 
-/// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> Result<(), Error> {
     if cfg!(windows) {
         return Ok(()); // A directory cannot be opened there.
@@ -325,12 +314,10 @@ pub fn sync_dir(path: &Path) -> Result<(), Error> {
     point("sync").and_then(|()| directory.sync_all()).map_err(Error::io("sync", path))
 }
 
-/// Removes a tree if it is there.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     unless_missing(point("remove").and_then(|()| fs::remove_dir_all(path)))
 }
 
-/// Removes a file if it is there.
 pub fn remove_file(path: &Path) -> io::Result<()> {
     unless_missing(point("remove").and_then(|()| fs::remove_file(path)))
 }
@@ -339,7 +326,7 @@ fn unless_missing(result: io::Result<()>) -> io::Result<()> {
     result.or_else(|error| if is_missing(&error) { Ok(()) } else { Err(error) })
 }
 
-/// Removes a directory when it is empty; one that somebody else put something into stays.
+/// Removes a directory when it is empty; one that is not empty stays.
 pub fn remove_empty_dir(path: &Path) {
     let _ = point("remove").and_then(|()| fs::remove_dir(path));
 }

@@ -14,7 +14,6 @@ pub fn free_space(path: &Path) -> Option<(u64, u64)> {
     (found.f_blocks > 0 && is_written).then_some((found.f_bavail * found.f_frsize, found.f_frsize))
 }
 
-/// Bytes that may be written: not known how on this system.
 #[cfg(not(target_os = "linux"))]
 pub fn free_space(_path: &Path) -> Option<(u64, u64)> {
     None
@@ -29,7 +28,6 @@ pub fn mount(path: &Path) -> Option<u64> {
     (found.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(found.stx_mnt_id)
 }
 
-/// Names the mount that `path` is on: not known how on this system.
 #[cfg(not(target_os = "linux"))]
 pub fn mount(_path: &Path) -> Option<u64> {
     None
@@ -42,7 +40,6 @@ pub fn check_may_change(directory: &Path) -> io::Result<()> {
     Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
-/// Fails when this process may not change the names in a directory: trying will tell.
 #[cfg(not(target_os = "linux"))]
 pub fn check_may_change(_directory: &Path) -> io::Result<()> {
     Ok(())
@@ -57,7 +54,6 @@ pub fn descriptors() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(open)
 }
 
-/// How many more files this process may open: enough, as far as is known.
 #[cfg(not(target_os = "linux"))]
 pub fn descriptors() -> usize {
     usize::MAX
@@ -99,7 +95,6 @@ pub fn is_unlocked(path: &Path) -> bool {
     File::open(path).is_ok_and(|file| file.try_lock().is_ok())
 }
 
-/// Whether an open file is the one at `path`.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -107,7 +102,6 @@ fn is_at(file: &File, path: &Path) -> bool {
     at.is_ok_and(|at| file.metadata().is_ok_and(|found| found.ino() == at))
 }
 
-/// Whether an open file is the one at `path`, as far as is known.
 #[cfg(not(unix))]
 fn is_at(_file: &File, path: &Path) -> bool {
     path.exists()
@@ -127,10 +121,8 @@ pub fn start_reading(file: &File, start: u64, bytes: u64) {
     let _ = rustix::fs::fadvise(file, start, bytes, rustix::fs::Advice::WillNeed);
 }
 
-/// Asks the system to start reading a range: not known how on this one.
 #[cfg(not(target_os = "linux"))]
 pub fn start_reading(_file: &File, _start: u64, _bytes: u64) {}
 
-/// Tells the system that `file` will be read from start to end: not known how on this one.
 #[cfg(not(target_os = "linux"))]
 pub fn will_read_in_order(_file: &File) {}

@@ -23,7 +23,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// To that dtype, and nothing else asked for.
     pub fn to(to: Float) -> Options {
         Options { to, keep: Vec::new(), auto_keep: true, overflow: Overflow::Infinity }
     }
@@ -32,7 +31,6 @@ impl Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Cast,
-    /// There is nothing to cast.
     Copy,
     /// It could be cast, but is left as it is.
     Keep,
@@ -49,7 +47,6 @@ pub struct PlannedTensor {
     pub bytes: u64,
 }
 
-/// What a file of the result is.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// A header and the tensors that follow it, in order.
@@ -111,7 +108,6 @@ impl Decisions {
         (Action::Cast, format!("{from} to {}", self.to).into())
     }
 
-    /// What becomes of a shard, and how it is made.
     pub fn shard(
         &self,
         file: &SourceFile,

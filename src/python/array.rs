@@ -15,7 +15,6 @@ use crate::make::threads;
 /// Elements a thread takes at a time; fewer are not worth another thread.
 const SPLIT: usize = 1 << 18;
 
-/// Casts one buffer into another.
 #[pyfunction]
 #[pyo3(signature = (source, source_dtype, out, dtype, *, threads=None, on_overflow="inf"))]
 pub fn cast_bytes(

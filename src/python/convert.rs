@@ -155,7 +155,6 @@ impl Converted {
     }
 }
 
-/// A file that is wrong, and what is.
 type Problem = (OsString, String);
 
 /// What is wrong with the files of a published result: how many files, their bytes, and for each

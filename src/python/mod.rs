@@ -268,9 +268,9 @@ impl Plan {
         let on_overflow = self::on_overflow(on_overflow)?;
         let options = commit::Options { on_overflow, overwrite, sha256, ..Default::default() };
         Ok(match py.detach(|| commit::look(&self.0, &dest, &options))? {
-            commit::Found::Done => "done",
-            commit::Found::Begun => "begun",
-            commit::Found::Place => "new",
+            commit::DestinationState::Done => "done",
+            commit::DestinationState::Started => "begun",
+            commit::DestinationState::Free => "new",
         })
     }
 

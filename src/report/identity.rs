@@ -1,4 +1,4 @@
-//! What tells one conversion from another: what a begun one notes, and a finished one reports.
+//! What tells one conversion from another: what an unfinished one notes and a finished one reports.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -51,10 +51,9 @@ pub struct SourceFile {
     pub xxh3_128: Digest,
 }
 
-/// What tells one conversion from another: what a begun one notes, and a finished one reports.
+/// What tells one conversion from another: what an unfinished one notes and a finished one reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// What decides about the bytes changes with it.
     pub format: u32,
     pub run: Digest,
     pub options: Options,
@@ -79,7 +78,7 @@ impl Options {
 
 impl Identity {
     /// Of a run that has read nothing but headers.
-    pub fn begun(
+    pub fn planned(
         plan: &Plan,
         run: Digest,
         on_overflow: &'static str,
@@ -119,7 +118,6 @@ impl Identity {
         text
     }
 
-    /// Whether a file of it describes the others.
     fn has_sums(&self) -> bool {
         self.files.iter().any(|file| file.source.is_none())
     }
@@ -132,7 +130,7 @@ impl Identity {
         on_overflow: &'static str,
         sums: Option<&str>,
     ) -> Vec<Difference> {
-        let here = Identity::begun(plan, run, on_overflow, sums);
+        let here = Identity::planned(plan, run, on_overflow, sums);
         let (left, right) = (&self.options, &here.options);
         let listed = |keep: &[String]| match keep {
             [] => "none".to_owned(),
@@ -190,7 +188,6 @@ impl Identity {
         found
     }
 
-    /// The files that are made from one of the source.
     fn made(&self) -> impl Iterator<Item = &File> {
         self.files.iter().filter(|file| file.source.is_some())
     }

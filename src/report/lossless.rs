@@ -10,7 +10,6 @@ use serde::de::IgnoredAny;
 use crate::checkpoint::Checkpoint;
 use crate::dtype::Float;
 
-/// A conversion that lost nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lossless {
     pub tensors: usize,
