@@ -7,30 +7,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import recast
+from recast import _core
 from recast.show.verify import CAUSES
 from recast.verification.problems import SENTENCES
 from recast.verification.result import MISMATCH
 
 ROOT = Path(__file__).parents[1]
-VARIANT = re.compile(r'#\[error\("(?P<text>(?:[^"\\]|\\.)*)".*?\)\]\s+(?P<name>\w+)', re.DOTALL)
-
-
-STRING = r'"((?:[^"\\]|\\.)*)"'
-# Where a variant's message is mostly a reason: the file that gives it, how it stands there, and the
-# variant.
-REASONS = (
-    ("commit/destination.rs", r"(?:reason: |let reason = |refuse\(\s*)" + STRING, "Destination"),
-    ("commit/destination.rs", r"in_the_way\(&place, " + STRING, "Destination"),
-    ("commit/conversion.rs", r"let reason = " + STRING, "Destination"),
-    ("report.rs", r"let mut text = format!\(\s*" + STRING, "Overflow"),
-    ("place/links.rs", STRING.replace('"(', '"(a '), "NotRegular"),
-    ("place/mod.rs", r"format!\(\s*" + STRING, "Json"),
-    ("format/json.rs", r"format!\(\s*" + STRING, "Json"),
-    ("format/index.rs", r"invalid\(&?(?:format!\()?" + STRING, "Json"),
-    ("format/safetensors.rs", r"format!\(\s*" + STRING, "Header"),
-    ("plan/tensors.rs", r"let reason = format!\(\s*" + STRING, "Header"),
-    ("format/safetensors.rs", r"[{]\s*" + STRING + r"\s*[}]", "Header"),
-)
+HEADER = "PATH: not a valid safetensors file: "
+HEADINGS = {
+    "warning": "Warnings",
+    "finding": "What verification finds",
+    "note": "Exit codes 130 and 143:",
+}
 # What raises the reason of a problem.
 REASONS_OF_PROBLEMS = ("LoadError", "ValueError", "self._folder")
 
@@ -101,9 +89,6 @@ def of_verification() -> list[Message]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in REASONS_OF_PROBLEMS:
                 origin, words = f"{path.name}:{node.lineno}", _words(_constants(node.args[0]))
                 found.append(Message(origin, words, {"What verification finds"}))
-    source = (ROOT / "src" / "commit" / "published.rs").read_text(encoding="utf-8")
-    for text in re.findall(r'(?:Some\(|then_some\(|\(path, )"([^"]+)"', source):
-        found.append(Message("published.rs", _literal(text), {"What verification finds"}))
     return found
 
 
