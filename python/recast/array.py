@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from recast import _core
 from recast._core import DtypeInfo
-from recast.dtypes import CASTABLE
+from recast.dtypes import CASTABLE, one_of
 from recast.errors import CastOverflowError, UsageError
 from recast.terminal import shown
 
@@ -200,7 +200,7 @@ def _long_name(dtype: DtypeInfo) -> str:
 
 
 def _check_out(out: Any, x: Any, dtype: DtypeInfo) -> None:
-    """Raises `UsageError` unless `out` can take the result of casting `x`."""
+    """Raises `UsageError` unless `out` can hold the result of casting `x`."""
     import numpy as np
 
     if _is_tensor(x):
@@ -241,5 +241,6 @@ def _bits(x: Any, dtype: DtypeInfo) -> Bits:
 def _refuse(what: str) -> NoReturn:
     raise UsageError(
         f"cannot cast {what}",
-        "recast.cast takes numpy arrays and CPU torch tensors of float32, float16 or bfloat16",
+        "recast.cast accepts numpy arrays and CPU torch tensors of "
+        + one_of(map(_long_name, CASTABLE.values())),
     )

@@ -1,5 +1,7 @@
 """The dtype table of the core, `src/dtype.rs`, by name. Python keeps no such data of its own."""
 
+from collections.abc import Iterable
+
 from recast._core import DTYPES, DtypeInfo
 
 # Sorting is stable: those of one width stay in the order of the table.
@@ -8,3 +10,9 @@ CASTABLE: dict[str, DtypeInfo] = {
     dtype.short_name: dtype for dtype in _WIDEST_FIRST if dtype.castable
 }
 """The dtypes recast casts from and to, by short name."""
+
+
+def one_of(names: Iterable[str]) -> str:
+    """`names` as a message lists a choice: `fp32, fp16 or bf16`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
