@@ -319,7 +319,7 @@ JSON_FILES = {
     "index: a map that is null": (INDEX, b'{"weight_map":null}', "weight_map"),
     "index: a map that is a list": (INDEX, b'{"weight_map":[]}', "weight_map"),
     "index: a map that is a string": (INDEX, b'{"weight_map":"model.safetensors"}', "weight_map"),
-    "index: two maps": (INDEX, b"{" + MAPPED + b"," + MAPPED + b"}", "'weight_map' stands"),
+    "index: two maps": (INDEX, b"{" + MAPPED + b"," + MAPPED + b"}", "duplicate key 'weight_map'"),
     "index: two metadata": (
         INDEX,
         b'{"metadata":{},"metadata":{},' + MAPPED + b"}",

@@ -86,7 +86,7 @@ def test_no_more_than_a_handful_of_snapshots_are_named(model: Path) -> None:
 def test_a_repository_without_a_snapshot_is_an_incomplete_download(model: Path) -> None:
     folder = repository(model, [], None)
     (folder / "blobs" / "x.safetensors").write_bytes(CANARY)
-    refused(folder, recast.InputError, "models--org--name", "no snapshot")
+    refused(folder, recast.InputError, "models--org--name", "without a snapshot")
 
 
 def test_main_and_its_snapshot_are_not_followed_out_of_the_repository(
@@ -114,7 +114,7 @@ def test_a_ref_that_is_a_pipe_is_not_waited_for(model: Path) -> None:
 
 def test_a_whole_hub_cache_is_refused_and_a_repository_named(model: Path) -> None:
     folder = repository(model, REVISIONS[:1], None)
-    refused(folder.parent, recast.InputError, "is a Hub cache")
+    refused(folder.parent, recast.InputError, "is a whole Hub cache")
     with pytest.raises(recast.InputError) as caught:
         recast.inspect(folder.parent)
     assert str(folder) in str(caught.value.hint)
