@@ -19,6 +19,8 @@ recast\._core\.Checkpoint\.plan
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_stub_agrees_with_the_module(tmp_path: Path) -> None:
     pytest.importorskip("mypy.stubtest")
     (tmp_path / "allowed").write_text(ALLOWED)
