@@ -59,6 +59,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_picture_is_of_a_real_run(drawn: Path) -> None:
     lines = lines_of(drawn)
     assert [line for line in lines if line.startswith("$ ")] == COMMANDS
@@ -66,7 +67,8 @@ def test_the_picture_is_of_a_real_run(drawn: Path) -> None:
     assert any("57 cast" in line for line in lines)
 
 
-def test_the_picture_that_is_shown_is_the_one_the_script_draws(drawn: Path) -> None:
+@pytest.mark.slow
+def test_the_picture_shown_is_the_one_the_script_draws(drawn: Path) -> None:
     assert f"]({PICTURE.relative_to(ROOT)})" in README
     # Times, seeds and what GPU there is differ.
     varying = re.compile(
@@ -114,6 +116,7 @@ def test_the_chart_shows_those_of_the_table_and_a_floor() -> None:
     assert all(label.startswith("floor: write the output, 2 threads") for label in others), others
 
 
+@pytest.mark.slow  # tests/test_docs.py runs the recipes too, without a look at what they make.
 def test_the_recipes_do_what_they_say(saved: Save, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(saved("llama", "fp32"))
     (tmp_path / "moe").mkdir()

@@ -1,5 +1,6 @@
 """docs/schema/ says what `--json` prints: every key of it, and no other."""
 
+import contextlib
 import copy
 import json
 import struct
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
-from support import raw_bytes, recast_process
+from support import raw_bytes
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {
@@ -71,13 +73,17 @@ def validator(name: str) -> Draft202012Validator:
     return Draft202012Validator({"$ref": name}, registry=REGISTRY)
 
 
-def printed(session: list[str], folder: Path) -> dict[str, Any]:
-    for command in session:
-        if command == "damage":
-            (folder / "out" / "model.safetensors").write_bytes(b"")
-            continue
-        result = recast_process(*command.split(), "--json", cwd=folder)
-    parsed: dict[str, Any] = json.loads(result.stdout)
+def printed(session: list[str], folder: Path, run: Run) -> dict[str, Any]:
+    with contextlib.chdir(folder):
+        for command in session:
+            if command == "damage":
+                (folder / "out" / "model.safetensors").write_bytes(b"")
+                continue
+            result = run(*command.split(), "--json")
+    parsed: dict[str, Any]
+    # Nothing but the object, unless an error follows.
+    parsed, end = json.JSONDecoder().raw_decode(result)
+    assert result[end:].strip() == "" or result[end:].lstrip().startswith("error: ")
     return parsed
 
 
@@ -99,17 +105,17 @@ def test_every_schema_is_one_and_is_of_some_output() -> None:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_what_is_printed_fits_its_schema(name: str, folder: Path, tmp_path: Path) -> None:
+def test_what_is_printed_fits_its_schema(name: str, folder: Path, run: Run) -> None:
     for session in OUTPUTS[name]:
-        found = printed(session, folder)
+        found = printed(session, folder, run)
         validator(name).validate(found)
         if (folder / "out").exists():
             (folder / "out").rename(folder / f"out-{len(list(folder.iterdir()))}")
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_key_more_or_less_does_not_fit(name: str, folder: Path) -> None:
-    found = printed(OUTPUTS[name][0], folder)
+def test_a_key_more_or_less_does_not_fit(name: str, folder: Path, run: Run) -> None:
+    found = printed(OUTPUTS[name][0], folder, run)
     check = validator(name)
     for number, place in enumerate(objects(found)):
         for key in [*place, "undocumented"]:
@@ -126,8 +132,8 @@ def test_a_key_more_or_less_does_not_fit(name: str, folder: Path) -> None:
                 assert not check.is_valid(changed)
 
 
-def test_the_report_in_the_result_fits_its_schema(folder: Path) -> None:
-    once, again = (printed([f"{CONVERT} --on-overflow inf"], folder) for _ in range(2))
+def test_the_report_in_the_result_fits_its_schema(folder: Path, run: Run) -> None:
+    once, again = (printed([f"{CONVERT} --on-overflow inf"], folder, run) for _ in range(2))
     report = json.loads((folder / "out" / "recast.json").read_text())
     validator("recast.json").validate(report)
     for found in (once, again):

@@ -9,7 +9,7 @@ import pytest
 import recast
 from conftest import Save
 from rich.cells import cell_len
-from support import environment, on_terminal, raw_bytes, recast_process
+from support import environment, on_terminal, raw_bytes, recast_process, slow
 
 ROOT = Path(__file__).parents[1]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
@@ -36,7 +36,7 @@ def filled(command: str, saved: Save, converted: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("columns", [24, 40, 80, 200])
+@pytest.mark.parametrize("columns", [24, 80, *slow(40, 200)])
 def test_no_line_is_longer_than_the_terminal_is_wide(
     columns: int, command: str, saved: Save, converted: Path, tmp_path: Path
 ) -> None:
@@ -49,7 +49,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("columns", [24, 80])
+@pytest.mark.parametrize("columns", [24, *slow(80)])
 def test_a_terminal_that_has_only_ascii_gets_only_ascii(
     columns: int, command: str, saved: Save, converted: Path, tmp_path: Path
 ) -> None:
