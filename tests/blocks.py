@@ -14,7 +14,7 @@ FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | 
 RUN = {"bash", "console", "python"}
 # What a run prints anew each time: a time, a rate, a drawn seed, the name of a staging folder.
 VARYING = re.compile(
-    r"\d+\.\d+(?= s\b)|\d+(?:\.\d+)? [GM]B/s|(?<=\(seed )\d+|(?<=[-.])[0-9a-f]{32}(?=[/.])"
+    r"\d+\.\d+(?= s\b)|\d+(?:\.\d+)? (?:[GMK]i)?B/s|(?<=\(seed )\d+|(?<=[-.])[0-9a-f]{32}(?=[/.])"
 )
 # What a page shows for the directory its commands run in.
 HOME = "/models/"

@@ -67,7 +67,7 @@ def of_the_package() -> list[Message]:
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
                 continue
             exception = getattr(recast.errors, node.func.id, None)
-            if exception is not None:
+            if isinstance(exception, type):
                 words = _words(_constants(node.args[0]))
                 origin = f"{path.name}:{node.lineno}"
                 found.append(Message(origin, words, {_heading(exception)}))

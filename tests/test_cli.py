@@ -20,7 +20,7 @@ from recast.cli import cli
 from support import environment, files, on_terminal, raw_bytes, raw_header, recast_process, tree
 
 ROOT = Path(__file__).parents[1]
-COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
+COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
 
 MEMORY = {"requested": int, "allocated": int, "reserved": int}
 CONVERT: dict[str, Any] = {
@@ -163,6 +163,33 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(model: Path, tmp_path: Path
     assert result.returncode == 73
 
 
+def test_a_dry_run_needs_no_destination(model: Path, tmp_path: Path) -> None:
+    command = ("convert", model, "--to", "bf16", "--dry-run")
+    result = recast_process(*command, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"plan: {model} in bf16\n")
+    alone = json.loads(recast_process(*command, "--json").stdout)
+    command = ("convert", model, tmp_path / "out", *command[2:])
+    assert json.loads(recast_process(*command, "--json").stdout) == {
+        **alone,
+        "dest": str(tmp_path / "out"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["convert", "a", "b", "--tp", "bf16"], "--to"),
+        (["convert", "a", "b", "--overwrit"], "--overwrite"),
+        (["verify", "a", "b", "--sample", "1"], "--samples"),
+        (["insp", "a"], "inspect"),
+    ],
+)
+def test_a_slip_is_answered_with_the_nearest_name(arguments: list[str], nearest: str) -> None:
+    first, *_ = recast_process(*arguments).stderr.splitlines()
+    assert first.endswith(f"Did you mean '{nearest}'?")
+
+
 def test_quiet_prints_nothing_but_errors(model: Path, tmp_path: Path) -> None:
     command = ("convert", model, tmp_path / "out", "--quiet", "--to")
     first, second = recast_process(*command, "bf16"), recast_process(*command, "bf16")
@@ -181,7 +208,12 @@ def test_quiet_prints_nothing_but_errors(model: Path, tmp_path: Path) -> None:
         (["convert", "--help"], 0),
         ([], 2),
         (["nonsense"], 2),
+        (["-h"], 0),
+        (["convert", "-h"], 0),
         (["convert", "{model}"], 2),
+        (["convert", "{model}", "--to", "bf16"], 2),
+        (["verify"], 2),
+        (["verify", "a", "b", "c"], 2),
         (["convert", "{model}", "out"], 2),
         (["convert", "{model}", "out", "--to", "fp8"], 2),
         (["convert", "{model}", "out", "--to", "bf16", "--threads", "0"], 2),
@@ -273,10 +305,10 @@ def test_progress_is_not_drawn_when_not_wanted(option: str, model: Path, tmp_pat
 
 def test_no_color_is_respected_on_a_terminal(model: Path, tmp_path: Path) -> None:
     command = ["convert", str(model), "--to", "bf16"]
-    colourful, _ = on_terminal([*command, str(tmp_path / "a")], stdout=True)
+    colorful, _ = on_terminal([*command, str(tmp_path / "a")], stdout=True)
     plain, _ = on_terminal([*command, str(tmp_path / "b")], stdout=True, NO_COLOR="1")
-    assert COLOUR.search(colourful)
-    assert not COLOUR.search(plain)
+    assert COLOR.search(colorful)
+    assert not COLOR.search(plain)
     assert "1 cast" in plain
 
 
@@ -305,8 +337,7 @@ def test_every_command_and_option_is_documented() -> None:
                 assert parameter.help
                 assert all(f"`{name}" in section for name in parameter.opts), parameter.opts
             else:
-                assert parameter.name
-                assert parameter.name.upper() in section.upper()
+                assert parameter.make_metavar(click.Context(command)) in text
 
 
 def test_every_documented_option_exists() -> None:

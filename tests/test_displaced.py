@@ -28,6 +28,8 @@ from interrupted import (
     start,
     wait_for,
 )
+from recast import _core
+from recast.options import Options
 
 SHARDS = 120
 SIGNALS = (signal.SIGCONT, signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
@@ -118,7 +120,8 @@ def test_a_staged_file_that_vanishes_is_made_again_or_told(
     planned = recast.plan(source, to="bf16")
     judge = verify if when == "verified" else None
     try:
-        planned.convert(str(dest), threads=1, sync=False, progress=progress, verify=judge)
+        options = Options(to="bf16", threads=1, sync=False)
+        _core.convert(planned, str(dest), options, progress=progress, verify=judge)
     except recast.RecastError:
         published = content(dest)
         assert "config.json" not in published
@@ -224,7 +227,7 @@ def test_a_source_whose_inodes_are_made_up_is_one_source(how: str, tmp_path: Pat
 
     planned = recast.plan(source, to="bf16")
     renew()
-    planned.convert(str(dest), threads=1, progress=progress)
+    _core.convert(planned, str(dest), Options(to="bf16", threads=1), progress=progress)
     assert_loads(dest, source)
     renew()
     assert recast.convert(source, dest, to="bf16").already_done
@@ -252,7 +255,7 @@ def test_an_edit_is_seen_though_length_inode_and_times_were_put_back(
     planned = recast.plan(source, to="bf16")
     if moment == "planned":
         edit()
-    planned.convert(str(dest), verify=verify, sync=False)
+    _core.convert(planned, str(dest), Options(to="bf16", sync=False), verify=verify)
     assert_loads(dest, source)
     report = json.loads((dest / "recast.json").read_text())
     made = recast.convert(source, tmp_path / "fresh", to="bf16")

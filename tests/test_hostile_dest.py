@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import recast
 from interrupted import KIB, assert_whole, content, convert, new_files, sharded
+from recast import _core
+from recast.options import Options
 from support import slow, tree
 
 SHARD = "unet/model-00001-of-00002.safetensors"
@@ -61,8 +63,10 @@ class Place:
             raise KeyboardInterrupt
 
         shutil.rmtree(self.dest, ignore_errors=True)
+        options = Options(to="bf16", sync=False)
+        planned = recast.plan(self.source, to="bf16")
         with pytest.raises(KeyboardInterrupt):
-            recast.plan(self.source, to="bf16").convert(str(self.dest), sync=False, verify=stop)
+            _core.convert(planned, str(self.dest), options, verify=stop)
         return new_files(self.dest).parent
 
     def begin_publication(self) -> Path:

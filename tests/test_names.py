@@ -10,6 +10,7 @@ import pytest
 import recast
 from conftest import Run
 from recast._core import Checkpoint
+from recast.options import Options
 from recast.terminal import plain, shown
 from support import environment, raw_bytes, raw_header, recast_process, stored
 
@@ -166,8 +167,10 @@ def test_a_name_is_shown_alike_by_the_core_and_by_the_package(model: Path) -> No
         PLAIN: PLAIN,
         "\x00\t\xa0\xad\u2029\U000e0001": "\\x00\\t\\xa0\\xad\\u2029\\U000e0001",
     }.items():
+        options = Options(to="bf16")
+        object.__setattr__(options, "to", name)
         with pytest.raises(recast.UsageError) as caught:
-            Checkpoint.open(os.fspath(model)).plan(name)
+            Checkpoint.open(os.fspath(model)).plan(options)
         assert caught.value.message == f"'{shown(name)}' is not a dtype recast casts to"
         assert expected is None or shown(name) == plain(name) == expected
     assert plain("caf\udce9\udcff") == "caf\\xe9\\xff"

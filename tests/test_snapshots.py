@@ -60,7 +60,7 @@ SESSIONS = {
 # A time, a rate, and what a machine is.
 VARYING = [
     (re.compile(r"\d+\.\d+(?= s\b)"), "#"),
-    (re.compile(r"\d+(\.\d+)? [GM]B/s"), "# GB/s"),
+    (re.compile(r"\d+(\.\d+)? ([GMK]i)?B/s"), "# GiB/s"),
     (re.compile(r"(?<=^recast )[\d.]+$", re.MULTILINE), "#"),
     (re.compile(r"(?<=^simd   )\w+$", re.MULTILINE), "#"),
     (re.compile(r"(?<=^torch  )[\w.+]+$", re.MULTILINE), "#"),

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import recast
+from recast import _core
+from recast.options import Options
 from support import environment, files, fp32_bytes, raw_bytes, recast_process, stored, tree
 
 SHARD = "model.safetensors"
@@ -121,8 +123,8 @@ def test_a_source_file_called_like_the_staging_folder_leaves_nothing(
 def test_a_signal_after_publication_does_not_deny_it(model: Path, tmp_path: Path) -> None:
     dest = tmp_path / "out"
     code = (
-        "import os, signal, sys, recast.report, recast.cli\n"
-        "recast.report.report_text = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "import os, signal, sys, recast.show.convert, recast.cli\n"
+        "recast.show.convert.report_text = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         f"sys.argv = ['recast', 'convert', {str(model)!r}, {str(dest)!r}, '--to', 'bf16']\n"
         "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
         "recast.cli.main()\n"
@@ -207,13 +209,14 @@ def test_a_source_written_after_planning_is_converted_as_it_is(model: Path, tmp_
     path = model / SHARD
     data = path.read_bytes()
     path.write_bytes(data[:-4] + b"\0\0\0\0")
-    planned.convert(str(tmp_path / "out"))
+    options = Options(to="bf16")
+    _core.convert(planned, str(tmp_path / "out"), options)
     recast.convert(model, tmp_path / "fresh", to="bf16")
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
     # The same length, inode and tensors of the same size, but another name.
     path.write_bytes(data.replace(b"layer.weight", b"layer.WEIGHT"))
     with pytest.raises(recast.InputError, match="changed while") as caught:
-        planned.convert(str(tmp_path / "other"))
+        _core.convert(planned, str(tmp_path / "other"), options)
     assert SHARD in str(caught.value)
     assert caught.value.exit_code == 65
     assert not (tmp_path / "other").exists()

@@ -13,7 +13,7 @@ from support import environment, on_terminal, raw_bytes, recast_process, slow
 
 ROOT = Path(__file__).parents[1]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
-COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
+COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
 COMMANDS = {
     "convert": ["convert", "{model}", "{out}", "--to", "bf16", "--keep", "*norm*"],
     "dry run": ["convert", "{model}", "{out}", "--to", "fp16", "--dry-run"],
@@ -59,14 +59,49 @@ def test_a_terminal_that_has_only_ascii_gets_only_ascii(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_there_is_no_colour_where_nobody_wants_it(
+def test_there_is_no_color_where_nobody_wants_it(
     command: str, saved: Save, converted: Path, tmp_path: Path
 ) -> None:
     for change in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         words = filled(command, saved, converted, tmp_path / "-".join(change.values()))
-        assert not COLOUR.search(on_terminal(words, stdout=True, **change)[0])
+        assert not COLOR.search(on_terminal(words, stdout=True, **change)[0])
     piped = recast_process(*filled(command, saved, converted, tmp_path / "piped"))
     assert not set("\x1b\r") & set(piped.stdout + piped.stderr)
+
+
+ERRORS = {
+    "usage": ["convert", "{model}", "{out}", "--tp", "bf16"],
+    "input": ["inspect", "{model}/nowhere"],
+    "output": ["convert", "{model}", "{converted}", "--to", "fp16"],
+}
+
+
+@pytest.mark.parametrize("command", ERRORS)
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_an_error_is_broken_between_words_and_its_first_word_is_in_color(
+    columns: int, command: str, saved: Save, converted: Path, tmp_path: Path
+) -> None:
+    places = {"model": saved("llama", "fp32"), "converted": converted, "out": tmp_path / "out"}
+    words = [word.format(**places) for word in ERRORS[command]]
+    piped = recast_process(*words)
+    code = piped.returncode
+    drawn, _ = on_terminal(words, columns=columns, code=code)
+    plain, _ = on_terminal(words, columns=columns, code=code, NO_COLOR="1")
+    assert COLOR.search(drawn).start() == drawn.index("error") - len(COLOR.search(drawn)[0])
+    assert not COLOR.search(plain)
+    lines = ESCAPE.sub("", plain).split("\n")
+    # A path may be longer than the terminal is wide; a terminal breaks it.
+    assert all(cell_len(line) <= columns or " " not in line.strip() for line in lines)
+    assert " ".join(lines).split() == piped.stderr.split()
+
+
+@pytest.mark.parametrize("command", ["", "convert", "inspect", "verify", "bits"])
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_help_is_broken_between_words(columns: int, command: str) -> None:
+    drawn, _ = on_terminal([*command.split(), "-h"], stdout=True, columns=columns)
+    assert max(map(len, drawn.splitlines())) <= max(columns, 76)
+    wide, _ = on_terminal([*command.split(), "-h"], stdout=True, columns=100)
+    assert drawn.split() == wide.split()
 
 
 def test_the_summary_says_what_was_done_and_kept_and_why(model: Path, tmp_path: Path) -> None:
@@ -81,7 +116,9 @@ def test_the_summary_says_what_was_done_and_kept_and_why(model: Path, tmp_path: 
     assert re.fullmatch(r"\d+ B -> \d+ B", found["size"])
     assert found["on a GPU"] == "2.00 KiB allocated, 2.00 MiB reserved by PyTorch"
     assert found["audit"] == "every value is exact"
-    assert re.fullmatch(r"[\d.]+ s, [\d.]+ [GM]B/s read, [\d.]+ [GM]B/s written", found["time"])
+    assert re.fullmatch(
+        r"[\d.]+ s, [\d.]+ [GMK]?i?B/s read, [\d.]+ [GMK]?i?B/s written", found["time"]
+    )
     assert list(found) == ["tensors", "kept", "size", "on a GPU", "audit", "time"]
 
 

@@ -1,10 +1,12 @@
 """The Rust core: open, plan, make, publish, and the casts."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from recast.options import FloatName, Options
 
 __version__: str
 SIMD_VARIABLE: str
@@ -81,99 +83,89 @@ class Checkpoint:
     def quantized(self) -> str | None: ...
     @property
     def lossless(self) -> tuple[int, str] | None: ...
-    def plan(
-        self,
-        to: str,
-        keep: Sequence[str] = (),
-        auto_keep: bool = True,
-        on_overflow: str = "error",
-    ) -> Plan: ...
+    def plan(self, options: Options) -> Plan: ...
 
 class PlannedTensor:
-    """What will become of one tensor. `action` is 'cast', 'copy' or 'keep'."""
+    """What will become of one tensor."""
 
     @property
-    def file(self) -> str: ...
+    def file(self) -> str:
+        """The shard that holds it, relative to the source."""
     @property
     def name(self) -> str: ...
     @property
     def shape(self) -> list[int]: ...
     @property
-    def elements(self) -> int: ...
+    def elements(self) -> int:
+        """The product of `shape`."""
     @property
-    def source_dtype(self) -> str: ...
+    def source_dtype(self) -> str:
+        """What safetensors calls its dtype in the source, such as `F32`."""
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """What safetensors calls its dtype in the result."""
     @property
-    def action(self) -> str: ...
+    def action(self) -> Literal["cast", "copy", "keep"]:
+        """`cast`; `copy` where there is nothing to cast; `keep` where a pattern or the built-in
+        list keeps its dtype."""
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """Why, in words."""
     @property
     def source_bytes(self) -> int: ...
     @property
     def bytes(self) -> int: ...
 
 class PlannedFile:
-    """What will become of one file. `action` is 'cast', 'edit' or 'copy'."""
+    """What will become of one file."""
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """Relative to the source, and to the destination."""
     @property
-    def action(self) -> str: ...
+    def action(self) -> Literal["cast", "edit", "copy"]:
+        """`cast` for a shard, `edit` for a config or an index, `copy` for everything else."""
     @property
     def source_bytes(self) -> int: ...
     @property
     def bytes(self) -> int: ...
 
 class Plan:
-    """What a conversion will do, to the byte. Nothing is written by making one."""
+    """What a conversion will do, to the byte. Making one writes nothing."""
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """The file or directory that will be converted."""
     @property
-    def to(self) -> str: ...
+    def to(self) -> FloatName:
+        """`fp32`, `fp16` or `bf16`."""
     @property
-    def tensors(self) -> list[PlannedTensor]: ...
+    def tensors(self) -> list[PlannedTensor]:
+        """Every tensor, shard by shard."""
     @property
-    def files(self) -> list[PlannedFile]: ...
+    def files(self) -> list[PlannedFile]:
+        """Every file of the result but its report, in the order they are written."""
     @property
-    def tensor_bytes(self) -> list[int]: ...
+    def tensor_bytes(self) -> list[int]:
+        """The bytes of each tensor in the result, in the order of `tensors`."""
     @property
-    def warnings(self) -> list[str]: ...
+    def warnings(self) -> list[str]:
+        """What is legal and should be known, as text."""
     @property
-    def parameters(self) -> int: ...
+    def parameters(self) -> int:
+        """The elements of all tensors."""
     @property
-    def bytes_read(self) -> int: ...
+    def bytes_read(self) -> int:
+        """The bytes of the files that will be read."""
     @property
-    def bytes_written(self) -> int: ...
-    def summary(self) -> str: ...
-    def look(
-        self,
-        dest: str,
-        *,
-        on_overflow: str = "error",
-        overwrite: bool = False,
-        sha256: bool = False,
-    ) -> str: ...
-    def convert(
-        self,
-        dest: str,
-        *,
-        threads: int | None = None,
-        io: str = "auto",
-        sync: bool = True,
-        on_overflow: str = "error",
-        overwrite: bool = False,
-        sha256: bool = False,
-        verify: Callable[[str], str | None] | None = None,
-        progress: Callable[[int, int], Any] | None = None,
-    ) -> Converted: ...
+    def bytes_written(self) -> int:
+        """The bytes of the files that will be written."""
 
 class Converted:
-    """What came of a conversion."""
+    """What a conversion did."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> Literal["made", "done", "rejected"]: ...
     def summary(self) -> str: ...
     def report(self) -> bytes | None: ...
     @property
@@ -212,11 +204,21 @@ def cast_bytes(
     threads: int | None = None,
     on_overflow: str = "inf",
 ) -> Audit: ...
+def summary(plan: Plan) -> str: ...
+def look(plan: Plan, dest: str, options: Options) -> Literal["done", "begun", "new"]: ...
+def convert(
+    plan: Plan,
+    dest: str,
+    options: Options,
+    *,
+    verify: Callable[[str], str | None] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Converted: ...
 def check_published(
     dest: str, *, threads: int | None = None, progress: Callable[[int, int], Any] | None = None
 ) -> tuple[int, int, list[tuple[str, str]]]: ...
 def check_local(path: str, *, write: bool = False) -> None: ...
-def float_name(name: str) -> str | None: ...
+def float_name(name: str) -> FloatName | None: ...
 def nesting(text: bytes) -> int: ...
 def messages() -> list[tuple[str, str, str | None]]:
     """All that the core may say of a failure: class, example, hint.

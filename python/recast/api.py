@@ -1,27 +1,36 @@
-"""The API: `plan`, `convert` and `inspect`, in the order a run takes its steps."""
+"""The API: `plan`, `convert` and `inspect`."""
 
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from recast import _core
 from recast._core import Checkpoint, Plan, check_local
-from recast.array import check_policy, float_name
 from recast.dtypes import CASTABLE
-from recast.errors import UsageError
+from recast.errors import UsageError, VerificationError
 from recast.gpu.device import visible_gpu
 from recast.gpu.settings import read_settings
 from recast.inspection import Inspection, by_dtype, exactness, gpu_memory, groups
-from recast.report import Report
-from recast.terminal import Progress
+from recast.options import Device, Dtype, FloatName, Io, OnOverflow, Options, Path, Progress
+from recast.report import DryRun, Report
 
-Path = str | os.PathLike[str]
+if TYPE_CHECKING:
+    from recast.verification import Verification
+
+T = TypeVar("T")
+Step = Literal["converting", "comparing", "syncing", "verifying", "publishing"]
+Steps = Callable[[Step, int, int], Any]
+"""Called as `steps(step, done, total)`: what a run is doing, and how much of it is done, in
+bytes."""
 
 
-def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
-    """What converting `source` will do, to the byte. Reads headers only and writes nothing.
+def plan(source: Path, *, to: Dtype, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
+    """Returns what converting `source` will do, to the byte. Reads headers only, writes nothing.
 
     `source` is a `.safetensors` file or a directory that holds some. `to` is `"fp32"`, `"fp16"`,
     `"bf16"`, another usual spelling, or a numpy or torch dtype. Tensors whose name matches a
@@ -31,37 +40,161 @@ def plan(source: Path, *, to: object, keep: Sequence[str] = (), auto_keep: bool 
     Raises `UsageError` for options that make no sense or a source that is not a local path, and
     `InputError` for a source that cannot be converted.
     """
-    return _plan(source, to, keep, auto_keep, "error")
+    return _plan(source, Options(to=to, keep=keep, auto_keep=auto_keep))
 
 
-def _plan(source: Path, to: object, keep: Sequence[str], auto_keep: bool, on_overflow: str) -> Plan:
-    if isinstance(keep, str):
-        raise UsageError("keep is a string", f"give a list of patterns: keep=[{keep!r}]")
-    checkpoint = Checkpoint.open(os.fspath(source))
-    return checkpoint.plan(float_name(to), list(keep), auto_keep, on_overflow)
+def _plan(source: Path, options: Options) -> Plan:
+    return Checkpoint.open(os.fspath(source)).plan(options)
 
 
-def look(
+def convert(
     source: Path,
     dest: Path,
     *,
-    to: object,
+    to: Dtype,
     keep: Sequence[str] = (),
     auto_keep: bool = True,
-    on_overflow: str = "error",
+    on_overflow: OnOverflow = "error",
+    verify: Device | None = None,
+    threads: int | None = None,
+    io: Io = "auto",
+    sync: bool = True,
     overwrite: bool = False,
     sha256: bool = False,
-) -> tuple[Plan, str]:
-    """The plan, and what `dest` holds of it: its result ("done", as far as lengths and headers
-    tell), what an interrupted run left ("begun"), or nothing yet ("new"). Writes nothing.
+    progress: Progress | None = None,
+) -> Report:
+    """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
+
+    `source`, `to`, `keep` and `auto_keep` are those of `plan`. Finite values beyond the target's
+    range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or the largest finite
+    value (`"saturate"`). `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`, `"cuda:N"` or a
+    `torch.device`) on which every value of the result is checked before it is published; that
+    requires torch. `threads` limits the worker threads. `io` is how the source is read: `"mmap"`,
+    `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync: a power failure
+    can then lose the result. `overwrite` replaces the model in `dest` once the new one is ready.
+    `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads. `progress(done, total)` is called with
+    bytes, written and then compared, from this thread; what it raises stops the run.
+
+    Nothing is visible in `dest` before every file is complete. The same call again continues a
+    conversion that was interrupted. Where it is done, it compares the result and the source with
+    the checksums in `recast.json` and returns that report, with `already_done` set. A `dest` that
+    holds anything else is refused, unless it is a model and `overwrite` is set.
+
+    Raises what `plan` raises, `OutputError` for the destination, `StorageError` when reading or
+    writing fails, `CastOverflowError`, and `VerificationError`, which names the folder that keeps
+    a result which failed.
+    """
+    options = Options(
+        to=to,
+        keep=keep,
+        auto_keep=auto_keep,
+        on_overflow=on_overflow,
+        verify=verify,
+        threads=threads,
+        io=io,
+        sync=sync,
+        overwrite=overwrite,
+        sha256=sha256,
+    )
+    if progress is None:
+        return carry_out(source, dest, options)
+    return carry_out(source, dest, options, lambda step, done, total: progress(done, total))
+
+
+def look(source: Path, dest: Path | None, options: Options) -> DryRun:
+    """What a conversion would do, and what `dest` holds of its result. Writes nothing.
 
     Raises what `plan` raises, `UsageError` for a `dest` that is a file's name, and `OutputError`
     where the destination is the source or holds something else.
     """
-    planned = _plan(source, to, keep, auto_keep, on_overflow)
+    planned = _plan(source, options)
+    if dest is None:
+        return DryRun(planned, None)
     _check_name(dest)
-    options: dict[str, Any] = {"overwrite": overwrite, "sha256": sha256}
-    return planned, planned.look(os.fspath(dest), on_overflow=on_overflow, **options)
+    return DryRun(planned, os.fspath(dest), _core.look(planned, os.fspath(dest), options))
+
+
+def carry_out(source: Path, dest: Path, options: Options, steps: Steps | None = None) -> Report:
+    """What `convert` does, for options that were checked."""
+    started = time.perf_counter()
+    judge = None if options.verify is None else _Judge(options, dest, steps)
+    planned = _plan(source, options)
+    _check_name(dest)
+    compared = judge.check_fit(planned) if judge else 0
+
+    def writing(done: int, total: int) -> None:
+        assert steps is not None
+        step: Step = "converting"
+        if total > planned.bytes_written:
+            step = "comparing"
+        elif judge and judge.found:
+            # What is left to do does not take back that the result was compared.
+            step, done = "publishing", done + compared
+        elif done == total:
+            step = "syncing" if options.sync else "publishing"
+        steps(step, done, total + compared)
+
+    converted = _core.convert(
+        planned,
+        os.fspath(dest),
+        options,
+        verify=judge,
+        progress=None if steps is None else writing,
+    )
+    found = None if converted.verified is None else json.loads(converted.verified)
+    if judge is not None and converted.rejected is not None:
+        raise judge.rejected(converted.rejected)
+    if judge is not None and converted.kind == "done":
+        found = judge.published()
+    seconds = time.perf_counter() - started
+    return Report.of(planned, converted, os.fspath(dest), seconds, verification=found)
+
+
+class _Judge:
+    """Verifies what a conversion staged, before it is published."""
+
+    def __init__(self, options: Options, dest: Path, steps: Steps | None) -> None:
+        # Only here, because every start of the command would wait for it.
+        from recast.verification import publishing
+
+        self._verification = publishing
+        self._device = publishing.choose_device(str(options.verify))
+        self._options, self._dest, self._steps = options, dest, steps
+        self.found: Verification | None = None
+
+    def check_fit(self, planned: Plan) -> int:
+        """Raises `VerificationError` unless the result of `planned` can be verified here; gives
+        the bytes that this compares."""
+        self._plan = planned
+        self._verification.check_fit(self._device, planned.tensor_bytes)
+        return sum(tensor.source_bytes for tensor in planned.tensors)
+
+    def __call__(self, staged: str) -> str | None:
+        """What was found in the folder `staged`, as JSON; `None` where it is wrong."""
+        self.found = self._verification.verify_all(
+            self._plan, staged, self._options.on_overflow, self._device, self._progress()
+        )
+        found = replace(self.found, dest=os.fspath(self._dest))
+        return found.to_json() if found.passed else None
+
+    def rejected(self, folder: str) -> VerificationError:
+        """The error for a result that failed, and is in `folder` now."""
+        assert self.found is not None
+        return self._verification.rejected(self._plan, self.found, folder)
+
+    def published(self) -> dict[str, Any]:
+        """What was found in a result that was published before."""
+        policy = self._options.on_overflow
+        return self._verification.verify_published(
+            self._plan, self._dest, policy, self._device, self._progress()
+        ).to_dict()
+
+    def _progress(self) -> Progress | None:
+        if (steps := self._steps) is None:
+            return None
+        # After the writing, of which it must be known how much that was.
+        written = self._plan.bytes_written
+        return lambda done, total: steps("verifying", written + done, written + total)
 
 
 def _check_name(dest: Path) -> None:
@@ -73,94 +206,6 @@ def _check_name(dest: Path) -> None:
         )
 
 
-def convert(
-    source: Path,
-    dest: Path,
-    *,
-    to: object,
-    keep: Sequence[str] = (),
-    auto_keep: bool = True,
-    on_overflow: str = "error",
-    threads: int | None = None,
-    io: str = "auto",
-    sync: bool = True,
-    overwrite: bool = False,
-    sha256: bool = False,
-    verify: str | None = None,
-    progress: Progress | None = None,
-) -> Report:
-    """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
-
-    `source`, `to`, `keep` and `auto_keep` are those of `plan`. Finite values beyond the target's
-    range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or the largest finite
-    value (`"saturate"`). `threads` limits the worker threads. `io` is how the source is read:
-    `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync, so that
-    a power cut can lose the result. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads.
-    `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`, `"cuda:N"`) on which every value of the
-    result is checked before it is published; that requires torch. `progress(done, total)` is called
-    with bytes, written and then compared, from this thread; what it raises stops the run.
-
-    Nothing is visible in `dest` before every file is complete. The same call again continues a
-    conversion that was interrupted. Where it is done, it compares the result and the source with
-    the checksums in `recast.json` and returns that report, with `already_done` set. A `dest` that
-    holds anything else is refused, unless `overwrite` allows to replace the model there once the
-    new one is ready.
-
-    Raises what `plan` raises, `OutputError` for the destination, `StorageError` when reading or
-    writing fails, `CastOverflowError`, and `VerificationError`, which names the folder that a
-    result which failed stays in.
-    """
-    check_policy(on_overflow, threads)
-    started = time.perf_counter()
-    device = None
-    if verify is not None:
-        # Only here, because every start of the command would wait for it.
-        from recast.verification import publishing as verification
-
-        device = verification.choose_device(verify)
-    planned = _plan(source, to, keep, auto_keep, on_overflow)
-    _check_name(dest)
-    judge, judged, compared = None, [], 0
-    if device is not None:
-        verification.check_fit(device, planned.tensor_bytes)
-        compared = sum(tensor.source_bytes for tensor in planned.tensors)
-
-        def comparing(done: int, total: int) -> None:
-            # After the writing, of which it must be known how much that was.
-            if progress is not None:
-                progress(planned.bytes_written + done, planned.bytes_written + total)
-
-        def judge(staged: str) -> str | None:
-            found = verification.verify_all(planned, staged, on_overflow, device, comparing)
-            judged.append(found)
-            return replace(found, dest=os.fspath(dest)).to_json() if found.passed else None
-
-    def writing(done: int, total: int) -> None:
-        # Once the result was compared, what is left to do does not take that back.
-        assert progress is not None
-        progress(done + (compared if judged else 0), total + compared)
-
-    converted = planned.convert(
-        os.fspath(dest),
-        threads=threads,
-        io=io,
-        sync=sync,
-        on_overflow=on_overflow,
-        overwrite=overwrite,
-        sha256=sha256,
-        verify=judge,
-        progress=None if progress is None else writing,
-    )
-    if converted.rejected is not None:
-        raise verification.rejected(planned, judged[-1], converted.rejected)
-    found = None if converted.verified is None else json.loads(converted.verified)
-    if device is not None and converted.kind == "done":
-        options = (planned, dest, on_overflow, device, progress)
-        found = verification.verify_published(*options).to_dict()
-    seconds = time.perf_counter() - started
-    return Report.of(planned, converted, os.fspath(dest), seconds, verification=found)
-
-
 def inspect(path: Path) -> Inspection:
     """What `path`, a `.safetensors` file or a directory that holds some, is made of.
 
@@ -168,19 +213,14 @@ def inspect(path: Path) -> Inspection:
     on a GPU as it is stored and in each dtype recast converts to, with the settings that
     `PYTORCH_CUDA_ALLOC_CONF` gives PyTorch's allocator. Reads headers only. Raises `InputError`.
     """
-    # Only here, because every start of the command would wait for it.
-    from concurrent.futures import ThreadPoolExecutor
-
     checkpoint = Checkpoint.open(os.fspath(path))
     tensors = checkpoint.tensors
     # The core plans without the interpreter's lock, so planning costs no time of its own.
-    with ThreadPoolExecutor(1) as core:
-        targets = CASTABLE if checkpoint.quantized is None else ()
-        planned = {to: core.submit(_planned_sizes, checkpoint, to) for to in targets}
+    with _in_background(partial(_planned_sizes, checkpoint)) as planned:
         dtypes = by_dtype(tensors)
         parts = groups(tensors)
         sizes = {"as_stored": [tensor.bytes for tensor in tensors]}
-        sizes |= {to: found.result() for to, found in planned.items()}
+        sizes |= planned()
     notes = exactness(checkpoint) + read_settings()[1]
     if checkpoint.quantized is not None:
         notes.append(
@@ -202,6 +242,22 @@ def inspect(path: Path) -> Inspection:
     )
 
 
-def _planned_sizes(checkpoint: Checkpoint, to: str) -> list[int]:
-    """The bytes of each tensor converted to `to`; the plan, which is large, is not kept."""
-    return checkpoint.plan(to).tensor_bytes
+def _planned_sizes(checkpoint: Checkpoint) -> dict[str, list[int]]:
+    """The bytes of each tensor in each dtype; the plans, which are large, are not kept."""
+    if checkpoint.quantized is not None:
+        return {}
+    return {to: checkpoint.plan(Options(to=to)).tensor_bytes for to in CASTABLE}
+
+
+@contextmanager
+def _in_background(work: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """Starts `work` on a thread, and gives what waits for its result. Where the system has no
+    thread left, that does the work itself."""
+    # Only here, because every start of the command would wait for it.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        result = work
+        with suppress(RuntimeError):
+            result = partial(pool.submit(work).result, None)
+        yield result

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from recast.dtypes import CASTABLE
-from recast.report import json_text
+from recast.json_text import json_text
 from recast.rounding import Cast, Value, parse
 
 

@@ -3,30 +3,34 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
 
 import recast
 from recast import terminal
-from recast.array import MAX_THREADS, POLICIES, float_name
-from recast.errors import RecastError, StorageError, UsageError, VerificationError
+from recast.errors import RecastError, UsageError, VerificationError
+from recast.options import MAX_THREADS, Options, float_name
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Interrupted(BaseException):
-    """A signal asked to stop. Not an `Exception`, so that only cleanup stands in its way."""
+    """A signal asked to stop. Not an `Exception`, so that nothing but cleanup catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
 
 
-def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
-    """What a report of a fault should say, without importing torch."""
+def _print_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    """What a bug report should say, without importing torch."""
     if not wanted or context.resilient_parsing:
         return
     from importlib import metadata
@@ -37,17 +41,54 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         torch = metadata.version("torch")
     except metadata.PackageNotFoundError:
         torch = "not installed"
-    _print(f"recast {recast.__version__}\nsimd   {simd_level()}\ntorch  {torch}\n")
+    terminal.write(f"recast {recast.__version__}\nsimd   {simd_level()}\ntorch  {torch}\n")
     context.exit()
 
 
-@click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
+def conversion_options(command: Command) -> Command:
+    """Gives `command` an option for each field of `Options`."""
+    types = get_type_hints(Options, include_extras=True)
+    for field in reversed(fields(Options)):
+        kind, about = get_args(types[field.name])
+        name = field.name.replace("_", "-")
+        how: dict[str, Any] = {"help": about.help, "metavar": about.metavar}
+        if field.default is True:
+            name = f"no-{name}"
+            how |= {"is_flag": True, "callback": _negated}
+        elif kind is bool:
+            how |= {"is_flag": True}
+        elif get_origin(kind) is Literal:
+            how |= {"type": click.Choice(get_args(kind)), "default": field.default}
+            how |= {"show_default": True}
+        elif int in get_args(kind):
+            how |= {"type": click.IntRange(1, MAX_THREADS)}
+        elif field.default == ():
+            how |= {"multiple": True}
+        elif field.default is MISSING:
+            how |= {"required": True}
+        command = click.option(f"--{name}", field.name, **how)(command)
+    return command
+
+
+def _negated(context: click.Context, parameter: click.Parameter, given: bool) -> bool:
+    return not given
+
+
+def _dtype(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else float_name(value)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+SETTINGS: dict[str, Any] = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+
+
+@click.group(invoke_without_command=True, context_settings=SETTINGS)
 @click.option(
     "--version",
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=_version,
+    callback=_print_version,
     help="Show the version, the instruction set in use, and the version of torch.",
 )
 @click.pass_context
@@ -55,98 +96,33 @@ def cli(context: click.Context) -> None:
     """Change the dtype of a model checkpoint: exactly, fast, all or nothing.
 
     \b
-    recast inspect model                      what it is made of; does it fit on the GPU
+    recast inspect model          what it is made of; does it fit on the GPU
     recast convert model model-bf16 --to bf16
-    recast verify model model-bf16            is the result what it should be
-    recast bits 3.14                          one value, bit by bit, and how a cast rounds it
+    recast verify model model-bf16
+    recast bits 3.14              one value, bit by bit, and how a cast rounds it
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(UsageError.exit_code)
 
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
-
-def _target(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    return None if value is None else float_name(value)
-
-
 @cli.command()
 @click.argument("source")
-@click.argument("dest")
-@click.option(
-    "--to",
-    required=True,
-    callback=_target,
-    metavar="fp32|fp16|bf16",
-    help="The dtype to cast to; float32, half, bfloat16 and the like work too.",
-)
-@click.option(
-    "--keep",
-    multiple=True,
-    metavar="PATTERN",
-    help="Leave matching tensors as they are: a glob ('vae/*' is a component), or a regular "
-    "expression after 're:'. Can be given many times.",
-)
-@click.option(
-    "--no-auto-keep", is_flag=True, help="Also cast the tensors that loaders need in fp32."
-)
-@click.option(
-    "--on-overflow",
-    type=click.Choice(POLICIES),
-    default="error",
-    show_default=True,
-    help="What to do when finite values are beyond the target's range.",
-)
-@click.option(
-    "--verify",
-    metavar="auto|cpu|cuda[:N]",
-    help="Check every value of the result on this device before publishing it; needs torch.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, MAX_THREADS),
-    metavar="N",
-    help="Worker threads; default: all CPUs.",
-)
-@click.option(
-    "--io",
-    type=click.Choice(["auto", "mmap", "read"]),
-    default="auto",
-    show_default=True,
-    help="How the source is read: through a memory map, or by positioned reads.",
-)
-@click.option(
-    "--no-sync", is_flag=True, help="Skip fsync: faster, but a power cut can lose the result."
-)
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Replace the model in DEST once the new one is ready.",
-)
-@click.option(
-    "--sha256", is_flag=True, help="Add SHA256SUMS, which `sha256sum -c` reads, to the result."
-)
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-@as_json_option
+@click.argument("dest", required=False, metavar="DEST")
+@conversion_options
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing; needs no DEST.")
+@json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
 def convert(
+    context: click.Context,
+    /,
     source: str,
-    dest: str,
-    to: str,
-    keep: tuple[str, ...],
-    no_auto_keep: bool,
-    on_overflow: str,
-    verify: str | None,
-    threads: int | None,
-    io: str,
-    no_sync: bool,
-    overwrite: bool,
-    sha256: bool,
+    dest: str | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    **given: Any,
 ) -> None:
     """Convert the checkpoint SOURCE into the new directory DEST.
 
@@ -155,46 +131,30 @@ def convert(
 
     \b
     recast convert model model-bf16 --to bf16
-    recast convert model model-fp16 --to fp16 --keep 'lm_head.*' --on-overflow saturate
-    recast convert model model-bf16 --to bf16 --dry-run
+    recast convert model model-fp16 --to fp16 --on-overflow saturate
+    recast convert model model-fp16 --to fp16 --keep 'lm_head.*'
+    recast convert model --to bf16 --dry-run
     """
-    from recast import api, report
+    from recast import api
+    from recast.show import convert as show
 
-    asked: dict[str, Any] = {
-        "to": to,
-        "keep": keep,
-        "auto_keep": not no_auto_keep,
-        "on_overflow": on_overflow,
-        "overwrite": overwrite,
-        "sha256": sha256,
-    }
+    options = Options(**given)
     if dry_run:
-        planned, found = api.look(source, dest, **asked)
-        if as_json:
-            _print(report.plan_json(planned, dest, found))
-        elif not quiet:
-            _print(report.plan_text(planned, dest, found))
+        planned = api.look(source, dest, options)
+        if as_json or not quiet:
+            terminal.write(planned.to_json() if as_json else show.dry_run_text(planned))
         return
+    if dest is None:
+        raise click.MissingParameter(ctx=context, param=context.command.params[1])
     with terminal.progress(sys.stderr.isatty() and not (quiet or as_json)) as progress:
-        finished = api.convert(
-            source,
-            dest,
-            **asked,
-            verify=verify,
-            threads=threads,
-            io=io,
-            sync=not no_sync,
-            progress=progress,
-        )
-    if as_json:
-        _print(finished.to_json())
-    elif not quiet:
-        _print(report.report_text(finished))
+        report = api.carry_out(source, dest, options, progress)
+    if as_json or not quiet:
+        terminal.write(report.to_json() if as_json else show.report_text(report))
 
 
 @cli.command()
 @click.argument("path")
-@as_json_option
+@json_option
 @click.option("--tensors", is_flag=True, help="List every tensor: name, dtype, shape, bytes, file.")
 def inspect(path: str, as_json: bool, tensors: bool) -> None:
     """Show what PATH is made of, and the memory it takes on a GPU in each dtype.
@@ -208,18 +168,16 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
     from recast import api
     from recast.show.inspect import inspection_text, tensors_text
 
-    # A hundred thousand tensors are no garbage, and looking at them again and again takes time.
+    # It would rescan a hundred thousand live objects.
     gc.disable()
     inspection = api.inspect(path)
     if as_json:
-        _print(inspection.to_json(tensor_list=tensors))
-    elif tensors:
-        _print(tensors_text(inspection))
+        terminal.write(inspection.to_json(tensor_list=tensors))
     else:
-        _print(inspection_text(inspection))
+        terminal.write((tensors_text if tensors else inspection_text)(inspection))
 
 
-# A negative number is not an option, and no option begins with a single dash.
+# A negative number is not an option, and but for -h no option begins with a single dash.
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("value")
 @click.option(
@@ -227,17 +185,17 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
     "source",
     default="fp32",
     show_default=True,
-    callback=_target,
+    callback=_dtype,
     metavar="fp32|fp16|bf16",
     help="The dtype that holds the value.",
 )
 @click.option(
     "--to",
-    callback=_target,
+    callback=_dtype,
     metavar="fp32|fp16|bf16",
     help="The dtype to cast it to; default: both others.",
 )
-@as_json_option
+@json_option
 def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
     """Show the bits of VALUE, and how a cast rounds it.
 
@@ -254,12 +212,11 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
 
     targets = [name for name in ([to] if to else CASTABLE) if name != source]
     found = Bits.of(value, source, targets)
-    _print(found.to_json() if as_json else bits_text(found))
+    terminal.write(found.to_json() if as_json else bits_text(found))
 
 
 @cli.command()
-@click.argument("source")
-@click.argument("dest", required=False)
+@click.argument("paths", nargs=-1, metavar="[SOURCE] DEST")
 @click.option(
     "--device",
     default="auto",
@@ -284,8 +241,9 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
 @click.option(
     "--seed", type=click.IntRange(0), metavar="N", help="Draw the same random blocks again."
 )
-@as_json_option
-def verify(source: str, dest: str | None, as_json: bool, **options: Any) -> int:
+@json_option
+@click.pass_context
+def verify(context: click.Context, /, paths: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Check that DEST is SOURCE in another dtype: structure, values, and memory on a GPU.
 
     With DEST alone, check its files against the checksums in its recast.json.
@@ -296,75 +254,39 @@ def verify(source: str, dest: str | None, as_json: bool, **options: Any) -> int:
     recast verify model model-bf16 --loader transformers --json
     recast verify model-bf16
     """
-    with terminal.progress(sys.stderr.isatty() and not as_json) as progress:
-        if dest is None:
+    _check_paths(context, paths)
+    with terminal.progress(sys.stderr.isatty() and not as_json) as bar:
+        progress = partial(bar, "comparing") if bar else None
+        if len(paths) == 1:
             from recast import published
             from recast.show.verify import published_text
 
-            _refuse_for_files_alone()
-            checked = published.check(source, progress=progress)
+            checked = published.check(paths[0], progress=progress)
             text = checked.to_json() if as_json else published_text(checked)
             passed = checked.passed
         else:
             from recast.show.verify import verification_text
 
-            found = recast.verify(source, dest, progress=progress, **options)
+            found = recast.verify(*paths, progress=progress, **options)
             text = found.to_json() if as_json else verification_text(found)
             passed = found.passed
-    _print(text)
+    terminal.write(text)
     return 0 if passed else VerificationError.exit_code
 
 
-def _refuse_for_files_alone() -> None:
-    """Options of a verification that reads the source mean nothing without one."""
-    context = click.get_current_context()
+def _check_paths(context: click.Context, paths: tuple[str, ...]) -> None:
+    """DEST is required, and options for comparing with a source require one."""
+    if not paths:
+        raise click.MissingParameter(ctx=context, param_hint="'DEST'", param_type="argument")
+    if len(paths) > 2:
+        raise click.UsageError(f"Got unexpected extra argument ({paths[2]})", context)
     for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "")
-        if (
-            parameter.name not in ("source", "dest", "as_json")
-            and given is ParameterSource.COMMANDLINE
-        ):
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if len(paths) == 1 and given and parameter.name not in ("paths", "as_json"):
             raise UsageError(
                 f"{parameter.opts[0]} needs a source: DEST alone is checked by its checksums only",
-                "recast verify SOURCE DEST",
+                "`recast verify SOURCE DEST` has it",
             )
-
-
-def _print(text: str) -> None:
-    """Writes data to stdout. A reader that has seen enough, such as `head`, is no error."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as error:
-        _silence(sys.stdout)
-        if not isinstance(error, BrokenPipeError):
-            raise StorageError(f"cannot write to standard output: {error.strerror}") from error
-
-
-def _complain(message: str, hint: str | None = None, notes: Sequence[str] = ()) -> None:
-    # Messages can have several lines: one for each tensor, for example. Names in them have none.
-    lines = ["error: " + "\n".join(terminal.plain(line) for line in message.split("\n"))]
-    if hint is not None:
-        lines.append(f"hint: {terminal.plain(hint)}")
-    lines += [f"note: {terminal.plain(note)}" for note in notes]
-    _say("\n".join(lines))
-
-
-def _say(text: str) -> None:
-    """Writes to stderr. Where nobody can hear it, the exit code still tells."""
-    try:
-        click.echo(text, err=True)
-    except OSError:
-        _silence(sys.stderr)
-
-
-def _silence(stream: TextIO) -> None:
-    """Python flushes `stream` again on its way out, and must find nothing to complain about."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)
 
 
 def _run() -> int:
@@ -373,17 +295,32 @@ def _run() -> int:
         # In this mode click returns the code of `--help` and `--version`, and raises its errors.
         code = cli.main(prog_name="recast", standalone_mode=False)
     except RecastError as error:
-        _complain(error.message, error.hint, getattr(error, "__notes__", []))
+        message, hint = error.args
+        terminal.complain(message, hint, getattr(error, "__notes__", []))
         return error.exit_code
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "recast"
-        message = terminal.shown(error.format_message())
-        _complain(message, f"`{command} --help` lists the options")
+        terminal.complain(terminal.shown(_message(error)), _hint(error))
         return UsageError.exit_code
     except Interrupted as error:
-        _say(terminal.plain("; ".join(["interrupted", *getattr(error, "__notes__", [])])))
+        notes = getattr(error, "__notes__", [])
+        terminal.say(("", terminal.plain("; ".join(["interrupted", *notes]))))
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _message(error: click.UsageError) -> str:
+    """What click says, with no more than the nearest option or command."""
+    meant = getattr(error, "possibilities", None)
+    return f"{error.message} Did you mean '{meant[0]}'?" if meant else error.format_message()
+
+
+def _hint(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx else "recast"
+    return f"`{command} --help` lists the options"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
 
 
 def main() -> None:

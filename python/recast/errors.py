@@ -13,14 +13,24 @@ RecastError
     └── VerificationError                the result failed, or does not fit the GPU
 """
 
+import re
 from typing import ClassVar
+
+# An option in a message, as the command spells it, and its value: `--keep 'x'`, `--threads 1`,
+# `--on-overflow=inf`, or a word in capitals. One without a value is a flag.
+_OPTION = re.compile(
+    r"(?<![^\s(])--(?P<no>no-)?(?P<name>[a-z][a-z0-9-]*)"
+    r"(?:=(?P<word>[\w:]+)|[ =](?P<value>'.*?'(?=[\s:;,]|$)|[A-Z]+\b|\d+\b)|(?P<colon>(?=:)))?"
+)
+_COMMAND = re.compile(r"(`[^`]*`)")
 
 
 class RecastError(Exception):
     """Everything recast raises on purpose.
 
     `message` says what happened and to which file and tensor; `hint` says the way out, where
-    there is one. `str()` gives both, the hint on a line of its own.
+    there is one; both name options as Python has them. `str()` gives both, the hint on a line of
+    its own. `args` has both with the options of the command.
     """
 
     exit_code: ClassVar[int] = 1
@@ -28,11 +38,31 @@ class RecastError(Exception):
     def __init__(self, message: str, hint: str | None = None) -> None:
         # Both go into `args`, so that the exception survives pickling between processes.
         super().__init__(message, hint)
-        self.message = message
-        self.hint = hint
+        self.message = in_python(message)
+        self.hint = None if hint is None else in_python(hint)
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+def in_python(text: str) -> str:
+    """`text` with options as keywords: `--overwrite` is `overwrite=True`. Commands stay."""
+    parts = _COMMAND.split(text)
+    parts[::2] = [_OPTION.sub(_keyword, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _keyword(option: re.Match[str]) -> str:
+    name, value = option["name"].replace("-", "_"), option["value"]
+    if option["word"] is not None:
+        value = repr(option["word"])
+    elif option["colon"] is not None:
+        return name
+    elif value is None:
+        value = str(not option["no"])
+    elif name == "keep":
+        value = f"[{value}]"
+    return f"{name}={value}"
 
 
 class UsageError(RecastError, ValueError):

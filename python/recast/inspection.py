@@ -8,7 +8,8 @@ from typing import TypedDict
 from recast._core import Checkpoint, Tensor
 from recast.gpu.device import Gpu
 from recast.gpu.predict import MemoryDict, predict_here
-from recast.report import REPORT_NAME, SCHEMA_VERSION, json_text
+from recast.json_text import SCHEMA_VERSION, json_text
+from recast.report import REPORT_NAME
 
 NUMBER = re.compile(r"\.([0-9]{1,9})\.")
 # The first that fits names a part of a layer, so norms inside attention count as norms.

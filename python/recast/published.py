@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypedDict, cast
 
 from recast._core import check_local, check_published
-from recast.report import SCHEMA_VERSION, json_text
-from recast.terminal import Progress
+from recast.json_text import SCHEMA_VERSION, json_text
+from recast.options import Path, Progress
 
 
 class FileProblem(TypedDict):
@@ -46,7 +46,7 @@ class PublishedCheck:
         return json_text({**asdict(self), "passed": self.passed})
 
 
-def check(dest: str | os.PathLike[str], *, progress: Progress | None = None) -> PublishedCheck:
+def check(dest: Path, *, progress: Progress | None = None) -> PublishedCheck:
     """Reads all files of the result in `dest`, the directory that `convert` wrote, and compares
     them with the checksums in its `recast.json`. `progress(done, total)` is called with bytes.
 

@@ -1,18 +1,19 @@
-"""Text for people: sizes, rows and bars, readable without colour and in any encoding."""
+"""Text for people on stdout and stderr: readable without color and in any encoding."""
 
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
+
+from recast.errors import StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import ProgressColumn
     from rich.text import Text
-
-Progress = Callable[[int, int], Any]
 
 # What a pipe gets where a terminal would be asked for its width.
 PIPE_WIDTH = 100
@@ -132,9 +133,66 @@ def render(*parts: "RenderableType") -> str:
     return "".join(f"{line.rstrip(' ')}\n" for line in written.getvalue().split("\n")[:-1])
 
 
+def write(text: str) -> None:
+    """Writes data to stdout. It is not an error that a reader, such as `head`, has seen enough."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        _silence(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise StorageError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def complain(message: str, hint: str | None = None, notes: Iterable[str] = ()) -> None:
+    """Writes an error to stderr."""
+    # A message can have several lines, one for each tensor, for example. Names in it have none.
+    first, *more = map(plain, message.split("\n"))
+    lines = [("error: ", first), *(("", line) for line in more)]
+    if hint is not None:
+        lines.append(("hint: ", plain(hint)))
+    say(*lines, *(("note: ", plain(note)) for note in notes))
+
+
+STYLES = {"error: ": "bold red", "hint: ": "bold cyan", "note: ": "bold yellow"}
+
+
+def say(*lines: tuple[str, str]) -> None:
+    """Writes lines to stderr, each with a word in front of it; on a terminal that word is in color,
+    and a line is only broken between words."""
+    try:
+        if not sys.stderr.isatty():
+            sys.stderr.write("".join(f"{word}{text}\n" for word, text in lines))
+        else:
+            from rich.console import Console
+            from rich.text import Text
+
+            console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+            for word, text in lines:
+                # A word that is too long, such as a path, stays whole, to be copied.
+                folded = textwrap.wrap(
+                    word + text, console.width, break_long_words=False, break_on_hyphens=False
+                )
+                for line in folded:
+                    drawn = Text(line)
+                    drawn.stylize(STYLES.get(word, ""), 0, len(word))
+                    word = ""
+                    console.print(drawn, overflow="ignore", crop=False)
+        sys.stderr.flush()
+    except OSError:
+        # The exit code still tells.
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """Lets Python, which flushes `stream` again as it exits, find nothing to complain about."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 @contextmanager
-def progress(wanted: bool) -> Iterator[Progress | None]:
-    """Bytes, rate and time left on stderr while the block runs; nothing unless `wanted`."""
+def progress(wanted: bool) -> Iterator[Callable[[str, int, int], Any] | None]:
+    """A bar on stderr while the block runs, drawn by `bar(step, done, total)`, in bytes; nothing
+    unless `wanted`."""
     if not wanted:
         yield None
         return
@@ -144,20 +202,34 @@ def progress(wanted: bool) -> Iterator[Progress | None]:
     console = Console(stderr=True)
     with rich_progress.Progress(*_columns(console), console=console, transient=True) as drawn:
         task = drawn.add_task("", total=None)
-        yield lambda done, total: drawn.update(task, completed=done, total=total)
+
+        def bar(step: str, done: int, total: int) -> None:
+            drawn.update(task, description=step, completed=done, total=total)
+
+        yield bar
 
 
 def _columns(console: "Console") -> list["ProgressColumn"]:
-    """As many columns as fit: one that does not would be cut, with a sign that is not ASCII."""
+    """As many columns as fit: a cut one ends with a sign that is not ASCII."""
     from rich import progress as rich_progress
+    from rich.text import Text
+
+    class Speed(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(
+                "" if speed is None else f"{size(int(speed))}/s", style="progress.data.speed"
+            )
 
     columns: list[ProgressColumn] = [rich_progress.TaskProgressColumn()]
+    if console.width >= 20:
+        columns.insert(0, rich_progress.TextColumn("{task.description}"))
+    if console.width >= 80 and draws_blocks(sys.stderr):
+        columns.insert(1, rich_progress.BarColumn(bar_width=20))
     if console.width >= 40:
         columns.append(rich_progress.DownloadColumn(binary_units=True))
     if console.width >= 60:
-        columns += [rich_progress.TransferSpeedColumn(), rich_progress.TimeRemainingColumn()]
-    if console.width >= 80 and draws_blocks(sys.stderr):
-        columns.insert(0, rich_progress.BarColumn(bar_width=24))
+        columns += [Speed(), rich_progress.TimeRemainingColumn()]
     return columns
 
 

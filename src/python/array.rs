@@ -7,7 +7,8 @@ use numpy::{PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::{Audit, float, on_overflow as policy};
+use super::Audit;
+use super::options::{float, on_overflow as policy};
 use crate::cast::{self, Level};
 use crate::error::Error;
 use crate::make::threads;

@@ -8,20 +8,51 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use super::text;
-use crate::commit::{self, Left, Options, Outcome};
+use super::options::Options;
+use super::{Plan, text};
+use crate::commit::{self, Left, Outcome};
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan;
 use crate::report;
 
-pub fn run(
+/// What is known of a plan before it is carried out, as JSON.
+#[pyfunction]
+pub fn summary(plan: &Plan) -> String {
+    let summary = report::Summary::new(&plan.0, None);
+    serde_json::to_string(&summary).expect("strings and numbers")
+}
+
+/// What `dest` holds of the result of `plan`. Writes nothing.
+#[pyfunction]
+pub fn look(
     py: Python<'_>,
-    plan: &Arc<Plan>,
-    dest: &Path,
-    options: &Options,
-    mut hooks: Hooks,
+    plan: &Plan,
+    dest: PathBuf,
+    options: Options,
+) -> PyResult<&'static str> {
+    let options = options.of_run(false)?;
+    Ok(match py.detach(|| commit::look(&plan.0, &dest, &options))? {
+        commit::DestinationState::Done => "done",
+        commit::DestinationState::Started => "begun",
+        commit::DestinationState::Free => "new",
+    })
+}
+
+/// Carries `plan` out into `dest`.
+#[pyfunction]
+#[pyo3(signature = (plan, dest, options, *, verify=None, progress=None))]
+pub fn convert(
+    py: Python<'_>,
+    plan: &Plan,
+    dest: PathBuf,
+    options: Options,
+    verify: Option<Py<PyAny>>,
+    progress: Option<Py<PyAny>>,
 ) -> PyResult<Converted> {
-    let result = py.detach(|| commit::convert(plan, dest, options, &mut hooks));
+    let options = options.of_run(verify.is_some())?;
+    let mut hooks = Hooks { progress, verify, raised: None, stopped: false };
+    let plan = &plan.0;
+    let result = py.detach(|| commit::convert(plan, &dest, &options, &mut hooks));
     match (result, hooks.raised) {
         // It was to stop when there was nothing left to stop, but whoever said so is to know.
         (Ok(Outcome::Made { .. } | Outcome::Done { .. }), Some(raised)) if hooks.stopped => {
@@ -49,12 +80,12 @@ fn is_stop(py: Python<'_>, raised: &PyErr) -> bool {
 }
 
 /// Asks Python what it has to say in a conversion.
-pub struct Hooks {
-    pub progress: Option<Py<PyAny>>,
-    pub verify: Option<Py<PyAny>>,
+struct Hooks {
+    progress: Option<Py<PyAny>>,
+    verify: Option<Py<PyAny>>,
     /// What it raised, which then is what the conversion raises.
-    pub raised: Option<PyErr>,
-    pub stopped: bool,
+    raised: Option<PyErr>,
+    stopped: bool,
 }
 
 impl commit::Hooks for Hooks {
@@ -91,7 +122,7 @@ impl commit::Hooks for Hooks {
 
 #[pyclass(frozen, module = "recast._core")]
 pub struct Converted {
-    plan: Arc<Plan>,
+    plan: Arc<plan::Plan>,
     outcome: Outcome,
 }
 

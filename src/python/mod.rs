@@ -4,6 +4,7 @@
 mod array;
 mod convert;
 mod dtype;
+mod options;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,10 @@ use std::sync::Arc;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use convert::{Converted, Hooks};
+use options::Options;
 
 use crate::cast::{self, Level};
 use crate::checkpoint;
-use crate::commit::{self, OnOverflow};
 use crate::dtype::Float;
 use crate::error::Error;
 use crate::place::address;
@@ -39,28 +39,6 @@ impl From<Error> for PyErr {
 /// A path as Python has it: a `str`, in which what is not UTF-8 comes back as it was.
 fn text(path: &Path) -> OsString {
     path.as_os_str().to_owned()
-}
-
-fn float(name: &str) -> PyResult<Float> {
-    Float::parse(name).ok_or_else(|| Error::NoSuchDtype { name: name.to_owned() }.into())
-}
-
-fn on_overflow(name: &str) -> PyResult<OnOverflow> {
-    match name {
-        "error" => Ok(OnOverflow::Error),
-        "inf" => Ok(OnOverflow::Infinity),
-        "saturate" => Ok(OnOverflow::Saturate),
-        _ => Err(Error::NoSuchPolicy { name: name.to_owned() }.into()),
-    }
-}
-
-/// Whether that way to read files is by a memory map; `auto` is what is fast and safe everywhere.
-fn is_mmap(name: &str) -> PyResult<bool> {
-    match name {
-        "auto" | "read" => Ok(false),
-        "mmap" => Ok(true),
-        _ => Err(Error::NoSuchIo { name: name.to_owned() }.into()),
-    }
 }
 
 #[pyclass(frozen, get_all, module = "recast._core")]
@@ -122,58 +100,64 @@ impl Checkpoint {
         Ok(found.map(|found| (found.tensors, found.to.name())))
     }
 
-    #[pyo3(signature = (to, keep=Vec::new(), auto_keep=true, on_overflow="error"))]
-    fn plan(
-        &self,
-        py: Python<'_>,
-        to: &str,
-        keep: Vec<String>,
-        auto_keep: bool,
-        on_overflow: &str,
-    ) -> PyResult<Plan> {
-        let overflow = self::on_overflow(on_overflow)?.of_cast();
-        let options = plan::Options { to: float(to)?, keep, auto_keep, overflow };
+    fn plan(&self, py: Python<'_>, options: Options) -> PyResult<Plan> {
+        let options = options.of_plan()?;
         Ok(Plan(Arc::new(py.detach(|| plan::Plan::new(&self.0, &options))?)))
     }
 }
 
+/// What will become of one tensor.
 #[pyclass(frozen, get_all, module = "recast._core")]
 struct PlannedTensor {
+    /// The shard that holds it, relative to the source.
     file: OsString,
     name: String,
     shape: Vec<u64>,
+    /// The product of `shape`.
     elements: u64,
+    /// What safetensors calls its dtype in the source, such as `F32`.
     source_dtype: String,
+    /// What safetensors calls its dtype in the result.
     dtype: String,
+    /// `cast`; `copy` where there is nothing to cast; `keep` where a pattern or the built-in
+    /// list keeps its dtype.
     action: &'static str,
+    /// Why, in words.
     reason: String,
     source_bytes: u64,
     bytes: u64,
 }
 
+/// What will become of one file.
 #[pyclass(frozen, get_all, module = "recast._core")]
 struct PlannedFile {
+    /// Relative to the source, and to the destination.
     path: OsString,
+    /// `cast` for a shard, `edit` for a config or an index, `copy` for everything else.
     action: &'static str,
     source_bytes: u64,
     bytes: u64,
 }
 
+/// What a conversion will do, to the byte. Making one writes nothing.
 #[pyclass(frozen, module = "recast._core")]
 struct Plan(Arc<plan::Plan>);
 
 #[pymethods]
 impl Plan {
+    /// The file or directory that will be converted.
     #[getter]
     fn source(&self) -> OsString {
         text(&self.0.source)
     }
 
+    /// `fp32`, `fp16` or `bf16`.
     #[getter]
     fn to(&self) -> &'static str {
         self.0.options.to.name()
     }
 
+    /// Every tensor, shard by shard.
     #[getter]
     fn tensors(&self) -> Vec<PlannedTensor> {
         let tensors = self.0.tensors();
@@ -197,6 +181,7 @@ impl Plan {
             .collect()
     }
 
+    /// Every file of the result but its report, in the order they are written.
     #[getter]
     fn files(&self) -> Vec<PlannedFile> {
         let files = self.0.files.iter();
@@ -214,26 +199,31 @@ impl Plan {
             .collect()
     }
 
+    /// The bytes of each tensor in the result, in the order of `tensors`.
     #[getter]
     fn tensor_bytes(&self) -> Vec<u64> {
         self.0.tensors().map(|(.., planned)| planned.bytes).collect()
     }
 
+    /// What is legal and should be known, as text.
     #[getter]
     fn warnings(&self) -> Vec<String> {
         self.0.warnings.iter().map(ToString::to_string).collect()
     }
 
+    /// The elements of all tensors.
     #[getter]
     fn parameters(&self) -> u64 {
         self.0.tensors().map(|(_, tensor, _)| tensor.elements()).sum()
     }
 
+    /// The bytes of the files that will be read.
     #[getter]
     fn bytes_read(&self) -> u64 {
         self.0.bytes_read()
     }
 
+    /// The bytes of the files that will be written.
     #[getter]
     fn bytes_written(&self) -> u64 {
         self.0.bytes_written()
@@ -248,65 +238,6 @@ impl Plan {
             self.0.tensors().count(),
             self.bytes_read(),
             self.bytes_written()
-        )
-    }
-
-    /// What is known before it is carried out, as JSON.
-    fn summary(&self) -> String {
-        serde_json::to_string(&report::Summary::new(&self.0, None)).expect("strings and numbers")
-    }
-
-    #[pyo3(signature = (dest, *, on_overflow="error", overwrite=false, sha256=false))]
-    fn look(
-        &self,
-        py: Python<'_>,
-        dest: PathBuf,
-        on_overflow: &str,
-        overwrite: bool,
-        sha256: bool,
-    ) -> PyResult<&'static str> {
-        let on_overflow = self::on_overflow(on_overflow)?;
-        let options = commit::Options { on_overflow, overwrite, sha256, ..Default::default() };
-        Ok(match py.detach(|| commit::look(&self.0, &dest, &options))? {
-            commit::DestinationState::Done => "done",
-            commit::DestinationState::Started => "begun",
-            commit::DestinationState::Free => "new",
-        })
-    }
-
-    #[pyo3(signature = (
-        dest, *, threads=None, io="auto", sync=true, on_overflow="error", overwrite=false,
-        sha256=false, verify=None, progress=None
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "they are the options of the command")]
-    fn convert(
-        &self,
-        py: Python<'_>,
-        dest: PathBuf,
-        threads: Option<usize>,
-        io: &str,
-        sync: bool,
-        on_overflow: &str,
-        overwrite: bool,
-        sha256: bool,
-        verify: Option<Py<PyAny>>,
-        progress: Option<Py<PyAny>>,
-    ) -> PyResult<Converted> {
-        let options = commit::Options {
-            threads,
-            sync,
-            mmap: is_mmap(io)?,
-            on_overflow: self::on_overflow(on_overflow)?,
-            overwrite,
-            verify: verify.is_some(),
-            sha256,
-        };
-        convert::run(
-            py,
-            &self.0,
-            &dest,
-            &options,
-            Hooks { progress, verify, raised: None, stopped: false },
         )
     }
 }
@@ -369,7 +300,7 @@ mod _core {
     #[pymodule_export]
     use super::array::cast_bytes;
     #[pymodule_export]
-    use super::convert::{Converted, check_published};
+    use super::convert::{Converted, check_published, convert, look, summary};
     #[pymodule_export]
     use super::dtype::{DtypeInfo, float_name};
     #[pymodule_export]

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from recast.terminal import Progress
+from recast.options import Progress
 from recast.verification import values
 from recast.verification.dtypes import FLOATS, torch_floats
 from recast.verification.expectation import Expectation

@@ -68,7 +68,8 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expecta
     checkpoint = Checkpoint.open(source)
     try:
         to, keep, auto_keep, on_overflow = _options(root / REPORT_NAME)
-        return Expectation.of_plan(checkpoint.plan(to, keep, auto_keep), on_overflow)
+        options = Options(to=to, keep=keep, auto_keep=auto_keep)
+        return Expectation.of_plan(checkpoint.plan(options), on_overflow)
     except FileNotFoundError:
         why = f"there is no {REPORT_NAME}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -84,10 +85,11 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expecta
     notes.append(f"{why}, so the target is inferred to be the dtype of most tensors: {target}")
     if kept:
         notes.append(f"not cast, which is assumed to be intended: {first_of(kept)}")
-    return Expectation(checkpoint.plan(target or "fp32", [], False), target, "inf", exact=False)
+    options = Options(to=target or "fp32", auto_keep=False)
+    return Expectation(checkpoint.plan(options), target, "inf", exact=False)
 
 
-def _options(report: Path) -> tuple[str, list[str], bool, str]:
+def _options(report: Path) -> tuple[Any, list[str], bool, OnOverflow]:
     """The options that a report says a result was made with: `to`, `keep`, `auto_keep` and
     `on_overflow`. Raises what reading raises, and `TypeError` or `ValueError` for what no
     conversion writes."""

@@ -4,7 +4,8 @@ import os
 
 from recast._core import Plan
 from recast.errors import VerificationError
-from recast.terminal import Progress, plain, shown
+from recast.options import Progress
+from recast.terminal import plain, shown
 from recast.verification.devices import check_fit, choose_device
 from recast.verification.result import Verification
 from recast.verification.run import verify_all

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from recast.json_text import SCHEMA_VERSION, json_text
 from recast.names import json_names
-from recast.report import SCHEMA_VERSION, json_text
 from recast.terminal import shown
 from recast.verification.dtypes import FloatName
 from recast.verification.loaders import LoaderName

@@ -11,7 +11,8 @@ from typing import Any
 from recast._core import Plan, check_local
 from recast.errors import InputError, UsageError, VerificationError
 from recast.gpu.settings import read_settings
-from recast.terminal import Progress, shown
+from recast.options import Device, Progress
+from recast.terminal import shown
 from recast.verification import compare, expectation, measure, structure
 from recast.verification.cause import likely_cause
 from recast.verification.devices import choose_device
@@ -30,7 +31,7 @@ def verify(
     source: str | os.PathLike[str],
     dest: str | os.PathLike[str],
     *,
-    device: str = "auto",
+    device: Device = "auto",
     samples: int | None = None,
     full: bool = False,
     loader: LoaderName = "safetensors",
@@ -62,7 +63,7 @@ def verify(
             f"there is no loader '{shown(loader)}'", f"use one of: {', '.join(LOADERS)}"
         )
     check_local(os.fspath(dest))
-    device = choose_device(device)
+    chosen = choose_device(str(device))
     root = Path(dest)
     if not root.is_dir() or not shards(root):
         raise InputError(
@@ -71,7 +72,7 @@ def verify(
         )
     blocks = None if full else SAMPLES if samples is None else samples
     seed = secrets.randbits(32) if seed is None else seed
-    run = _Run(root, device, loader, blocks, seed, progress, started=started)
+    run = _Run(root, chosen, loader, blocks, seed, progress, started=started)
     return run.finish(expectation.find(os.fspath(source), root, run.headers, run.notes))
 
 
