@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from recast import _core
 from recast.dtypes import CASTABLE
+from recast.options import FloatName, Spelling
 
 ROOT = Path(__file__).parents[1]
 TABLE = {dtype.name: dtype for dtype in _core.DTYPES}
@@ -102,6 +103,15 @@ def test_only_castable_dtypes_are_targets() -> None:
     for dtype in _core.DTYPES:
         expected = dtype.short_name if dtype.castable else None
         assert {_core.float_name(spelling) for spelling in dtype.spellings} == {expected}
+
+
+def test_the_types_of_the_options_name_the_castable_dtypes() -> None:
+    assert list(get_args(FloatName)) == list(CASTABLE)
+    for spelling in get_args(Spelling):
+        # torch has aliases of its own, such as torch.half.
+        assert _core.float_name(spelling) in CASTABLE
+    for dtype in CASTABLE.values():
+        assert set(map(str.lower, dtype.spellings)) <= set(get_args(Spelling))
 
 
 def test_the_schema_allows_the_castable_dtypes() -> None:

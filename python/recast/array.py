@@ -9,7 +9,7 @@ from recast import _core
 from recast._core import DtypeInfo
 from recast.dtypes import CASTABLE, one_of
 from recast.errors import CastOverflowError, UsageError
-from recast.terminal import shown
+from recast.options import Dtype, OnOverflow, check_policy, float_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,60 +20,32 @@ if TYPE_CHECKING:
 
 # Strided input is gathered in pieces of this many elements: at most 1 MiB, which stays in cache.
 PIECE = 262_144
-MAX_THREADS = 1024
-POLICIES = ("error", "inf", "saturate")
-
-
-def float_name(to: object) -> str:
-    """`fp32`, `fp16` or `bf16`, for any of their spellings or a numpy or torch dtype.
-
-    Raises `UsageError` for everything else.
-    """
-    # The builtin `float` is 64 bits wide; its name alone would pass for torch's `float`.
-    is_scalar_type = isinstance(to, type) and to.__module__ != "builtins"
-    name = _core.float_name(to.__name__ if is_scalar_type else str(to))  # type: ignore[attr-defined]
-    if name is None:
-        raise UsageError(
-            f"'{shown(to)}' is not a dtype recast casts to",
-            "use fp32, fp16 or bf16 (float32, float16 and bfloat16 mean the same)",
-        )
-    return name
-
-
-def check_policy(on_overflow: str, threads: int | None) -> None:
-    """Raises `UsageError` unless the two options every cast has make sense."""
-    if on_overflow not in POLICIES:
-        raise UsageError(
-            f"on_overflow is '{shown(on_overflow)}'", f"use one of: {', '.join(POLICIES)}"
-        )
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise UsageError(f"threads is {threads}", f"use 1 to {MAX_THREADS}, or leave it out")
 
 
 @overload
 def cast(
     x: npt.NDArray[Any],
-    to: object,
+    to: Dtype,
     *,
     out: npt.NDArray[Any] | None = None,
-    on_overflow: str = "inf",
+    on_overflow: OnOverflow = "inf",
     threads: int | None = None,
 ) -> npt.NDArray[Any]: ...
 @overload
 def cast(
     x: torch.Tensor,
-    to: object,
+    to: Dtype,
     *,
     out: torch.Tensor | None = None,
-    on_overflow: str = "inf",
+    on_overflow: OnOverflow = "inf",
     threads: int | None = None,
 ) -> torch.Tensor: ...
 def cast(
     x: Any,
-    to: object,
+    to: Dtype,
     *,
     out: Any = None,
-    on_overflow: str = "inf",
+    on_overflow: OnOverflow = "inf",
     threads: int | None = None,
 ) -> Any:
     """Casts an array or tensor of any shape; the result is the same kind, in the same shape.
@@ -119,7 +91,7 @@ def _cast_bits(
     source_dtype: DtypeInfo,
     out: Bits,
     dtype: DtypeInfo,
-    on_overflow: str,
+    on_overflow: OnOverflow,
     threads: int | None,
 ) -> None:
     """Casts the values whose bits `source` holds, in any strides, into contiguous `out`."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from recast._core import Checkpoint, Plan
-from recast.array import POLICIES
 from recast.errors import InputError
+from recast.options import POLICIES
 from recast.report import REPORT_NAME
 from recast.terminal import first_of, shown
 from recast.verification.dtypes import FLOATS, FloatName, named
