@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -310,6 +311,15 @@ def test_no_color_is_respected_on_a_terminal(model: Path, tmp_path: Path) -> Non
     assert COLOR.search(colorful)
     assert not COLOR.search(plain)
     assert "1 cast" in plain
+
+
+def test_inspect_needs_no_thread_of_its_own(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    usual = recast.inspect(model)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert recast.inspect(model) == usual
 
 
 def test_a_reader_that_stops_early_is_no_error(model: Path) -> None:

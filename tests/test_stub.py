@@ -1,6 +1,7 @@
 """The stub of the extension module is what the module is."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,16 @@ def test_the_stub_names_what_the_module_has_and_nothing_else() -> None:
     for name, node in classes.items():
         members = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
         assert members == {item for item in vars(getattr(_core, name)) if not item.startswith("_")}
+
+
+def test_the_stub_explains_what_the_module_explains_in_the_same_words() -> None:
+    stub = ast.parse((ROOT / "python" / "recast" / "_core.pyi").read_text())
+    plans = [node for node in stub.body if isinstance(node, ast.ClassDef) and "Plan" in node.name]
+    assert len(plans) == 3
+    for plan in plans:
+        core = getattr(_core, plan.name)
+        assert ast.get_docstring(plan) == inspect.getdoc(core)
+        for member in plan.body:
+            if isinstance(member, ast.FunctionDef):
+                documented = inspect.getdoc(getattr(core, member.name))
+                assert ast.get_docstring(member) == documented, member.name

@@ -152,7 +152,7 @@ def convert(
         terminal.write(report.to_json() if as_json else show.report_text(report))
 
 
-@cli.command()
+@cli.command(short_help="Show what PATH is made of, and its memory on a GPU.")
 @click.argument("path")
 @json_option
 @click.option("--tensors", is_flag=True, help="List every tensor: name, dtype, shape, bytes, file.")
@@ -215,7 +215,7 @@ def bits(value: str, source: str, to: str | None, as_json: bool) -> None:
     terminal.write(found.to_json() if as_json else bits_text(found))
 
 
-@cli.command()
+@cli.command(short_help="Check that DEST is SOURCE in another dtype.")
 @click.argument("paths", nargs=-1, metavar="[SOURCE] DEST")
 @click.option(
     "--device",

@@ -159,7 +159,7 @@ class Report:
         done = "already done" if self.already_done else f"done in {self.seconds:.2f} s"
         counts = ", ".join(f"{count:,} {what}" for what, count in self.tensors.items() if count)
         return plain(
-            f"{self.source} -> {self.dest} in {self.to}: {done}; {counts or 'no'} tensors; "
+            f"{self.source} -> {self.dest} in {self.to}: {done}; tensors: {counts or 'none'}; "
             f"{self.bytes_read:,} -> {self.bytes_written:,} bytes"
         )
 

@@ -201,7 +201,7 @@ def progress(wanted: bool) -> Iterator[Callable[[str, int, int], Any] | None]:
 
     console = Console(stderr=True)
     with rich_progress.Progress(*_columns(console), console=console, transient=True) as drawn:
-        task = drawn.add_task("", total=None)
+        task = drawn.add_task("starting", total=None)
 
         def bar(step: str, done: int, total: int) -> None:
             drawn.update(task, description=step, completed=done, total=total)
