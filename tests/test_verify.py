@@ -10,7 +10,8 @@ import recast
 import torch
 from conftest import Save
 from recast.verification import values
-from recast.verification.loaders import Safetensors
+from recast.verification.loaders.safetensors import Safetensors
+from recast.verification.result import Mismatch
 from support import files, raw_bytes, stored
 from tensors import floats
 

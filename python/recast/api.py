@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from recast import _core
 from recast._core import Checkpoint, Plan, check_local
@@ -16,7 +16,7 @@ from recast.errors import UsageError, VerificationError
 from recast.gpu.device import visible_gpu
 from recast.gpu.settings import read_settings
 from recast.inspection import Inspection, by_dtype, exactness, gpu_memory, groups
-from recast.options import Device, Dtype, FloatName, Io, OnOverflow, Options, Path, Progress
+from recast.options import Device, Dtype, Io, OnOverflow, Options, Path, Progress
 from recast.report import DryRun, Report
 
 if TYPE_CHECKING:

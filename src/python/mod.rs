@@ -17,7 +17,7 @@ use options::Options;
 
 use crate::cast::{self, Level};
 use crate::checkpoint;
-use crate::dtype::Float;
+use crate::commit;
 use crate::error::Error;
 use crate::place::address;
 use crate::plan;

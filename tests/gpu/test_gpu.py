@@ -13,7 +13,8 @@ import pytest
 import recast
 import torch
 from conftest import build
-from recast.verification import run
+from recast.verification import devices
+from recast.verification.result import MemoryFigure
 from support import raw_bytes, raw_header, recast_process
 from tensors import DTYPES
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from recast._core import Checkpoint, Plan
 from recast.errors import InputError
-from recast.options import POLICIES
+from recast.options import POLICIES, OnOverflow, Options
 from recast.report import REPORT_NAME
 from recast.terminal import first_of, shown
 from recast.verification.dtypes import FLOATS, FloatName, named
