@@ -11,7 +11,7 @@ import recast
 import torch
 from conftest import Save
 from recast.verification import devices
-from support import environment, recast_process, stored
+from support import environment, recast_process, slow, stored
 from test_cli import assert_fits
 
 SHARD = "model.safetensors"
@@ -104,7 +104,7 @@ def test_what_cannot_be_verified_is_an_error_that_says_why(
 
 
 @ON_CPU
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
+@pytest.mark.parametrize("device", ["cuda:3", *slow("cuda", "cuda:0")])
 def test_a_missing_gpu_is_an_error_with_a_hint(
     device: str, model: Path, out: Path, tmp_path: Path
 ) -> None:

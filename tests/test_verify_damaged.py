@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import recast
 from recast.verification import files, header
-from support import raw_bytes, raw_header, recast_process
+from support import raw_bytes, raw_header, recast_process, slow
 
 SHARD = "model.safetensors"
 
@@ -81,7 +81,7 @@ LIMIT = 100_000_000
 GIB = 1 << 30
 
 
-@pytest.mark.parametrize("loader", ["safetensors", "transformers"])
+@pytest.mark.parametrize("loader", ["safetensors", *slow("transformers")])
 @pytest.mark.parametrize(
     ("name", "start"),
     [
