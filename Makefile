@@ -50,7 +50,7 @@ test-model:  ## try every schedule of publishing runs with two preemptions (an h
 	$(VENV) tests/test_publishing_model.py --preemptions 2
 
 test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 inputs (41 GB on disk)
-	$(VENV) -m pytest tests/gpu -rs -s
+	$(VENV) -m pytest tests/gpu -rs -s --timeout 3600
 
 lint: .venv/installed  ## check formatting, lints, spelling and types
 	cargo fmt --check
