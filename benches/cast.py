@@ -25,7 +25,7 @@ from common import build, machine, publish
 NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PAIRS = [(a, b) for a in NAMES for b in NAMES if a != b]
 Note = Callable[..., None]
-COLUMNS = (
+ROWS = (
     "memcpy",
     "portable",
     "avx2",
@@ -86,17 +86,18 @@ def rust_rates(binary: str, elements: int, threads: int, note: Note) -> None:
 
 
 def table(threads: int, rates: dict[str, list[float]]) -> list[str]:
-    """The rates of one thread count as a markdown table."""
-    columns = [c for c in COLUMNS if any(key.endswith(f" {c}") for key in rates)]
-    best = next(c for c in ("avx512", "avx2", "portable") if c in columns)
-    # In one process with torch where that is fair: the same buffers, in turn.
+    """The rates of one thread count as a Markdown table."""
+    medians = {key: statistics.median(values) for key, values in rates.items()}
+    rows = [row for row in ROWS if any(key.endswith(f" {row}") for key in medians)]
+    best = next(row for row in ("avx512", "avx2", "portable") if row in rows)
+    # With one thread, recast.cast and torch take turns in one process, on the same buffers.
     ours = "recast.cast" if threads == 1 else best
     pairs = [f"{source}->{target}" for source, target in PAIRS]
 
-    def line(name, cells):
+    def line(name: str, cells: list[str]) -> str:
         return f"| {name} | {' | '.join(cells)} |"
 
-    def ratios(above, below):
+    def ratios(above: str, below: str) -> str:
         cells = [f"{medians[f'{p} {above}'] / medians[f'{p} {below}']:.2f}" for p in pairs]
         return line(f"{above} / {below}", cells)
 

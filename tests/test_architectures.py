@@ -11,6 +11,7 @@ import pytest
 import recast
 import torch
 import transformers
+from recast.options import FloatName
 from tensors import DTYPES
 
 SMALL = {
@@ -85,7 +86,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("to", ["bf16", "fp16"])
 def test_every_type_of_model_is_what_transformers_makes_of_it(
-    to: str, source: Path, tmp_path: Path
+    to: FloatName, source: Path, tmp_path: Path
 ) -> None:
     report = recast.convert(source, tmp_path / "out", to=to, sync=False)
     assert report.audit["to_inf"] == 0

@@ -11,6 +11,7 @@ import pytest
 import recast
 import torch
 from conftest import Save
+from recast.options import FloatName
 from safetensors.torch import load_file, save_file
 from support import STORED, header_of, raw_bytes, stored
 from tensors import DTYPES, floats
@@ -19,7 +20,9 @@ PAIRS = list(itertools.product(DTYPES, DTYPES))
 Tensors = dict[str, torch.Tensor]
 
 
-def cast_by_torch(tensors: Tensors, to: str, kept: Callable[[str], bool] | None = None) -> Tensors:
+def cast_by_torch(
+    tensors: Tensors, to: FloatName, kept: Callable[[str], bool] | None = None
+) -> Tensors:
     def one(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype not in DTYPES.values() or (kept and kept(name)):
             return tensor
@@ -37,7 +40,7 @@ def assert_official(converted: Path, tensors: Tensors, judge: Path) -> None:
 @pytest.mark.parametrize(("source", "to"), PAIRS)
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
 def test_a_model_saved_by_transformers_becomes_the_official_writers_file(
-    kind: str, source: str, to: str, saved: Save, tmp_path: Path
+    kind: str, source: str, to: FloatName, saved: Save, tmp_path: Path
 ) -> None:
     original = saved(kind, source)
     recast.convert(original, tmp_path / "out", to=to, sync=False)
@@ -52,7 +55,7 @@ def test_a_model_saved_by_transformers_becomes_the_official_writers_file(
 
 @pytest.mark.parametrize(("source", "to"), PAIRS)
 def test_without_the_keep_list_every_float_of_a_t5_is_cast(
-    source: str, to: str, saved: Save, tmp_path: Path
+    source: str, to: FloatName, saved: Save, tmp_path: Path
 ) -> None:
     original = saved("t5", source)
     report = recast.convert(original, tmp_path / "out", to=to, auto_keep=False, sync=False)
@@ -88,7 +91,7 @@ def hard_values(source: str) -> torch.Tensor:
 
 @pytest.mark.parametrize(("source", "to"), PAIRS)
 def test_every_hard_value_is_rounded_as_torch_rounds_it(
-    source: str, to: str, tmp_path: Path
+    source: str, to: FloatName, tmp_path: Path
 ) -> None:
     tensors = {"hard": hard_values(source)}
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
@@ -101,7 +104,7 @@ def test_every_hard_value_is_rounded_as_torch_rounds_it(
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
 def test_every_hard_value_is_rounded_as_numpy_and_ml_dtypes_round_it(
-    to: str, tmp_path: Path
+    to: FloatName, tmp_path: Path
 ) -> None:
     values = hard_values("fp32")
     save_file({"hard": values}, tmp_path / "model.safetensors")
@@ -127,7 +130,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(threads: int, tmp_path
 
 
 @pytest.mark.parametrize("to", DTYPES)
-def test_a_file_of_every_dtype_changes_only_its_floats(to: str, tmp_path: Path) -> None:
+def test_a_file_of_every_dtype_changes_only_its_floats(to: FloatName, tmp_path: Path) -> None:
     names = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 uint16 uint32 uint64 "
     names += "bool complex64 float8_e4m3fn float8_e5m2"
     tensors = {name: (floats(15) * 9).to(getattr(torch, name)) for name in names.split()}
@@ -141,7 +144,7 @@ def test_a_file_of_every_dtype_changes_only_its_floats(to: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("to", DTYPES)
-def test_empty_tensors_and_scalars_keep_their_shape(to: str, tmp_path: Path) -> None:
+def test_empty_tensors_and_scalars_keep_their_shape(to: FloatName, tmp_path: Path) -> None:
     shapes = [(0,), (0, 3), (3, 0), (2, 0, 5), (), (1,), (1, 1, 1)]
     tensors = {
         f"{name} {shape}": torch.full(shape, 0.1, dtype=dtype)
@@ -167,7 +170,7 @@ STRANGE += ["", " ", "a/../b", "{}", "a\u2028b", "__metadata", "x" * 5000]
 
 @pytest.mark.parametrize("to", ["fp16", "fp32"])
 def test_strange_tensor_names_are_written_as_the_official_writer_does(
-    to: str, tmp_path: Path
+    to: FloatName, tmp_path: Path
 ) -> None:
     tensors = {name: floats(3, seed) for seed, name in enumerate(STRANGE)}
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
@@ -178,7 +181,9 @@ def test_strange_tensor_names_are_written_as_the_official_writer_does(
 
 @pytest.mark.parametrize(("source", "to"), PAIRS)
 @pytest.mark.parametrize("shift", [1, 3, 5, 7])
-def test_tensors_may_start_at_any_byte(source: str, to: str, shift: int, tmp_path: Path) -> None:
+def test_tensors_may_start_at_any_byte(
+    source: str, to: FloatName, shift: int, tmp_path: Path
+) -> None:
     values = floats(1001).to(DTYPES[source])
     data = values.view(torch.uint8).numpy().tobytes()
     flags = torch.ones(shift, dtype=torch.bool)

@@ -9,13 +9,14 @@ import pytest
 import recast
 from checksums import BLOCK, all_kinds, assert_right, flip, report_of
 from conftest import Save
+from recast.options import FloatName
 from support import recast_process, tree
 
 
 @pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("options", [{}, {"io": "mmap", "threads": 3}, {"sync": False}])
 def test_the_checksum_of_every_file_is_what_another_program_computes(
-    to: str, options: dict[str, Any], tmp_path: Path
+    to: FloatName, options: dict[str, Any], tmp_path: Path
 ) -> None:
     source = all_kinds(tmp_path / "source")
     options = {"on_overflow": "saturate", "keep": ["kept"], **options}

@@ -170,8 +170,8 @@ def test_a_dry_run_needs_no_destination(model: Path, tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"plan: {model} in bf16\n")
     alone = json.loads(recast_process(*command, "--json").stdout)
-    command = ("convert", model, tmp_path / "out", *command[2:])
-    assert json.loads(recast_process(*command, "--json").stdout) == {
+    whole = ("convert", model, tmp_path / "out", *command[2:])
+    assert json.loads(recast_process(*whole, "--json").stdout) == {
         **alone,
         "dest": str(tmp_path / "out"),
     }

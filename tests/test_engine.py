@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import recast
 import torch
+from recast.options import Io
 from safetensors.torch import save_file
 
 
@@ -58,21 +59,22 @@ def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("sync", [True, False])
 def test_the_output_does_not_depend_on_threads_io_or_sync(
-    io: str, threads: int, sync: bool, model: Path, expected: dict[str, str], tmp_path: Path
+    io: Io, threads: int, sync: bool, model: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     recast.convert(model, tmp_path / "out", to="bf16", threads=threads, io=io, sync=sync)
     assert tree_hash(tmp_path / "out") == expected
 
 
 def test_keeping_tensors_does_not_depend_on_threads_or_io(model: Path, tmp_path: Path) -> None:
-    for number, (io, threads) in enumerate([("read", 1), ("mmap", 3)]):
+    ways: list[tuple[Io, int]] = [("read", 1), ("mmap", 3)]
+    for number, (io, threads) in enumerate(ways):
         out = tmp_path / str(number)
         recast.convert(model, out, to="bf16", keep=["w", "tiny1*"], threads=threads, io=io)
     assert tree_hash(tmp_path / "0") == tree_hash(tmp_path / "1")
 
 
 @pytest.mark.parametrize("io", ["mmap", "read"])
-def test_memory_does_not_grow_with_the_model(io: str, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_model(io: Io, tmp_path: Path) -> None:
     peaks = []
     for megabytes in (64, 768):
         path = tmp_path / f"{megabytes}.safetensors"

@@ -9,11 +9,13 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import recast
 import recast.errors
 from recast import _core
+from recast.options import OnOverflow
 from support import environment, fp32_bytes, raw_bytes, raw_header, recast_process, tree
 
 SHARD = "model.safetensors"
@@ -230,7 +232,7 @@ def test_the_api_raises_the_exception_the_tree_promises(
     case.spoil(root)
     before = tree(root)
     monkeypatch.chdir(root)
-    options = dict(zip(case.options[::2], case.options[1::2], strict=True))
+    options: dict[str, Any] = dict(zip(case.options[::2], case.options[1::2], strict=True))
     keep = [options["--keep"]] if "--keep" in options else []
     with pytest.raises(recast.RecastError) as caught:
         recast.convert(case.source, case.dest, to=options["--to"], keep=keep)
@@ -282,7 +284,8 @@ def test_an_overflow_names_the_worst_tensors_and_the_ways_out(root: Path) -> Non
     assert "36 finite values in 8 tensors" in caught.value.message
     assert "t8 in model.safetensors: 8 of 9 values" in caught.value.message
     assert not (root / "out").exists()
-    for policy, largest in (("inf", float("inf")), ("saturate", 65504.0)):
+    limits: dict[OnOverflow, float] = {"inf": float("inf"), "saturate": 65504.0}
+    for policy, largest in limits.items():
         recast.convert(root / "model", root / policy, to="fp16", on_overflow=policy)
         data = (root / policy / SHARD).read_bytes()
         assert struct.unpack("<e", data[-2 * 9 : -2 * 9 + 2])[0] == largest

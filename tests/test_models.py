@@ -8,6 +8,7 @@ import recast
 import torch
 import transformers
 from conftest import Save
+from recast.options import FloatName
 from tensors import DTYPES
 
 LOADERS: dict[str, Any] = {
@@ -33,7 +34,7 @@ def answer(kind: str, model: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("to", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("source", ["fp32", "bf16"])
 def test_transformers_computes_the_same_bits_from_the_result(
-    kind: str, source: str, to: str, saved: Save, tmp_path: Path
+    kind: str, source: str, to: FloatName, saved: Save, tmp_path: Path
 ) -> None:
     recast.convert(saved(kind, source), tmp_path / "out", to=to, sync=False)
     converted = LOADERS[kind].from_pretrained(tmp_path / "out", dtype="auto")

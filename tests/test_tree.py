@@ -11,11 +11,12 @@ import pytest
 import recast
 import torch
 from conftest import Save
+from recast.options import FloatName
 from safetensors.torch import load_file
 from support import files, fp32_bytes, header_of, raw_bytes, recast_process, stored, tree
 
 
-def convert(source: Path, dest: Path, to: str = "bf16", **options: Any) -> recast.Report:
+def convert(source: Path, dest: Path, to: FloatName = "bf16", **options: Any) -> recast.Report:
     """Converts, and holds the promise that a source is never written to."""
     root = source.parent if source.is_file() else source
     before = tree(root)

@@ -13,7 +13,8 @@ from recast import cli
 from recast.verification.loaders import LOADERS, LoaderName
 from recast.verification.problems import SENTENCES, Kind
 from safetensors.torch import load_file, save_file
-from support import floats, raw_bytes, recast_process
+from support import raw_bytes, recast_process
+from tensors import floats
 
 SHARD = "model.safetensors"
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "schema" / "verify.json").read_text())

@@ -13,7 +13,9 @@ import pytest
 import recast
 import torch
 from conftest import build
+from recast.options import FloatName
 from recast.verification import devices
+from recast.verification.loaders import LoaderName
 from recast.verification.result import MemoryFigure
 from support import raw_bytes, raw_header, recast_process
 from tensors import DTYPES
@@ -107,7 +109,7 @@ def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("to", ["bf16", "fp16"])
 def test_llama_2_7b_is_exact_in_every_value_and_every_byte_of_memory(
-    to: str, seven_billion: Path
+    to: FloatName, seven_billion: Path
 ) -> None:
     out = seven_billion.with_name(to)
     started = time.perf_counter()
@@ -137,7 +139,7 @@ def differences(ours: torch.Tensor, theirs: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_all_inputs_of_32_bits_are_cast_as_on_the_gpu(to: str) -> None:
+def test_all_inputs_of_32_bits_are_cast_as_on_the_gpu(to: FloatName) -> None:
     inputs = 0
     for start in range(-(1 << 31), 1 << 31, 1 << 28):
         stop = start + (1 << 28)
@@ -151,7 +153,7 @@ def test_all_inputs_of_32_bits_are_cast_as_on_the_gpu(to: str) -> None:
 
 @pytest.mark.parametrize("source", ["fp16", "bf16"])
 @pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
-def test_all_inputs_of_16_bits_are_cast_as_on_the_gpu(source: str, to: str) -> None:
+def test_all_inputs_of_16_bits_are_cast_as_on_the_gpu(source: str, to: FloatName) -> None:
     x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(DTYPES[source])
     assert differences(recast.cast(x, to).cuda(), x.cuda().to(DTYPES[to])) == 0
 
@@ -165,7 +167,7 @@ def model_of(kind: str) -> Any:
 @pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("kind", ["llama", "t5", "tied"])
 def test_a_models_memory_is_foretold_to_the_byte(
-    kind: str, to: str, loader: str, tmp_path: Path
+    kind: str, to: FloatName, loader: LoaderName, tmp_path: Path
 ) -> None:
     model_of(kind).save_pretrained(tmp_path / "model", max_shard_size="30MB")
     recast.convert(tmp_path / "model", tmp_path / "out", to=to, sync=False)
