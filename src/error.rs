@@ -50,7 +50,7 @@ causes! {
             "--keep '{}' matches no tensor", pattern.shown()
             => match instead {
                 Some(instead) if instead.contains("[[]") => format!(
-                    "try --keep '{instead}': write a bracket that is part of a name as '[[]'"
+                    "try --keep '{instead}': a bracket that is part of a name is written '[[]'"
                 ),
                 Some(instead) => format!("try --keep '{instead}', which names a component"),
                 None if nearest.is_empty() => "`recast inspect --tensors` lists the names".into(),
