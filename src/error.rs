@@ -234,8 +234,8 @@ causes! {
     "CastOverflowError" {
         Overflow { overflow: Overflow = Overflow::example() }
             "{overflow}"
-            => "keep those tensors with --keep PATTERN, or choose --on-overflow inf or \
-                --on-overflow saturate; bf16 has the range of fp32";
+            => "keep those tensors with --keep PATTERN, or choose --on-overflow=inf or \
+                --on-overflow=saturate; bf16 has the range of fp32";
     }
 
     "StorageError" {
@@ -267,7 +267,8 @@ const NOT_REGULAR: &str =
     "recast reads regular files and links to them; replace it with a copy or remove it";
 const OTHER: &str =
     "give the same options again, another destination, or --overwrite to replace it";
-const OUT_OF_FILES: &str = "raise the limit of open files (`ulimit -n`), or give fewer --threads";
+const OUT_OF_FILES: &str =
+    "raise the limit of open files (`ulimit -n`), or give a smaller --threads N";
 
 /// Whether the process, or the system, has no more room for open files.
 fn is_out_of_files(error: &io::Error) -> bool {

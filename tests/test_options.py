@@ -138,6 +138,8 @@ def test_an_error_speaks_of_options_as_the_caller_has_them(model: Path, tmp_path
         ("--on-overflow=inf or another", "on_overflow='inf' or another"),
         ("or give --threads 1", "or give threads=1"),
         ("--no-sync does without", "sync=False does without"),
+        ("leave out --loader", "leave out loader"),
+        ("use --device=cpu, or", "use device='cpu', or"),
         ("  --on-overflow: error there", "  on_overflow: error there"),
         ("`recast verify a b --full` shows it", "`recast verify a b --full` shows it"),
         ("/data/--overwrite/x: not found", "/data/--overwrite/x: not found"),

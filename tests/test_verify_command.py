@@ -111,7 +111,7 @@ def test_a_missing_gpu_is_an_error_with_a_hint(
     result = recast_process("verify", model, out, "--device", device)
     assert (result.returncode, result.stdout) == (2, "")
     assert device in result.stderr
-    assert "hint: use --device cpu" in result.stderr
+    assert "hint: use --device=cpu" in result.stderr
     dest = tmp_path / "other"
     result = recast_process("convert", model, dest, "--to", "bf16", "--verify", device)
     assert result.returncode == 2

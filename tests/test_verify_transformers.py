@@ -213,7 +213,7 @@ def test_a_config_that_no_model_can_have_is_an_error(
         verify(saved, out)
     assert caught.value.message.startswith(f"{out / 'config.json'}: ")
     assert says in caught.value.message
-    assert caught.value.hint == "leave out --loader"
+    assert caught.value.hint == "leave out loader"
     assert recast.verify(saved("t5", "fp32"), out, device="cpu").passed
 
 

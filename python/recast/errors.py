@@ -56,7 +56,7 @@ def _keyword(option: re.Match[str]) -> str:
     name, value = option["name"].replace("-", "_"), option["value"]
     if option["word"] is not None:
         value = repr(option["word"])
-    elif option["colon"] is not None:
+    elif option["colon"] is not None or option.string[: option.start()].endswith("leave out "):
         return name
     elif value is None:
         value = str(not option["no"])

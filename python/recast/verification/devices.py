@@ -27,7 +27,7 @@ def choose_device(device: str) -> str:
         why = "sees none" if torch.version.cuda or torch.version.hip else "is built for CPUs only"
         raise UsageError(
             f"there is no GPU to use as '{device}': torch {torch.__version__} {why}",
-            "use --device cpu, or a machine with a GPU, its driver and a torch built for it",
+            "use --device=cpu, or a machine with a GPU, its driver and a torch built for it",
         )
     index, count = int(number or torch.cuda.current_device()), torch.cuda.device_count()
     if index >= count:
