@@ -16,11 +16,23 @@ use crate::format::safetensors::Shard;
 use crate::place::hub_cache::Snapshot;
 use crate::place::local::Local;
 use crate::place::{Place, Source, address, read_small};
+use crate::recognize::component;
+use crate::recognize::quantized::Quantized;
 
 pub const REPORT: &str = "recast.json";
 
 /// The file of the sums that recast can add to a result. A source's own are of other bytes.
 pub const SUMS: &str = "SHA256SUMS";
+
+/// The files that quantizing tools write beside the weights, and no others do: AutoGPTQ, AutoAWQ,
+/// ModelOpt, transformers before 4.30, and quanto.
+const SIDECARS: [&str; 5] = [
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "quantization_config.json",
+    "quanto_qmap.json",
+];
 
 pub const MAX_REPORT: u64 = json::MAX_INDEX;
 
@@ -31,6 +43,8 @@ pub enum Kind {
     Config(Config),
     /// Weights in another format, or their index: the old dtype.
     OtherWeights,
+    /// A file that says how weights are quantized, and nothing else.
+    Sidecar,
     /// A tokenizer, a readme, code: copied as it is.
     Plain,
 }
@@ -62,7 +76,19 @@ pub struct Checkpoint {
     pub place: Arc<dyn Place>,
     pub files: Vec<SourceFile>,
     pub model_types: Vec<String>,
-    pub quantized: Option<(PathBuf, String)>,
+    /// What files say of quantization.
+    pub labels: Vec<Label>,
+    /// What the tensors say of it; the shards have the order of [`Checkpoint::shards`].
+    pub quantized: Quantized,
+}
+
+/// A file that says that weights are quantized.
+#[derive(Debug)]
+pub struct Label {
+    pub path: PathBuf,
+    pub location: PathBuf,
+    /// The key or the name that says so, and the method where it names one.
+    pub says: String,
 }
 
 impl Checkpoint {
@@ -99,14 +125,24 @@ impl Checkpoint {
             place,
             files: Vec::new(),
             model_types: Vec::new(),
-            quantized: None,
+            labels: Vec::new(),
+            quantized: Quantized::default(),
         };
         let keys = checkpoint.place.list()?;
         let describes = |key: &PathBuf| [REPORT, SUMS].map(Path::new).contains(&key.as_path());
         for key in keys.iter().filter(|key| single_file || !describes(key)) {
             let file = read_file(&*checkpoint.place, key)?;
-            if let Kind::Config(config) = &file.kind {
-                checkpoint.note(&file.location, config);
+            match &file.kind {
+                Kind::Config(config) => checkpoint.note(file.path(), &file.location, config),
+                Kind::Shard(shard) => {
+                    let says = shard.quantization().map(|key| format!("{key} in its metadata"));
+                    checkpoint.label(file.path(), &file.location, says);
+                }
+                Kind::Sidecar => {
+                    let says = "which is written for quantized weights".to_owned();
+                    checkpoint.label(file.path(), &file.location, Some(says));
+                }
+                _ => {}
             }
             checkpoint.files.push(file);
         }
@@ -123,6 +159,11 @@ impl Checkpoint {
             });
         }
         checkpoint.check_indexes()?;
+        let shards: Vec<(String, &Shard)> =
+            checkpoint.shards().map(|(file, shard)| (component(file.path()), &**shard)).collect();
+        let shards: Vec<(&str, &Shard)> =
+            shards.iter().map(|(component, shard)| (component.as_str(), *shard)).collect();
+        checkpoint.quantized = Quantized::of(&shards);
         Ok(checkpoint)
     }
 
@@ -142,15 +183,18 @@ impl Checkpoint {
         }
         let (bytes, name) =
             (read_small(&*self.place, key, json::MAX_CONFIG)?, self.place.name(key));
-        self.note(&name, &Config::parse(&name, bytes)?);
+        self.note(key, &name, &Config::parse(&name, bytes)?);
         Ok(())
     }
 
-    fn note(&mut self, path: &Path, config: &Config) {
+    fn note(&mut self, path: &Path, location: &Path, config: &Config) {
         self.model_types.extend_from_slice(&config.model_types);
-        if let Some(method) = &config.quantized {
-            self.quantized.get_or_insert_with(|| (path.to_owned(), method.clone()));
-        }
+        self.label(path, location, config.quantized.clone());
+    }
+
+    fn label(&mut self, path: &Path, location: &Path, says: Option<String>) {
+        let (path, location) = (path.to_owned(), location.to_owned());
+        self.labels.extend(says.map(|says| Label { path, location, says }));
     }
 
     /// The report of the conversion that made the checkpoint, as it stands there; nothing where
@@ -221,10 +265,12 @@ fn read_file(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
         Kind::Config(Config::parse(&location, text(json::MAX_CONFIG)?)?)
     } else if is_other_weights(&name) {
         Kind::OtherWeights
+    } else if SIDECARS.contains(&&*name) {
+        Kind::Sidecar
     } else {
         Kind::Plain
     };
-    let executable = matches!(kind, Kind::Plain) && found.executable;
+    let executable = matches!(kind, Kind::Plain | Kind::Sidecar) && found.executable;
     Ok(SourceFile { source, location, executable, kind })
 }
 

@@ -278,6 +278,11 @@ impl Dtype {
         }
     }
 
+    /// Whether its elements are floating numbers, or scales of such.
+    pub fn is_float(&self) -> bool {
+        self.row().is_some_and(|row| row.layout.is_some())
+    }
+
     /// Bits per element; `None` for a dtype that is not known.
     pub fn bits(&self) -> Option<u64> {
         self.row().map(|row| row.bits)

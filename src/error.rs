@@ -22,7 +22,7 @@ pub use hub::HubModel;
 pub use json::JsonFault;
 pub use overflow::{Overflow, OverflowedTensor};
 
-use crate::shown::{Shown, shown_all};
+use crate::shown::{Names, Shown, shown_all};
 
 causes! {
     /// Everything that can go wrong in recast.
@@ -165,11 +165,31 @@ causes! {
     }
 
     "QuantizedError" {
-        Quantized { path: PathBuf = "PATH", method: String = "NAME" }
-            "{}: the checkpoint is quantized (quantization_config, method '{}'): its packed \
-             tensors and scales belong together, and casting the scales alone would change the \
-             model", path.shown(), method.shown()
-            => "convert the unquantized original, or dequantize with the tool that made it";
+        Quantized { path: PathBuf = "PATH", schemes: String = "SCHEMES",
+                    said: Option<Names> = None, tensors: Names = Names::example("TENSORS") }
+            "{}: has quantized weights ({schemes}{}): {tensors}; casting a scale or a code would \
+             change every weight that is made of it",
+            path.shown(), said.as_ref().map(|said| format!("; {said}")).unwrap_or_default()
+            => "convert the unquantized original, or dequantize with the tool that made it; \
+                --skip-quantized carries these tensors as they are and casts the rest";
+        UnknownQuantization { path: PathBuf = "PATH", says: String = "NAME",
+                              tensors: Names = Names::example("TENSORS") }
+            "{}: says that weights are quantized ({}), and recast does not recognize how: \
+             {tensors} hold integers", path.shown(), says.shown()
+            => "convert the unquantized original, or dequantize with the tool that made it; \
+                --skip-quantized carries what is not a float and casts the rest";
+        LostScales { path: PathBuf = "PATH", tensors: Names = Names::example("TENSORS") }
+            "{}: has codes of quantized weights without their scales: {tensors}", path.shown()
+            => "download the checkpoint again, with all its files; --skip-quantized carries these \
+                tensors as they are and casts the rest";
+        LostCodes { path: PathBuf = "PATH", tensors: Names = Names::example("TENSORS") }
+            "{}: has scales of quantized weights without their codes: {tensors}", path.shown()
+            => "download the checkpoint again, with all its files; --skip-quantized carries these \
+                tensors as they are and casts the rest";
+        UnscaledFp8 { path: PathBuf = "PATH", tensors: Names = Names::example("TENSORS") }
+            "{}: has fp8 tensors without scales: {tensors}; nothing tells whether these are the \
+             values or codes whose scales are lost", path.shown()
+            => "--skip-quantized carries these tensors as they are and casts the rest";
     }
 
     "OutputError" {

@@ -2,7 +2,6 @@
 //! loaders need in fp32 (`keep_list.json`, data with a reason and a source for each entry).
 
 use std::borrow::Cow;
-use std::path::Path;
 
 use globset::{Glob, GlobMatcher};
 use regex::Regex;
@@ -40,7 +39,7 @@ impl Pattern {
     }
 
     /// Whether the tensor called `name` in `component` is kept; a component is the folder of the
-    /// tensor's file as [`component`] gives it.
+    /// tensor's file as [`crate::recognize::component`] gives it.
     pub fn matches(&self, component: &str, name: &str) -> bool {
         let matches = |name: &str| match &self.matcher {
             // A name may have characters that mean something in a glob, such as brackets.
@@ -94,14 +93,6 @@ impl Pattern {
             Matcher::Regex(_) => Vec::new(),
         }
     }
-}
-
-/// The component that a file of a checkpoint is part of: its folder below the root, with slashes
-/// on every system; empty for a file at the root.
-pub fn component(file: &Path) -> String {
-    let folders = file.parent().into_iter().flat_map(Path::components);
-    let names: Vec<Cow<str>> = folders.map(|folder| folder.as_os_str().to_string_lossy()).collect();
-    names.join("/")
 }
 
 #[derive(Debug, Deserialize)]
@@ -194,11 +185,5 @@ mod tests {
         assert!(matches("blocks[0].weight", "", "blocks[0].weight"));
         assert!(matches("vae/blocks[0].weight", "vae", "blocks[0].weight"));
         assert!(matches("blocks[0].weight", "", "blocks0.weight"));
-    }
-
-    #[test]
-    fn a_component_is_the_folder_of_a_file() {
-        assert_eq!(component(Path::new("model.safetensors")), "");
-        assert_eq!(component(&Path::new("a").join("b").join("c")), "a/b");
     }
 }

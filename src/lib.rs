@@ -38,6 +38,7 @@ pub mod plan;
 #[cfg(feature = "python")]
 mod python;
 pub mod recipe;
+pub mod recognize;
 pub mod report;
 mod shown;
 

@@ -3,10 +3,10 @@
 
 use std::cell::LazyCell;
 use std::collections::HashMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod quantized;
 mod tensors;
 
 use crate::cast::Overflow;
@@ -18,14 +18,14 @@ use crate::format::index::Index;
 use crate::format::safetensors::Tensor;
 use crate::place::Place;
 use crate::recipe::{self, Extent, Recipe, Span};
-use crate::shown::Shown;
+use crate::shown::{Names, Shown};
+use quantized::LeftOver;
+pub use quantized::schemes;
 use tensors::Decisions;
 pub use tensors::{Action, Content, Options, PlannedTensor};
 
 /// The file that makes a directory of several models a diffusers pipeline.
 pub const PIPELINE: &str = "model_index.json";
-
-const LISTED: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct PlannedFile {
@@ -53,10 +53,9 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
-        if let Some((path, method)) = &checkpoint.quantized {
-            return Err(Error::Quantized { path: path.clone(), method: method.clone() });
-        }
         let mut options = options.clone();
+        let left_over = quantized::examine(checkpoint, options.skip_quantized)?;
+        options.skip_quantized &= !checkpoint.quantized.is_empty();
         options.keep.sort();
         options.keep.dedup();
         let (to, overflow) = (options.to, options.overflow);
@@ -71,8 +70,9 @@ impl Plan {
             files.push(PlannedFile { path, executable, bytes, content, recipe });
         };
         // They come before what describes them.
-        for (file, shard) in checkpoint.shards() {
-            let (content, spans) = decisions.shard(file, shard)?;
+        for (number, (file, shard)) in checkpoint.shards().enumerate() {
+            let part = |tensor| checkpoint.quantized.part((number, tensor));
+            let (content, spans) = decisions.shard(file, shard, &part, &left_over)?;
             add(&mut files, file, content, spans);
         }
         // Made once, because there may be many indexes, and only where there is one.
@@ -82,8 +82,9 @@ impl Plan {
             let text = match &file.kind {
                 Kind::Shard(_) | Kind::OtherWeights => continue,
                 Kind::Index(index) => index.updated(total_size(file, index, &sizes), to),
-                Kind::Config(config) => config.with_dtype(to),
-                Kind::Plain => {
+                Kind::Config(config) => config.updated(to, left_over.contains(file.path())),
+                Kind::Sidecar if left_over.contains(file.path()) => continue,
+                Kind::Plain | Kind::Sidecar => {
                     let extent = Extent { source: 0, start: 0, bytes: file.source.bytes };
                     add(&mut others, file, Content::Copy, vec![Span::Copy(extent)]);
                     continue;
@@ -107,7 +108,7 @@ impl Plan {
             plan.options.overflow = Overflow::Infinity;
             plan.files.iter_mut().for_each(|file| file.recipe.overflow = Overflow::Infinity);
         }
-        plan.warnings = plan.collect_warnings(checkpoint);
+        plan.warnings = plan.collect_warnings(checkpoint, &left_over);
         Ok(plan)
     }
 
@@ -140,15 +141,20 @@ impl Plan {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    fn collect_warnings(&self, checkpoint: &Checkpoint) -> Vec<Warning> {
+    fn collect_warnings(&self, checkpoint: &Checkpoint, left_over: &LeftOver<'_>) -> Vec<Warning> {
         let snapshot = checkpoint.snapshot.iter().cloned();
         let mut warnings: Vec<_> = snapshot.map(|choice| Warning::Snapshot { choice }).collect();
         let other = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::OtherWeights));
         let files = Names::of(other.map(|file| file.path().shown()));
         warnings.extend(files.map(|files| Warning::LeftBehind { files }));
-        let doubles = self.tensors().filter(|(_, tensor, _)| tensor.dtype.name() == "F64");
-        let tensors = Names::of(doubles.map(|(_, tensor, _)| tensor.name.shown()));
-        warnings.extend(tensors.map(|tensors| Warning::Fp64 { tensors }));
+        warnings.extend(quantized::warnings(checkpoint, left_over));
+        let others = self.tensors().filter(|(_, tensor, planned)| {
+            tensor.dtype.is_float() && tensor.dtype.float().is_none() && !planned.is_quantized
+        });
+        let tensors = Names::of(
+            others.map(|(_, tensor, _)| format!("{} ({})", tensor.name.shown(), tensor.dtype)),
+        );
+        warnings.extend(tensors.map(|tensors| Warning::Carried { tensors }));
         let to = self.options.to;
         let misnamed = self.files.iter().filter(|file| {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy();
@@ -161,7 +167,12 @@ impl Plan {
         let files = Names::of(misnamed.map(|file| file.path.shown()));
         warnings.extend(files.map(|files| Warning::Misnamed { to, files }));
         if self.tensors().all(|(_, _, planned)| planned.action == Action::Copy) {
-            warnings.push(Warning::NothingToCast { to });
+            let mut floats = self.tensors().filter(|(_, tensor, _)| tensor.dtype.is_float());
+            let all_are = floats.all(|(_, tensor, _)| tensor.dtype == self.options.to.dtype());
+            warnings.push(match all_are {
+                true => Warning::NothingToCast { to },
+                false => Warning::NothingWasCast,
+            });
         }
         warnings
     }
@@ -208,7 +219,7 @@ fn publication_rank(file: &SourceFile) -> u8 {
     }
     match (&file.kind, at_root) {
         (Kind::Shard(_), _) => 0,
-        (Kind::Plain | Kind::OtherWeights, _) => 1,
+        (Kind::Plain | Kind::Sidecar | Kind::OtherWeights, _) => 1,
         (Kind::Index(_), false) => 2,
         (Kind::Config(_), false) => 3,
         (Kind::Index(_), true) => 4,
@@ -223,37 +234,22 @@ causes! {
     "warning" {
         Snapshot { choice: String = "REVISION, REASON" }
             "converting one snapshot of this Hub cache repository: {choice}";
-        LeftBehind { files: Names = Names::of(["FILES".to_owned()].into_iter()).expect("one") }
+        LeftBehind { files: Names = Names::example("FILES") }
             "left behind, because recast converts only safetensors and these hold the old dtype: \
              {files}";
-        Fp64 { tensors: Names = Names::of(["TENSORS".to_owned()].into_iter()).expect("one") }
-            "carried in fp64, which recast does not cast: {tensors}";
+        Carried { tensors: Names = Names::example("TENSORS") }
+            "carried in a dtype that recast does not cast: {tensors}";
+        CarriedQuantized { schemes: String = "SCHEMES",
+                           tensors: Names = Names::example("TENSORS") }
+            "carried as they are, because they belong to quantized weights ({schemes}): {tensors}";
+        LeftOver { files: Names = Names::example("FILES") }
+            "removed what is said of quantization, because no weight is quantized: {files}";
         Misnamed { to: &'static str = "DTYPE",
-                   files: Names = Names::of(["FILES".to_owned()].into_iter()).expect("one") }
+                   files: Names = Names::example("FILES") }
             "named after another dtype than the {to} they now hold (names are kept): {files}";
         NothingToCast { to: &'static str = "DTYPE" }
             "no tensor needed a cast: all floating tensors are {to}";
-    }
-}
-
-/// The first of some names, and how many more there are.
-#[derive(Clone, Debug)]
-pub struct Names {
-    first: Vec<String>,
-    more: usize,
-}
-
-impl Names {
-    /// Nothing where there is none.
-    fn of(mut names: impl Iterator<Item = String>) -> Option<Names> {
-        let first: Vec<String> = names.by_ref().take(LISTED).collect();
-        (!first.is_empty()).then(|| Names { first, more: names.count() })
-    }
-}
-
-impl fmt::Display for Names {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.first.join(", "))?;
-        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
+        NothingWasCast
+            "no tensor was cast: none that recast casts is of another dtype";
     }
 }

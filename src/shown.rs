@@ -1,7 +1,7 @@
 //! Names as messages show them. They come from untrusted files, and must neither forge a
 //! line of a message, nor steer a terminal, nor make a message too long to read.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::path::Path;
 
 /// Characters that are shown of a text that is too long, from its start and from its end.
@@ -44,6 +44,38 @@ impl Shown for Path {
 /// How many there are of something, in words that fit the number.
 pub fn counted(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// How many names a list has before it counts the rest.
+const LISTED: usize = 4;
+
+/// The first of some names, and how many more there are.
+#[derive(Clone, Debug)]
+pub struct Names {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Names {
+    /// Nothing where there is none.
+    pub fn of(mut names: impl Iterator<Item = String>) -> Option<Names> {
+        let first: Vec<String> = names.by_ref().take(LISTED).collect();
+        (!first.is_empty()).then(|| Names { first, more: names.count() })
+    }
+}
+
+impl Names {
+    /// One that stands for others.
+    pub fn example(name: &str) -> Names {
+        Names { first: vec![name.to_owned()], more: 0 }
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.first.join(", "))?;
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
+    }
 }
 
 /// Each of several texts as it is shown.

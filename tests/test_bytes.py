@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -138,7 +139,9 @@ def test_a_file_of_every_dtype_changes_only_its_floats(to: FloatName, tmp_path: 
     tensors["float64"] = torch.tensor([1e300, float("nan"), 1 + 2**-50])
     tensors["float64"] = tensors["float64"].to(torch.float64)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    recast.convert(tmp_path / "model.safetensors", tmp_path / "out", to=to, sync=False)
+    # What is fp8 without a scale is refused otherwise.
+    options: dict[str, Any] = {"to": to, "sync": False, "skip_quantized": True}
+    recast.convert(tmp_path / "model.safetensors", tmp_path / "out", **options)
     expected = cast_by_torch(tensors, to)
     assert_official(tmp_path / "out" / "model.safetensors", expected, tmp_path / "judge")
 

@@ -77,6 +77,16 @@ def huge_values(root: Path) -> None:
     (root / "model" / SHARD).write_bytes(raw_bytes(rows))
 
 
+def quantized(root: Path) -> None:
+    text("config.json", {"text_config": QUANTIZED_CONFIG})(root)
+    rows = [("a.qweight", "I32", [1, 8], bytes(32)), ("a.scales", "F16", [1, 8], bytes(16))]
+    (root / "model" / SHARD).write_bytes(raw_bytes(rows))
+
+
+def lost_codes(root: Path) -> None:
+    (root / "model" / SHARD).write_bytes(raw_bytes([("a.qzeros", "I32", [1, 1], bytes(4))]))
+
+
 def directory_link(root: Path) -> None:
     (root / "elsewhere").mkdir()
     (root / "model" / "linked").symlink_to(root / "elsewhere")
@@ -124,14 +134,8 @@ CASES = [
     Case("no weight map", text("m.safetensors.index.json", {}), 65, INPUT, ("m.safetens", "map")),
     Case("index not JSON", text("m.safetensors.index.json", "{"), 65, INPUT, ("m.safet", "JSON")),
     Case("config not JSON", text("config.json", "{]"), 65, INPUT, ("config.json", "JSON")),
-    Case(
-        "quantized", text("config.json", QUANTIZED_CONFIG), 65, QUANTIZED, ("config.json", "gptq")
-    ),
-    Case(
-        "quantized text model",
-        text("config.json", {"text_config": QUANTIZED_CONFIG}),
-        *(65, QUANTIZED, ("config.json", "gptq")),
-    ),
+    Case("quantized", quantized, 65, QUANTIZED, (SHARD, "GPTQ", "'gptq'", "a.qweight")),
+    Case("scales without codes", lost_codes, 65, QUANTIZED, (SHARD, "codes", "a.qzeros")),
     Case("link to a directory", directory_link, 65, INPUT, ("linked", "link to a directory")),
     Case("pipe", lambda root: os.mkfifo(root / "model" / "pipe"), 65, INPUT, ("pipe", "special")),
     Case(

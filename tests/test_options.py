@@ -21,6 +21,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "to": (["--to", "half"], "fp16"),
     "keep": (["--keep", "a.*", "--keep", "re:b"], ["a.*", "re:b"]),
     "auto_keep": (["--no-auto-keep"], False),
+    "skip_quantized": (["--skip-quantized"], True),
     "on_overflow": (["--on-overflow", "saturate"], "saturate"),
     "verify": (["--verify", "cuda:1"], "cuda:1"),
     "threads": (["--threads", "3"], 3),

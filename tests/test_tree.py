@@ -207,7 +207,7 @@ def test_dtypes_recast_does_not_know_are_carried_byte_for_byte(tmp_path: Path) -
     ]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "model.safetensors").write_bytes(raw_bytes(rows))
-    convert(tmp_path / "in" / "model.safetensors", tmp_path / "out")
+    convert(tmp_path / "in" / "model.safetensors", tmp_path / "out", skip_quantized=True)
     after = stored(tmp_path / "out" / "model.safetensors")
     assert after.pop("weight")[0] == "BF16"
     assert after == {

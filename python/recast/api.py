@@ -29,18 +29,27 @@ Steps = Callable[[Step, int, int], Any]
 bytes."""
 
 
-def plan(source: Path, *, to: Dtype, keep: Sequence[str] = (), auto_keep: bool = True) -> Plan:
+def plan(
+    source: Path,
+    *,
+    to: Dtype,
+    keep: Sequence[str] = (),
+    auto_keep: bool = True,
+    skip_quantized: bool = False,
+) -> Plan:
     """Returns what converting `source` will do, to the byte. Reads headers only, writes nothing.
 
     `source` is a `.safetensors` file or a directory that holds some. `to` is `"fp32"`, `"fp16"`,
     `"bf16"`, another usual spelling, or a numpy or torch dtype. Tensors whose name matches a
     pattern of `keep` (a glob; `re:` starts a regular expression; `vae/*` is a component) keep
-    their dtype, and so do those that loaders need in fp32, unless `auto_keep` is false.
+    their dtype, and so do those that loaders need in fp32, unless `auto_keep` is false. Quantized
+    weights are refused, or, with `skip_quantized`, carried as they are.
 
     Raises `UsageError` for options that make no sense or a source that is not a local path, and
     `InputError` for a source that cannot be converted.
     """
-    return _plan(source, Options(to=to, keep=keep, auto_keep=auto_keep))
+    options = Options(to=to, keep=keep, auto_keep=auto_keep, skip_quantized=skip_quantized)
+    return _plan(source, options)
 
 
 def _plan(source: Path, options: Options) -> Plan:
@@ -54,6 +63,7 @@ def convert(
     to: Dtype,
     keep: Sequence[str] = (),
     auto_keep: bool = True,
+    skip_quantized: bool = False,
     on_overflow: OnOverflow = "error",
     verify: Device | None = None,
     threads: int | None = None,
@@ -65,14 +75,14 @@ def convert(
 ) -> Report:
     """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
 
-    `source`, `to`, `keep` and `auto_keep` are those of `plan`. Finite values beyond the target's
-    range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or the largest finite
-    value (`"saturate"`). `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`, `"cuda:N"` or a
-    `torch.device`) on which every value of the result is checked before it is published; that
-    requires torch. `threads` limits the worker threads. `io` is how the source is read: `"mmap"`,
-    `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync: a power failure
-    can then lose the result. `overwrite` replaces the model in `dest` once the new one is ready.
-    `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads. `progress(done, total)` is called with
+    `source`, `to`, `keep`, `auto_keep` and `skip_quantized` are those of `plan`. Finite values
+    beyond the target's range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or
+    the largest finite value (`"saturate"`). `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`,
+    `"cuda:N"` or a `torch.device`) on which every value of the result is checked before it is
+    published; that requires torch. `threads` limits the worker threads. `io` is how the source is
+    read: `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync: a
+    power failure can then lose the result. `overwrite` replaces the model in `dest` once the new
+    one is ready. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads. `progress(done, total)` is called with
     bytes, written and then compared, from this thread; what it raises stops the run.
 
     Nothing is visible in `dest` before every file is complete. The same call again continues a
@@ -88,6 +98,7 @@ def convert(
         to=to,
         keep=keep,
         auto_keep=auto_keep,
+        skip_quantized=skip_quantized,
         on_overflow=on_overflow,
         verify=verify,
         threads=threads,

@@ -89,6 +89,9 @@ class Options:
         ),
     ] = ()
     auto_keep: Annotated[bool, About("Also cast the tensors that loaders need in fp32.")] = True
+    skip_quantized: Annotated[
+        bool, About("Carry quantized weights as they are, and cast the rest.")
+    ] = False
     on_overflow: Annotated[
         OnOverflow, About("What to do when finite values are beyond the target's range.")
     ] = "error"

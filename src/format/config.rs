@@ -15,7 +15,7 @@ pub struct Config {
     text: String,
     /// Every `model_type` in the file, nested ones too.
     pub model_types: Vec<String>,
-    /// The quantization method, when the config has a `quantization_config`.
+    /// What it says of quantization: the key, and the method where it names one.
     pub quantized: Option<String>,
 }
 
@@ -26,18 +26,17 @@ impl Config {
         let (mut model_types, mut quantized) = (Vec::new(), None);
         walk(&strict, &mut |key, value| match key {
             "model_type" => model_types.extend(string(value)),
-            "quantization_config" if value.get() != "null" => {
-                let object = Object::parse(value.get()).ok();
-                let method = object.and_then(|object| string(object.get("quant_method")?));
-                quantized = Some(method.unwrap_or_else(|| "unknown".into()));
+            _ if is_quantization(key, value) => {
+                quantized.get_or_insert_with(|| describe(key, value));
             }
             _ => {}
         });
         Ok(Config { text, model_types, quantized })
     }
 
-    /// The text with every `dtype` and `torch_dtype` that names a float saying `to`.
-    pub fn with_dtype(&self, to: Float) -> String {
+    /// The text with every `dtype` and `torch_dtype` that names a float saying `to`, and without
+    /// what it says of quantization where that is left over from other weights.
+    pub fn updated(&self, to: Float, left_over: bool) -> String {
         let strict = edit::strict(&self.text);
         let mut edits: Vec<Edit> = Vec::new();
         walk(&strict, &mut |key, value| {
@@ -45,8 +44,39 @@ impl Config {
                 edits.extend(dtype_edit(&strict, value, to));
             }
         });
+        if left_over {
+            edits.extend(edit::removals(&strict, &is_quantization));
+            // A dtype within what is removed needs no edit.
+            edits.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
+            let mut end = 0;
+            edits.retain(|(range, _)| {
+                let is_within = range.end <= end;
+                end = end.max(range.end);
+                !is_within
+            });
+        }
         edit::apply(&self.text, edits)
     }
+}
+
+/// Whether a member says that weights are quantized: what transformers, older compressed-tensors
+/// and MLX or Mistral write.
+fn is_quantization(key: &str, value: &RawValue) -> bool {
+    let is_object = value.get().starts_with('{');
+    match key {
+        "quantization_config" | "compression_config" => value.get() != "null",
+        "quantization" => is_object,
+        _ => false,
+    }
+}
+
+/// The key, and the method where the value names one.
+fn describe(key: &str, value: &RawValue) -> String {
+    let object = Object::parse(value.get()).ok();
+    let method = object.and_then(|object| {
+        ["quant_method", "quant_algo", "method"].iter().find_map(|name| string(object.get(name)?))
+    });
+    method.map_or_else(|| key.to_owned(), |method| format!("{key}, method '{method}'"))
 }
 
 /// Calls `visit` with every member of every nested object of a JSON text.
@@ -87,14 +117,14 @@ mod tests {
                     \"a\": {\"dtype\": null, \"torch_dtype\": \"auto\"}}\n\n";
         let expected =
             text.replace("torch.float32", "torch.bfloat16").replace("\"float16", "\"bfloat16");
-        assert_eq!(config(text).with_dtype(Float::Bf16), expected);
+        assert_eq!(config(text).updated(Float::Bf16, false), expected);
     }
 
     #[test]
     fn what_python_writes_for_infinity_and_nan_is_read_and_kept() {
         let text = r#"{"limit": [0.0, Infinity, -Infinity, NaN], "s": "NaN \" Infinity", "dtype": "float32"}"#;
         let expected = text.replace("float32", "float16");
-        assert_eq!(config(text).with_dtype(Float::F16), expected);
+        assert_eq!(config(text).updated(Float::F16, false), expected);
     }
 
     #[test]
@@ -103,9 +133,27 @@ mod tests {
             r#"{"quantization_config": {"quant_method": "gptq"}}"#,
             r#"{"text_config": {"quantization_config": {"quant_method": "gptq"}}}"#,
         ] {
-            assert_eq!(config(text).quantized.as_deref(), Some("gptq"));
+            let says = "quantization_config, method 'gptq'";
+            assert_eq!(config(text).quantized.as_deref(), Some(says));
         }
         assert_eq!(config(r#"{"quantization_config": null}"#).quantized, None);
+    }
+
+    #[test]
+    fn a_leftover_is_removed_and_every_other_byte_stays() {
+        for (before, after) in [
+            (r#"{"a": 1, "quantization_config": {"b": [1, {}]}, "c": 2}"#, r#"{"a": 1, "c": 2}"#),
+            (r#"{"quantization_config": {"dtype": "float32"}, "c": 2}"#, r#"{ "c": 2}"#),
+            (r#"{ "compression_config": {} }"#, "{ }"),
+            (r#"{"a": {"quantization": {"bits": 4}}, "b": 1}"#, r#"{"a": {}, "b": 1}"#),
+            (
+                r#"{"dtype": "float32", "quantization_config": {}, "quantization": {}}"#,
+                r#"{"dtype": "float16"}"#,
+            ),
+            (r#"{"quantization_config": {}, "compression_config": {}, "z": 0}"#, r#"{ "z": 0}"#),
+        ] {
+            assert_eq!(config(before).updated(Float::F16, true), after);
+        }
     }
 
     #[test]

@@ -65,6 +65,39 @@ pub fn span(text: &str, value: &RawValue) -> Range<usize> {
     start..start + value.get().len()
 }
 
+/// The edits that remove every member of every nested object for which `goes` is true.
+pub fn removals(text: &str, goes: &dyn Fn(&str, &RawValue) -> bool) -> Vec<Edit> {
+    let mut edits = Vec::new();
+    remove_from(text, text, goes, &mut edits);
+    edits
+}
+
+fn remove_from(
+    whole: &str,
+    object: &str,
+    goes: &dyn Fn(&str, &RawValue) -> bool,
+    edits: &mut Vec<Edit>,
+) {
+    let Ok(members) = Object::parse(object) else { return };
+    let begin = object.as_ptr().addr() - whole.as_ptr().addr();
+    let mut end = begin + object.find('{').map_or(0, |brace| brace + 1);
+    // A member goes with the comma before it, or, where all before it went, the one after it.
+    let mut is_first = true;
+    for (number, (key, value)) in members.0.iter().enumerate() {
+        let place = span(whole, value);
+        if goes(key, value) {
+            let is_last = number + 1 == members.0.len();
+            let comma = whole[place.end..].find(',').filter(|_| is_first && !is_last);
+            let stop = comma.map_or(place.end, |comma| place.end + comma + 1);
+            edits.push((end..stop, String::new()));
+            end = stop;
+        } else {
+            remove_from(whole, value.get(), goes, edits);
+            (end, is_first) = (place.end, false);
+        }
+    }
+}
+
 /// `text` with all `edits`, which must not overlap, made.
 pub fn apply(text: &str, mut edits: Vec<Edit>) -> String {
     edits.sort_by_key(|(range, _)| range.start);

@@ -73,6 +73,14 @@ impl Shard {
         Shard::parse(head, bytes).map_err(invalid)
     }
 
+    /// The key of the metadata that says that the tensors are quantized: what SVDQuant, ComfyUI
+    /// and torchao write.
+    pub fn quantization(&self) -> Option<&str> {
+        const KEYS: [&str; 3] = ["quantization_config", "_quantization_metadata", "quantization"];
+        let mut members = self.metadata.iter().flatten();
+        members.find(|(key, _)| KEYS.contains(&key.as_str())).map(|(key, _)| key.as_str())
+    }
+
     /// Where the blocks lie of a file of `bytes` bytes with this header.
     pub fn blocks(&self, bytes: u64) -> Blocks {
         let starts = self.tensors.iter().map(|tensor| tensor.start);

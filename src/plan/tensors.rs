@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::quantized::LeftOver;
 use crate::cast::Overflow;
 use crate::checkpoint::{Checkpoint, SourceFile};
 use crate::dtype::{Dtype, Float};
@@ -11,6 +12,8 @@ use crate::error::{Error, HeaderFault};
 use crate::format::safetensors::{MAX_HEADER, Shard, Tensor};
 use crate::keep::{self, Pattern};
 use crate::recipe::{Extent, Span};
+use crate::recognize::component;
+use crate::recognize::quantized::Part;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -20,11 +23,14 @@ pub struct Options {
     pub auto_keep: bool,
     /// What becomes of finite values that the target cannot hold.
     pub overflow: Overflow,
+    /// Whether quantized weights are carried as they are; otherwise they are refused.
+    pub skip_quantized: bool,
 }
 
 impl Options {
     pub fn to(to: Float) -> Options {
-        Options { to, keep: Vec::new(), auto_keep: true, overflow: Overflow::Infinity }
+        let (auto_keep, skip_quantized) = (true, false);
+        Options { to, keep: Vec::new(), auto_keep, overflow: Overflow::Infinity, skip_quantized }
     }
 }
 
@@ -43,6 +49,7 @@ pub struct PlannedTensor {
     pub tensor: usize,
     pub action: Action,
     pub reason: Arc<str>,
+    pub is_quantized: bool,
     pub dtype: Dtype,
     pub bytes: u64,
 }
@@ -69,10 +76,8 @@ impl Decisions {
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Decisions, Error> {
         let patterns =
             options.keep.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>, _>>()?;
-        let shards: Vec<(String, &Shard)> = checkpoint
-            .shards()
-            .map(|(file, shard)| (keep::component(file.path()), &**shard))
-            .collect();
+        let shards: Vec<(String, &Shard)> =
+            checkpoint.shards().map(|(file, shard)| (component(file.path()), &**shard)).collect();
         let tensors = || {
             shards.iter().flat_map(|(component, shard)| {
                 shard.tensors.iter().map(|tensor| (component.as_str(), tensor.name.as_str()))
@@ -112,8 +117,10 @@ impl Decisions {
         &self,
         file: &SourceFile,
         shard: &Arc<Shard>,
+        part: &dyn Fn(usize) -> Option<Part>,
+        left_over: &LeftOver<'_>,
     ) -> Result<(Content, Vec<Span>), Error> {
-        let component = keep::component(file.path());
+        let component = component(file.path());
         let mut reasons: HashSet<Arc<str>> = HashSet::new();
         let mut shared = |reason: Cow<'_, str>| {
             if let Some(known) = reasons.get(&*reason) {
@@ -128,12 +135,17 @@ impl Decisions {
             .iter()
             .enumerate()
             .map(|(index, tensor)| {
-                let (action, reason) = self.decide(&component, tensor);
+                let part = part(index);
+                let (action, reason) = match part {
+                    Some(part) => (Action::Copy, carried(part)),
+                    None => self.decide(&component, tensor),
+                };
                 let (dtype, bytes) = match action {
                     Action::Cast => (self.to.dtype(), tensor.elements() * self.to.bytes() as u64),
                     Action::Copy | Action::Keep => (tensor.dtype.clone(), tensor.bytes),
                 };
-                PlannedTensor { tensor: index, action, reason: shared(reason), dtype, bytes }
+                let (reason, is_quantized) = (shared(reason), part.is_some());
+                PlannedTensor { tensor: index, action, reason, is_quantized, dtype, bytes }
             })
             .collect();
         let source = |planned: &PlannedTensor| &shard.tensors[planned.tensor];
@@ -142,7 +154,8 @@ impl Decisions {
             let names = || source(left).name.cmp(&source(right).name);
             right.dtype.cmp(&left.dtype).then_with(names)
         });
-        let metadata = with_format(shard.metadata.as_deref());
+        let says = shard.quantization().filter(|_| left_over.contains(file.path()));
+        let metadata = metadata(shard.metadata.as_deref(), says);
         let header = Shard::header(
             &metadata,
             tensors.iter().map(|planned| {
@@ -169,9 +182,21 @@ impl Decisions {
     }
 }
 
-/// transformers 4 refuses a file whose metadata lacks `format`, so it is added where missing.
-fn with_format(metadata: Option<&[(String, String)]>) -> Vec<(String, String)> {
+fn carried(part: Part) -> Cow<'static, str> {
+    match part {
+        Part::Of(scheme) => format!("part of a quantized weight ({scheme})").into(),
+        other => other.name().into(),
+    }
+}
+
+/// The metadata of the result, without the key `left_over`. transformers 4 refuses a file whose
+/// metadata lacks `format`, so it is added where missing.
+fn metadata(
+    metadata: Option<&[(String, String)]>,
+    left_over: Option<&str>,
+) -> Vec<(String, String)> {
     let mut metadata = metadata.unwrap_or_default().to_vec();
+    metadata.retain(|(key, _)| Some(key.as_str()) != left_over);
     if !metadata.iter().any(|(key, _)| key == "format") {
         metadata.push(("format".to_owned(), "pt".to_owned()));
     }

@@ -89,8 +89,8 @@ impl Checkpoint {
     }
 
     #[getter]
-    fn quantized(&self) -> Option<&str> {
-        self.0.quantized.as_ref().map(|(_, method)| method.as_str())
+    fn quantized(&self) -> Option<String> {
+        Some(plan::schemes(&self.0)).filter(|schemes| !schemes.is_empty())
     }
 
     #[getter]

@@ -13,6 +13,7 @@ pub struct Options {
     to: String,
     keep: Vec<String>,
     auto_keep: bool,
+    skip_quantized: bool,
     on_overflow: String,
     threads: Option<usize>,
     io: String,
@@ -28,6 +29,7 @@ impl Options {
             to: float(&self.to)?,
             keep: self.keep,
             auto_keep: self.auto_keep,
+            skip_quantized: self.skip_quantized,
             overflow: on_overflow(&self.on_overflow)?.of_cast(),
         })
     }

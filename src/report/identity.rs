@@ -28,6 +28,7 @@ pub struct Options {
     to: String,
     keep: Vec<String>,
     auto_keep: bool,
+    skip_quantized: bool,
     /// `error` where nothing overflowed, whatever was asked for.
     on_overflow: String,
 }
@@ -71,6 +72,7 @@ impl Options {
             to: plan.options.to.name().to_owned(),
             keep: plan.options.keep.clone(),
             auto_keep: plan.options.auto_keep,
+            skip_quantized: plan.options.skip_quantized,
             on_overflow: overflow.to_owned(),
         }
     }
@@ -101,13 +103,16 @@ impl Identity {
 
     /// The options of the command that makes it, as far as they are not the default.
     pub fn arguments(&self) -> String {
-        let Options { to, keep, auto_keep, on_overflow } = &self.options;
+        let Options { to, keep, auto_keep, skip_quantized, on_overflow } = &self.options;
         let mut text = format!("--to {to}");
         for pattern in keep {
             text.push_str(&format!(" --keep '{}'", pattern.shown()));
         }
         if !auto_keep {
             text.push_str(" --no-auto-keep");
+        }
+        if *skip_quantized {
+            text.push_str(" --skip-quantized");
         }
         if on_overflow != "error" {
             text.push_str(&format!(" --on-overflow {on_overflow}"));
@@ -143,6 +148,7 @@ impl Identity {
             ("--to", left.to.clone(), right.to.clone()),
             ("--keep", listed(&left.keep), listed(&right.keep)),
             ("built-in keep list", used(left.auto_keep), used(right.auto_keep)),
+            ("--skip-quantized", given(left.skip_quantized), given(right.skip_quantized)),
             ("--sha256", given(self.has_sums()), given(here.has_sums())),
         ];
         let setting = |(what, there, here)| Difference::Setting { what, there, here };

@@ -242,7 +242,7 @@ fn a_damaged_config_is_refused_or_edited_only_where_it_states_a_dtype() {
         };
         accepted += 1;
         state_dtype(&mut tree);
-        let after: Value = serde_json::from_str(&ours.with_dtype(Float::Bf16)).expect(&shown);
+        let after: Value = serde_json::from_str(&ours.updated(Float::Bf16, false)).expect(&shown);
         assert_eq!(after, tree.value(), "{shown:?}");
     });
     println!("{accepted} accepted, {rejected} rejected");

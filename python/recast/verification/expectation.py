@@ -7,7 +7,7 @@ from typing import Any
 
 from recast._core import Checkpoint, Plan
 from recast.errors import InputError
-from recast.options import POLICIES, OnOverflow, Options
+from recast.options import POLICIES, Options
 from recast.report import REPORT_NAME
 from recast.terminal import first_of, shown
 from recast.verification.dtypes import FLOATS, FloatName, named
@@ -67,9 +67,8 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expecta
     `root`, or else inferred from the dtypes in its `headers`, of which `notes` then tell."""
     checkpoint = Checkpoint.open(source)
     try:
-        to, keep, auto_keep, on_overflow = _options(root / REPORT_NAME)
-        options = Options(to=to, keep=keep, auto_keep=auto_keep)
-        return Expectation.of_plan(checkpoint.plan(options), on_overflow)
+        options = _options(root / REPORT_NAME)
+        return Expectation.of_plan(checkpoint.plan(options), options.on_overflow)
     except FileNotFoundError:
         why = f"there is no {REPORT_NAME}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -85,23 +84,25 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expecta
     notes.append(f"{why}, so the target is inferred to be the dtype of most tensors: {target}")
     if kept:
         notes.append(f"not cast, which is assumed to be intended: {first_of(kept)}")
-    options = Options(to=target or "fp32", auto_keep=False)
+    options = Options(to=target or "fp32", auto_keep=False, skip_quantized=True)
     return Expectation(checkpoint.plan(options), target, "inf", exact=False)
 
 
-def _options(report: Path) -> tuple[Any, list[str], bool, OnOverflow]:
-    """The options that a report says a result was made with: `to`, `keep`, `auto_keep` and
-    `on_overflow`. Raises what reading raises, and `TypeError` or `ValueError` for what no
-    conversion writes."""
+def _options(report: Path) -> Options:
+    """The options that a report says a result was made with. Raises what reading raises, and
+    `TypeError` or `ValueError` for what no conversion writes."""
     found = read_json(report, MAX_REPORT)["options"]
-    to, keep, auto_keep = found["to"], found["keep"], found["auto_keep"]
-    if not (isinstance(to, str) and isinstance(keep, list) and isinstance(auto_keep, bool)):
+    options = {name: found[name] for name in ("to", "keep", "auto_keep", "skip_quantized")}
+    flags = (options["auto_keep"], options["skip_quantized"])
+    if not isinstance(options["to"], str) or not isinstance(options["keep"], list):
         raise TypeError("an option is of the wrong type")
-    if len(keep) > PATTERNS:
+    if not all(isinstance(flag, bool) for flag in flags):
+        raise TypeError("an option is of the wrong type")
+    if len(options["keep"]) > PATTERNS:
         raise ValueError(f"more than {PATTERNS} patterns of --keep")
     if found["on_overflow"] not in POLICIES:
         raise ValueError("no such overflow policy")
-    return to, keep, auto_keep, found["on_overflow"]
+    return Options(**options, on_overflow=found["on_overflow"])
 
 
 def _inferred(before: dict[Key, str], after: dict[Key, str]) -> FloatName | None:
