@@ -16,9 +16,9 @@ PYTHON = [
     {"show"},
     {"bits", "inspection", "published", "verification"},
     {"array", "report", "rounding"},
-    {"gpu"},
-    {"terminal"},
-    {"dtypes", "errors", "names"},
+    {"gpu", "json_text", "options"},
+    {"dtypes", "terminal"},
+    {"errors", "names"},
     {"_core"},
 ]
 RUST = [
