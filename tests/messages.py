@@ -76,10 +76,14 @@ def of_the_package() -> list[Message]:
 
 def of_verification() -> list[Message]:
     """One for each thing that a verification may find wrong."""
-    sentences = {**SENTENCES, **CAUSES, "mismatch": MISMATCH}
+    sentences: list[tuple[str, str]] = [
+        *SENTENCES.items(),
+        *CAUSES.items(),
+        ("mismatch", MISMATCH),
+    ]
     found = [
         Message(name, _words(re.split(r"\{[^}]*\}", sentence)), {"What verification finds"})
-        for name, sentence in sentences.items()
+        for name, sentence in sentences
     ]
     for path in sorted((ROOT / "python" / "recast" / "verification").rglob("*.py")):
         # The errors of this file become reasons of notes.
@@ -97,9 +101,8 @@ def _heading(exception: type[recast.RecastError]) -> str:
 
 
 def _constants(node: ast.expr) -> list[str]:
-    if isinstance(node, ast.JoinedStr):
-        return [part.value for part in node.values if isinstance(part, ast.Constant)]
-    return [node.value] if isinstance(node, ast.Constant) else []
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return [str(part.value) for part in parts if isinstance(part, ast.Constant)]
 
 
 def _words(parts: list[str]) -> list[str]:

@@ -11,9 +11,14 @@ import numpy.typing as npt
 import pytest
 import recast
 import torch
+from recast.options import FloatName
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-NUMPY: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+DTYPES: dict[FloatName, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+NUMPY: dict[FloatName, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 Bits = npt.NDArray[np.uint32]
 BITS = {4: torch.int32, 2: torch.int16}
 PAIRS = [(a, b) for a in DTYPES for b in DTYPES]
@@ -47,14 +52,14 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_fp32_inputs_around_every_boundary_match_torch(to: str) -> None:
+def test_fp32_inputs_around_every_boundary_match_torch(to: FloatName) -> None:
     x = torch.from_numpy(thinned().view(np.int32)).view(torch.float32)
     assert_same(recast.cast(x, to), x.to(DTYPES[to]))
 
 
 @pytest.mark.parametrize("source", ["fp16", "bf16"])
 @pytest.mark.parametrize("to", list(DTYPES))
-def test_every_16_bit_input_matches_torch(source: str, to: str) -> None:
+def test_every_16_bit_input_matches_torch(source: FloatName, to: FloatName) -> None:
     x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(DTYPES[source])
     assert_same(recast.cast(x, to), x.to(DTYPES[to]))
 
@@ -96,7 +101,7 @@ def test_an_unknown_level_is_a_clear_error() -> None:
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_nan_stays_nan_with_its_sign_and_top_payload(to: str) -> None:
+def test_nan_stays_nan_with_its_sign_and_top_payload(to: FloatName) -> None:
     payloads = np.arange(1, 1 << 23, dtype=np.uint32)
     for sign in (0, 0x80000000):
         x = (payloads | 0x7F800000 | sign).view(np.float32)
@@ -105,7 +110,7 @@ def test_nan_stays_nan_with_its_sign_and_top_payload(to: str) -> None:
         assert np.array_equal(out, (sign >> 16) | quiet | (payloads >> shift))
 
 
-def kinds(source: str) -> dict[str, torch.Tensor]:
+def kinds(source: FloatName) -> dict[str, torch.Tensor]:
     """The shapes and layouts an array can come in."""
     base = (torch.randn(64, 66) * 100).to(DTYPES[source])
     return {
@@ -120,7 +125,7 @@ def kinds(source: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("source", "to"), PAIRS)
-def test_every_layout_of_a_torch_tensor_is_cast(source: str, to: str) -> None:
+def test_every_layout_of_a_torch_tensor_is_cast(source: FloatName, to: FloatName) -> None:
     for name, x in kinds(source).items():
         out = recast.cast(x, to)
         assert isinstance(out, torch.Tensor), name
@@ -129,7 +134,7 @@ def test_every_layout_of_a_torch_tensor_is_cast(source: str, to: str) -> None:
 
 
 @pytest.mark.parametrize(("source", "to"), PAIRS)
-def test_every_layout_of_a_numpy_array_is_cast(source: str, to: str) -> None:
+def test_every_layout_of_a_numpy_array_is_cast(source: FloatName, to: FloatName) -> None:
     base = (np.random.default_rng(1).standard_normal((64, 66)) * 100).astype(NUMPY[source])
     frozen = base.copy()
     frozen.flags.writeable = False

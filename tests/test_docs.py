@@ -178,12 +178,13 @@ def keys_of(command: str) -> set[str]:
 def test_every_json_key_is_documented_and_every_documented_one_there(
     model: Path, tmp_path: Path
 ) -> None:
-    for command, arguments in {
+    commands: dict[str, list[str | Path]] = {
         "convert": [model, tmp_path / "out", "--to", "bf16"],
         "inspect": [model, "--tensors"],
         "bits": ["3.14"],
         "verify": [model, tmp_path / "out", "--device", "cpu"],
-    }.items():
+    }
+    for command, arguments in commands.items():
         result = recast_process(command, *arguments, "--json")
         assert set(json.loads(result.stdout)) == keys_of(command), command
 

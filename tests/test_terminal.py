@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import recast
@@ -64,9 +65,10 @@ def test_a_terminal_that_has_only_ascii_gets_only_ascii(
 def test_there_is_no_color_where_nobody_wants_it(
     command: str, saved: Save, converted: Path, tmp_path: Path
 ) -> None:
-    for change in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        words = filled(command, saved, converted, tmp_path / "-".join(change.values()))
-        assert not COLOR.search(on_terminal(words, stdout=True, **change)[0])
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        words = filled(command, saved, converted, tmp_path / value)
+        changes: dict[str, Any] = {name: value}
+        assert not COLOR.search(on_terminal(words, stdout=True, **changes)[0])
     piped = recast_process(*filled(command, saved, converted, tmp_path / "piped"))
     assert not set("\x1b\r") & set(piped.stdout + piped.stderr)
 

@@ -4,11 +4,13 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import recast
 import torch
 from conftest import Save
+from recast.options import FloatName, OnOverflow
 from recast.verification import values
 from recast.verification.loaders.safetensors import Safetensors
 from recast.verification.result import Mismatch
@@ -20,19 +22,19 @@ SHARD = "model.safetensors"
 BLOCK = 4096
 
 
-def rewrite(path: Path, change: Callable[[dict[str, list[object]]], object]) -> None:
+def rewrite(path: Path, change: Callable[[dict[str, list[Any]]], object]) -> None:
     """Writes a shard again, its tensors changed and still in order, without any library."""
-    tensors = {name: list(row) for name, row in stored(path).items()}
+    tensors: dict[str, list[Any]] = {name: list(row) for name, row in stored(path).items()}
     change(tensors)
-    rows = [(name, *row) for name, row in tensors.items()]
-    path.write_bytes(raw_bytes(rows, {"format": "pt"}, pad_to=8))  # type: ignore[arg-type]
+    rows = [(name, dtype, shape, data) for name, (dtype, shape, data) in tensors.items()]
+    path.write_bytes(raw_bytes(rows, {"format": "pt"}, pad_to=8))
 
 
 def flip(path: Path, name: str, element: int, bit: int) -> None:
     """Flips one bit of an element of 16 bits."""
 
-    def change(tensors: dict[str, list[object]]) -> None:
-        data = bytearray(tensors[name][2])  # type: ignore[call-overload]
+    def change(tensors: dict[str, list[Any]]) -> None:
+        data = bytearray(tensors[name][2])
         data[2 * element + bit // 8] ^= 1 << bit % 8
         tensors[name][2] = bytes(data)
 
@@ -76,12 +78,12 @@ def result(source: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def check(source: Path, dest: Path, **options: object) -> recast.Verification:
-    return recast.verify(source, dest, device="cpu", **options)  # type: ignore[arg-type]
+def check(source: Path, dest: Path, **options: Any) -> recast.Verification:
+    return recast.verify(source, dest, device="cpu", **options)
 
 
 @pytest.mark.parametrize("options", [{"full": True}, {}, {"samples": 0}])
-def test_a_good_result_passes(options: dict[str, object], source: Path, result: Path) -> None:
+def test_a_good_result_passes(options: dict[str, Any], source: Path, result: Path) -> None:
     found = check(source, result, **options)
     assert found.passed, found.failures()
     assert (found.tensors_checked, found.notes) == (7, [])
@@ -93,7 +95,7 @@ def test_a_good_result_passes(options: dict[str, object], source: Path, result: 
 @pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_what_transformers_saved_and_recast_converted_passes(
-    dtype: str, kind: str, to: str, saved: Save, tmp_path: Path
+    dtype: str, kind: str, to: FloatName, saved: Save, tmp_path: Path
 ) -> None:
     recast.convert(saved(kind, dtype), tmp_path / "out", to=to, sync=False)
     for options in ({"full": True}, {"loader": "transformers"}):
@@ -130,7 +132,7 @@ def truncate(out: Path) -> None:
     """Casts again, by dropping the low half instead of rounding."""
     truth = stored(out.parent / "model" / SHARD)
 
-    def change(tensors: dict[str, list[object]]) -> None:
+    def change(tensors: dict[str, list[Any]]) -> None:
         for name in ("a", "b"):
             data = truth[name][2]
             tensors[name][2] = b"".join(data[at + 2 : at + 4] for at in range(0, len(data), 4))
@@ -139,7 +141,7 @@ def truncate(out: Path) -> None:
 
 
 def swap(out: Path) -> None:
-    def change(tensors: dict[str, list[object]]) -> None:
+    def change(tensors: dict[str, list[Any]]) -> None:
         tensors["a"][2], tensors["b"][2] = tensors["b"][2], tensors["a"][2]
 
     rewrite(out / SHARD, change)
@@ -149,8 +151,8 @@ def special(element: int, pattern: int) -> Plant:
     """Puts 16 bits into an element of the tensor of special values."""
 
     def plant(out: Path) -> None:
-        def change(tensors: dict[str, list[object]]) -> None:
-            data = bytearray(tensors["special"][2])  # type: ignore[call-overload]
+        def change(tensors: dict[str, list[Any]]) -> None:
+            data = bytearray(tensors["special"][2])
             data[2 * element : 2 * element + 2] = struct.pack("<H", pattern)
             tensors["special"][2] = bytes(data)
 
@@ -160,7 +162,7 @@ def special(element: int, pattern: int) -> Plant:
 
 
 def tensor(name: str, place: int, value: object) -> Plant:
-    def change(tensors: dict[str, list[object]]) -> None:
+    def change(tensors: dict[str, list[Any]]) -> None:
         assert tensors[name][place] != value
         tensors[name][place] = value
 
@@ -172,8 +174,8 @@ def edited(name: str, old: str, new: str) -> Plant:
 
 
 def fp16_instead(out: Path) -> None:
-    def change(tensors: dict[str, list[object]]) -> None:
-        data = torch.frombuffer(bytearray(tensors["a"][2]), dtype=torch.bfloat16)  # type: ignore[arg-type]
+    def change(tensors: dict[str, list[Any]]) -> None:
+        data = torch.frombuffer(bytearray(tensors["a"][2]), dtype=torch.bfloat16)
         tensors["a"][0], tensors["a"][2] = "F16", data.half().numpy().tobytes()
 
     rewrite(out / SHARD, change)
@@ -332,7 +334,8 @@ def test_saturation_is_expected_where_it_was_asked_for(
 ) -> None:
     source = tmp_path / SHARD
     source.write_bytes(raw_bytes([("w", dtype, [2], data)], {"format": "pt"}, pad_to=8))
-    for policy, first in (("saturate", b"\xff\x7b"), ("inf", b"\x00\x7c")):
+    largest: dict[OnOverflow, bytes] = {"saturate": b"\xff\x7b", "inf": b"\x00\x7c"}
+    for policy, first in largest.items():
         recast.convert(source, tmp_path / policy, to="fp16", on_overflow=policy, sync=False)
         assert stored(tmp_path / policy / SHARD)["w"][2] == first + b"\x00\xfc"
         assert check(source, tmp_path / policy).passed

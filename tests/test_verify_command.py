@@ -225,7 +225,7 @@ def test_a_wrong_bit_is_found_although_transformers_casts_it_away(
 ) -> None:
     keep = ["model.norm.weight"]
     recast.convert(saved("llama", "fp32"), tmp_path / "out", to="bf16", keep=keep, sync=False)
-    options = {"loader": "transformers", "device": "cpu"}
+    options: dict[str, Any] = {"loader": "transformers", "device": "cpu"}
     found = recast.verify(saved("llama", "fp32"), tmp_path / "out", **options)
     assert found.passed, found.failures()
     assert "cast once more by the loader, so compared as files: model.norm.weight" in found.notes

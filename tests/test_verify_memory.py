@@ -14,6 +14,7 @@ import torch
 from allocator import MIB, Allocator, Handle
 from conftest import build
 from recast.gpu import predict as memory
+from recast.options import FloatName
 from recast.verification import loaders, measure, run, values
 from recast.verification.header import read_headers
 from recast.verification.loaders.safetensors import Safetensors
@@ -147,7 +148,7 @@ def _warmed(allocator: Allocator, warm_up: int, sizes: list[int]) -> Callable[[]
 @pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("kind", ["llama", "t5", "bert", "tied", "no dtype"])
 def test_what_transformers_will_load_is_predicted_tensor_by_tensor(
-    kind: str, to: str, tmp_path: Path
+    kind: str, to: FloatName, tmp_path: Path
 ) -> None:
     model = build(kind.replace("no dtype", "llama"))
     model.save_pretrained(tmp_path / "model")
@@ -160,7 +161,7 @@ def test_what_transformers_will_load_is_predicted_tensor_by_tensor(
     predicted, total = loader.predict()
     # The judge: the model as a user gets it, each storage counted once.
     judge = type(model).from_pretrained(tmp_path / "out", dtype="auto")
-    storages = {}
+    storages: dict[int, tuple[str, int]] = {}
     for name, tensor in [*judge.named_parameters(), *judge.named_buffers()]:
         storages.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor.nbytes))
     assert sorted((entry.name, entry.bytes) for entry in predicted) == sorted(storages.values())

@@ -14,6 +14,7 @@ import recast
 import torch
 from conftest import Save
 from hostile import CANARY, unopened
+from recast.verification.header import Headers
 from recast.verification.loaders import sealed
 from support import environment, recast_process
 
@@ -260,8 +261,8 @@ def test_transformers_sees_only_the_config_the_index_and_the_shards(saved: Save,
         *("pytorch_model.bin", "custom_generate/generate.py", f"nested/{SHARD}", "hubconf.py"),
     ):
         (out / name).write_bytes(CANARY if name.endswith(".safetensors") else b"{")
-    headers = {SHARD: {}, "adapter_model.safetensors": {}}
-    with sealed.folder(out, {"x": 1}, headers) as path:  # type: ignore[arg-type]
+    headers: Headers = {SHARD: {}, "adapter_model.safetensors": {}}
+    with sealed.folder(out, {"x": 1}, headers) as path:
         assert {entry.name for entry in path.iterdir()} == {"config.json", *headers}
         assert json.loads((path / "config.json").read_text()) == {"x": 1}
         assert (path / SHARD).resolve() == out / SHARD

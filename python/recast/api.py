@@ -16,7 +16,16 @@ from recast.errors import UsageError, VerificationError
 from recast.gpu.device import visible_gpu
 from recast.gpu.settings import read_settings
 from recast.inspection import Inspection, by_dtype, exactness, gpu_memory, groups
-from recast.options import Device, Dtype, Io, OnOverflow, Options, Path, Progress
+from recast.options import (
+    Device,
+    Dtype,
+    Io,
+    OnOverflow,
+    Options,
+    Path,
+    Progress,
+    float_name,
+)
 from recast.report import DryRun, Report
 
 if TYPE_CHECKING:
@@ -257,7 +266,7 @@ def _planned_sizes(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """The bytes of each tensor in each dtype; the plans, which are large, are not kept."""
     if checkpoint.quantized is not None:
         return {}
-    return {to: checkpoint.plan(Options(to=to)).tensor_bytes for to in CASTABLE}
+    return {to: checkpoint.plan(Options(to=float_name(to))).tensor_bytes for to in CASTABLE}
 
 
 @contextmanager
