@@ -151,5 +151,5 @@ fn main() {
             note(format!("{from}->{to} memcpy"), speed);
         }
     }
-    println!("{}", serde_json::to_string(&rates).expect("numbers serialise"));
+    println!("{}", serde_json::to_string(&rates).expect("numbers serialize"));
 }

@@ -33,7 +33,7 @@ def replaced_by_another(path: Path) -> None:
     edited_secretly(path)
 
 
-def relabelled(path: Path) -> None:
+def relabeled(path: Path) -> None:
     """The names of two tensors trade places; the same inode, length and times."""
     before, data = path.stat(), path.read_bytes()
     for old, new in ((b"1.weight", b"1.NORM"), (b"1.norm", b"1.weight"), (b"1.NORM", b"1.norm")):

@@ -66,7 +66,7 @@ def test_the_articles_first_mistake_is_fixed() -> None:
     assert (brain["kept"], brain["dropped"]) == ("1001000", "1111010111000011")
     assert (brain["rounding"], brain["result"]) == ("up", "0x4049")
     assert walk["formats"]["bf16"]["value"] == 3.140625
-    # 3.140625 - 3.1400001049041748046875, and the distance of fp16 neighbours there is 2^-9.
+    # 3.140625 - 3.1400001049041748046875, and the distance of fp16 neighbors there is 2^-9.
     assert half["absolute_error"] == 0.0006248950958251953
     assert half["ulp_error"] == 0.0006248950958251953 * 512
 
@@ -147,7 +147,7 @@ def test_a_decimal_becomes_the_nearest_of_all_values(name: str, text: str) -> No
 
 @settings(max_examples=500, deadline=None)
 @given(text=decimals)
-# Halfway between 1 and its neighbour, and just beyond.
+# Halfway between 1 and its neighbor, and just beyond.
 @example(text="1.000000059604644775390625")
 @example(text="1.00000005960464477539062500000000000001")
 @example(text="3.4028235677973366e38")
@@ -156,7 +156,7 @@ def test_a_decimal_becomes_the_nearest_of_all_values(name: str, text: str) -> No
 @example(
     text="7.00649232162408535461864791644958065640130970938257885878534141944895541342930300743319094181060791015625e-46"
 )
-def test_a_decimal_in_fp32_has_no_nearer_neighbour(text: str) -> None:
+def test_a_decimal_in_fp32_has_no_nearer_neighbor(text: str) -> None:
     value, _ = parse(text, CASTABLE["fp32"])
     number = Fraction(text)
     if number >= Fraction(2) ** 128:

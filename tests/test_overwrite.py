@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from changes import OTHER, relabelled
+from changes import OTHER, relabeled
 from interrupted import (
     KIB,
     SHARD,
@@ -45,7 +45,7 @@ def test_a_changed_header_is_told_and_only_overwrite_goes_on(tmp_path: Path) -> 
     source, dest = slow(tmp_path / "in"), tmp_path / "out"
     killed_midway(source, dest)
     for there in ("what was begun of", "the result of"):
-        relabelled(source / SHARD)
+        relabeled(source / SHARD)
         said = refused(source, dest)
         assert f"holds {there} another conversion" in said
         assert "the headers, configs or indexes of the source are others" in said

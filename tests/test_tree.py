@@ -42,7 +42,7 @@ def dtypes(path: Path) -> set[str]:
     return {dtype for dtype, *_ in stored(path).values()}
 
 
-def test_a_single_file_keeps_its_name_and_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+def test_a_single_file_keeps_its_name_and_leaves_its_neighbors_alone(tmp_path: Path) -> None:
     shard(tmp_path / "in" / "weights.safetensors", "a")
     shard(tmp_path / "in" / "other.safetensors", "b")
     write_json(tmp_path / "in" / "config.json", {"dtype": "float32"})

@@ -94,7 +94,7 @@ def test_one_wheel_serves_every_python_from_3_11(wheel: Path) -> None:
     assert re.fullmatch(r"recast_weights-[\d.]+-cp311-abi3-\w+\.whl", wheel.name)
 
 
-def test_the_wheel_holds_the_package_its_types_and_its_licence_and_no_more(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_its_types_and_its_license_and_no_more(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     sources = {
@@ -109,7 +109,7 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_and_no_more(wheel
     assert {name.split("/")[0].split("-")[0] for name in names} <= {"recast", "recast_weights"}
 
 
-def test_the_sdist_holds_the_sources_and_the_licence_and_no_more(sdist: Path) -> None:
+def test_the_sdist_holds_the_sources_and_the_license_and_no_more(sdist: Path) -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "src", "python"], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -221,7 +221,7 @@ class Cast:
 
     @property
     def ulp(self) -> int:
-        """The distance of neighbours in the target where the source is, as a power of two."""
+        """The distance of neighbors in the target where the source is, as a power of two."""
         target = self.result.dtype
         return max(self.source.exponent, smallest_exponent(target)) - target.mantissa_bits
 

@@ -106,7 +106,7 @@ def heading(text: str) -> "Text":
 
 
 def marked(word: str, style: str, texts: Iterable[str]) -> "list[Text]":
-    """`texts` with a coloured word in front of each, such as `warning`."""
+    """`texts` with a colored word in front of each, such as `warning`."""
     from rich.text import Text
 
     return [Text.assemble((f"{word}: ", style), plain(text)) for text in texts]
@@ -125,7 +125,7 @@ def grid(lines: list[tuple[str, str]]) -> "RenderableType":
 
 
 def render(*parts: "RenderableType") -> str:
-    """`parts` one below the other, with colour only if stdout is a terminal that wants it."""
+    """`parts` one below the other, with color only if stdout is a terminal that wants it."""
     written = io.StringIO()
     console = _console(written)
     for part in parts:
