@@ -11,6 +11,7 @@ mod frozen;
 mod spoiled;
 mod trees;
 
+#[expect(clippy::disallowed_methods, reason = "of this test only")]
 fn main() {
     if child::be_one() {
         return;
