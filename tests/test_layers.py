@@ -27,6 +27,7 @@ RUST = [
     {"make", "report"},
     {"plan"},
     {"checkpoint", "keep"},
+    {"recognize"},
     {"recipe"},
     {"format"},
     {"place"},

@@ -91,8 +91,8 @@ def convert(
     published; that requires torch. `threads` limits the worker threads. `io` is how the source is
     read: `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync: a
     power failure can then lose the result. `overwrite` replaces the model in `dest` once the new
-    one is ready. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads. `progress(done, total)` is called with
-    bytes, written and then compared, from this thread; what it raises stops the run.
+    one is ready. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads. `progress(done, total)` is
+    called with bytes, written and then compared, from this thread; what it raises stops the run.
 
     Nothing is visible in `dest` before every file is complete. The same call again continues a
     conversion that was interrupted. Where it is done, it compares the result and the source with
