@@ -2,7 +2,9 @@
 //! only confirms it or contradicts it.
 
 pub mod quantized;
+mod rules;
 mod schemes;
+pub mod wide;
 
 use std::borrow::Cow;
 use std::path::Path;

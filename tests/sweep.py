@@ -1,0 +1,304 @@
+"""Every model class of transformers and diffusers that can be made small: what do its loaders keep?
+
+    python tests/sweep.py [--part I/N] [--only TYPE ...]
+
+For each class and target, a small model of random values is saved in fp32. The judge is the
+loader: a tensor on disk stays in fp32 when its values are still there, unrounded, after the model
+was loaded in the target dtype. recast must keep all of these, and loading its result must give
+what loading the source gives, tensor by tensor. Prints a line for each class, and at the end the
+counts, the classes left out, each with the reason, and the failures; exits 1 when there is one.
+"""
+
+import argparse
+import collections
+import contextlib
+import importlib
+import inspect
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import recast
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto import configuration_auto, modeling_auto
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+MOST_PARAMETERS = 50_000_000
+
+# What makes a model small, by the names that configurations use. A width must stay a multiple of
+# the heads, so all of them are powers of two.
+SIZES = {
+    r"(num_hidden|n|num|encoder|decoder|num_encoder|num_decoder|text_encoder|num_\w+)_layers?": 2,
+    r"depth": 2,
+    r"\w*vocab_size\w*": 128,
+    r"hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|encoder_hidden_dim|d_embed": 32,
+    r"\w*(intermediate_size|ffn_dim|inner_dim|d_ff|ffn_hidden_size|mlp_dim)": 64,
+    r"(num|n|encoder|decoder)?_?(attention_)?heads?|num_attention_heads|n_head": 4,
+    r"num_key_value_heads|num_kv_heads": 4,
+    r"head_dim|d_kv|qk_nope_head_dim|qk_rope_head_dim|v_head_dim": 8,
+    r"\w*_lora_rank": 16,
+    r"(n_routed|num|num_local|moe_num|n)_experts": 4,
+    r"num_experts_per_tok|topk_group|n_group|num_expert_groups": 1,
+    r"first_k_dense_replace|first_num_dense_layers|num_dense_layers": 1,
+    r"max_position_embeddings|n_positions|max_seq_len|max_source_positions": 64,
+    r"(pad|bos|eos|image|video|audio|sep|cls|mask|decoder_start)_token_(id|index)": 1,
+}
+
+
+@dataclass
+class Result:
+    """What came of one class."""
+
+    parameters: int = 0
+    kept: collections.Counter = field(default_factory=collections.Counter)
+    """Tensors that the loader keeps in fp32, by target."""
+    more: list[str] = field(default_factory=list)
+    """Tensors that recast keeps though the loader casts them."""
+    wrong: list[str] = field(default_factory=list)
+
+
+class LeftOut(Exception):
+    """Why a class is not judged."""
+
+
+def families() -> Iterator[tuple[str, str]]:
+    """Every model type of transformers with the names of its classes."""
+    names: dict[str, set[str]] = {key: set() for key in configuration_auto.CONFIG_MAPPING_NAMES}
+    for variable, entries in vars(modeling_auto).items():
+        if variable.endswith("_MAPPING_NAMES") and variable != "CONFIG_MAPPING_NAMES":
+            for key, value in entries.items():
+                names.setdefault(key, set()).update([value] if isinstance(value, str) else value)
+    for key in sorted(names):
+        for name in sorted(names[key]) or [""]:
+            yield key, name
+
+
+def shrink(config: PretrainedConfig, sizes: dict[str, int], done: set[int]) -> None:
+    if id(config) in done:
+        return
+    done.add(id(config))
+    for key, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            shrink(value, sizes, done)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            for pattern, size in sizes.items():
+                if re.fullmatch(pattern, key) and value > size:
+                    with contextlib.suppress(Exception):
+                        setattr(config, key, size)
+
+
+def attempts() -> Iterator[dict[str, int]]:
+    """All of the sizes first, then those that fit any model."""
+    yield SIZES
+    safe = ("layers", "depth", "vocab", "experts", "position")
+    yield {pattern: size for pattern, size in SIZES.items() if any(s in pattern for s in safe)}
+    yield {}
+
+
+def small(cls: type[PreTrainedModel]) -> PretrainedConfig:
+    """A configuration whose model can be built and has few parameters."""
+    failures = []
+    for sizes in attempts():
+        try:
+            config = cls.config_class()
+            shrink(config, sizes, set())
+            with torch.device("meta"):
+                model = cls(config)
+            count = sum(parameter.numel() for parameter in model.state_dict().values())
+            if count <= MOST_PARAMETERS:
+                return config
+            failures.append(f"{count / 1e6:.0f} million parameters")
+        except Exception as error:
+            failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:100]}")
+    raise LeftOut(failures[0] if failures[0] == failures[-1] else f"{failures[0]}; {failures[-1]}")
+
+
+def fill(model: torch.nn.Module, seed: int) -> None:
+    """Random values, none of which 16 bits can hold."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                values = torch.rand(tensor.shape) * 0.5 + 0.25
+                bits = values.to(torch.float32).view(torch.int32) | 1
+                tensor.copy_(bits.view(torch.float32).reshape(tensor.shape))
+
+
+def stays(source: Path, state: dict[str, torch.Tensor]) -> set[str]:
+    """The tensors on disk whose values are still in a loaded model."""
+    wide = [tensor.flatten() for tensor in state.values() if tensor.dtype == torch.float32]
+    values = torch.cat(wide) if wide else torch.empty(0)
+    values = values.view(torch.int32).unique()
+    kept = set()
+    for file in source.glob("*.safetensors"):
+        for name, tensor in load_file(file).items():
+            if tensor.dtype == torch.float32 and tensor.numel():
+                probe = tensor.flatten()[:: max(1, tensor.numel() // 7)][:8]
+                if torch.isin(probe.view(torch.int32), values).all():
+                    kept.add(name)
+    return kept
+
+
+def judge(cls: Any, build: Any, keyword: str, work: Path) -> Result:
+    """Converts a small model of `cls` to each target and loads source and result."""
+    result = Result()
+    source = work / "source"
+    model = build()
+    result.parameters = sum(parameter.numel() for parameter in model.parameters())
+    fill(model, seed=0)
+    model.save_pretrained(source)
+    del model
+    for to, dtype in DTYPES.items():
+        expected = cls.from_pretrained(source, **{keyword: dtype}).state_dict()
+        wanted = stays(source, expected)
+        tensors = recast.plan(source, to=to).tensors
+        kept = {tensor.name for tensor in tensors if tensor.action == "keep"}
+        result.kept[to] = len(wanted)
+        result.wrong += [f"{to}: {name} is cast" for name in sorted(wanted - kept)]
+        result.more += [f"{to}: {name}" for name in sorted(kept - wanted)]
+        out = work / to
+        recast.convert(source, out, to=to, sync=False)
+        found = cls.from_pretrained(out, **{keyword: dtype}).state_dict()
+        result.wrong += [
+            f"{to}: {name} is not what the source gives"
+            for name in expected
+            if name not in found
+            or found[name].dtype != expected[name].dtype
+            or not torch.equal(found[name].nan_to_num(), expected[name].nan_to_num())
+        ]
+        shutil.rmtree(out)
+    return result
+
+
+def of_transformers(name: str, work: Path) -> Result:
+    cls = getattr(transformers, name, None) if name else None
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        raise LeftOut("no class that an Auto class loads" if not name else "a library is missing")
+    config = small(cls)
+    return judge(cls, lambda: cls(config), "dtype", work)
+
+
+def diffusers_classes() -> dict[str, Any]:
+    """The model classes of diffusers by name; none where it is not installed."""
+    try:
+        models = importlib.import_module("diffusers.models")
+        base = importlib.import_module("diffusers.models.modeling_utils").ModelMixin
+    except ImportError:
+        return {}
+    names = [name for name in dir(importlib.import_module("diffusers")) if name[0].isupper()]
+    found = {name: getattr(models, name, None) for name in names}
+    return {
+        name: cls
+        for name, cls in found.items()
+        if isinstance(cls, type) and issubclass(cls, base) and cls is not base
+    }
+
+
+DIFFUSERS_SIZES = {
+    r"num_layers|num_\w*layers|depth|num_blocks|num_\w+_blocks": 1,
+    r"attention_head_dim|head_dim": 12,
+    r"num_attention_heads|num_heads|num_key_value_heads": 2,
+    r"in_channels|out_channels|latent_channels|z_dim": 4,
+    r"\w*(text|caption|image|pooled|cross_attention|joint_attention|freq|ffn)\w*_dim|ffn_dim": 32,
+    r"hidden_size|inner_dim|base_dim|dim|model_channels": 24,
+}
+
+
+def of_diffusers(cls: Any, work: Path) -> Result:
+    failures = []
+    for sizes in (DIFFUSERS_SIZES, {r"num_layers|num_\w*layers|depth": 1}, {}):
+        changed = {}
+        for key, parameter in inspect.signature(cls.__init__).parameters.items():
+            for pattern, size in sizes.items():
+                default = parameter.default
+                if re.fullmatch(pattern, key) and type(default) is int and default > size:
+                    changed[key] = size
+        try:
+            with torch.device("meta"):
+                model = cls(**changed)
+            count = sum(parameter.numel() for parameter in model.parameters())
+            if count > MOST_PARAMETERS:
+                raise LeftOut(f"{count / 1e6:.0f} million parameters")
+        except Exception as error:
+            failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:100]}")
+            continue
+        return judge(cls, lambda changed=changed: cls(**changed), "torch_dtype", work)
+    raise LeftOut(failures[0])
+
+
+def run(jobs: list[tuple[str, Any]]) -> int:
+    judged = keeping = wide = 0
+    left_out: dict[str, str] = {}
+    wrong: list[str] = []
+    for label, job in jobs:
+        work = Path(tempfile.mkdtemp(prefix="sweep"))
+        start = time.monotonic()
+        try:
+            result = job(work)
+        except LeftOut as reason:
+            left_out[label] = str(reason)
+            continue
+        except Exception as error:
+            left_out[label] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+            if isinstance(error, recast.RecastError):
+                wrong.append(f"{label}: {left_out.pop(label)}")
+            continue
+        finally:
+            shutil.rmtree(work)
+        judged += 1
+        keeping += bool(sum(result.kept.values()))
+        wide += sum(result.kept.values())
+        wrong += [f"{label}: {problem}" for problem in result.wrong]
+        print(
+            f"{label}: {result.parameters / 1e6:.2f} M parameters, "
+            f"kept {result.kept['fp16']} in fp16 and {result.kept['bf16']} in bf16, "
+            f"{len(result.more)} more than the loader, {len(result.wrong)} wrong, "
+            f"{time.monotonic() - start:.1f} s",
+            flush=True,
+        )
+        for name in result.more[:4]:
+            print(f"    kept, though the loader casts it: {name}")
+    for label, reason in left_out.items():
+        print(f"left out: {label}: {reason}")
+    for problem in wrong:
+        print(f"WRONG {problem}")
+    print(
+        f"{judged} classes judged, {keeping} of them keep something ({wide} tensors); "
+        f"{len(left_out)} left out, {len(wrong)} wrong"
+    )
+    return 1 if wrong else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", default="1/1", help="I/N: every Nth class, from the Ith")
+    parser.add_argument("--only", nargs="*", help="model types, or class names of diffusers")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    jobs: list[tuple[str, Any]] = []
+    for model_type, name in families():
+        if not options.only or model_type in options.only or name in options.only:
+            jobs.append((f"{model_type} {name}".strip(), lambda work, n=name: of_transformers(n, work)))
+    for name, cls in diffusers_classes().items():
+        if not options.only or name in options.only:
+            jobs.append((name, lambda work, cls=cls: of_diffusers(cls, work)))
+    part, parts = map(int, options.part.split("/"))
+    return run(jobs[part - 1 :: parts])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
