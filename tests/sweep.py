@@ -90,14 +90,34 @@ def shrink(config: PretrainedConfig, sizes: dict[str, int], done: set[int]) -> N
     if id(config) in done:
         return
     done.add(id(config))
+    chosen = choose_layers(config) if sizes else set()
     for key, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
             shrink(value, sizes, done)
         elif isinstance(value, int) and not isinstance(value, bool):
             for pattern, size in sizes.items():
-                if re.fullmatch(pattern, key) and value > size:
+                if re.fullmatch(pattern, key) and value > size and key not in chosen:
                     with contextlib.suppress(Exception):
                         setattr(config, key, size)
+
+
+def choose_layers(config: PretrainedConfig) -> set[str]:
+    """One layer of each kind, where lists say of which kind each layer is; what is settled."""
+    depth = getattr(config, "num_hidden_layers", None)
+    lists = {
+        key: value
+        for key, value in vars(config).items()
+        if isinstance(value, list | tuple) and depth and depth > 2 and len(value) == depth
+    }
+    if lists:
+        kinds: dict[str, int] = {}
+        for layer, kind in enumerate(zip(*lists.values(), strict=True)):
+            kinds.setdefault(repr(kind), layer)
+        layers = sorted({0, 1, *kinds.values()})[:8]
+        for key, value in lists.items():
+            setattr(config, key, [value[layer] for layer in layers])
+        config.num_hidden_layers = len(layers)
+    return {"num_hidden_layers", *lists} if lists else set()
 
 
 def attempts() -> Iterator[dict[str, int]]:
@@ -115,6 +135,7 @@ def small(cls: type[PreTrainedModel]) -> PretrainedConfig:
         try:
             config = cls.config_class()
             shrink(config, sizes, set())
+            config = cls.config_class.from_dict(config.to_dict())  # as a saved one is read
             with torch.device("meta"):
                 model = cls(config)
             count = sum(parameter.numel() for parameter in model.state_dict().values())
@@ -292,7 +313,9 @@ def main() -> int:
     jobs: list[tuple[str, Any]] = []
     for model_type, name in families():
         if not options.only or model_type in options.only or name in options.only:
-            jobs.append((f"{model_type} {name}".strip(), lambda work, n=name: of_transformers(n, work)))
+            jobs.append(
+                (f"{model_type} {name}".strip(), lambda work, n=name: of_transformers(n, work))
+            )
     for name, cls in diffusers_classes().items():
         if not options.only or name in options.only:
             jobs.append((name, lambda work, cls=cls: of_diffusers(cls, work)))

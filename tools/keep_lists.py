@@ -37,7 +37,7 @@ ALIASES = {
 
 # Why, by a piece of the name; the first that fits.
 REASONS = {
-    r"e_score_correction_bias|expert_bias|router_bias|gate\.bias": (
+    r"e_score_correction_bias|expert_bias|router_bias|balancing_biases|gate\.bias": (
         "router bias: rounding it changes which experts are chosen",
         "one measured bias went from 238 distinct values to 8 and 98.5 % of tokens were routed "
         "differently (sgl-project/sglang#37133, vllm-project/vllm#50761)",
@@ -101,6 +101,7 @@ def patterns(kept: set[str], cast: set[str], declared: Iterable[str], failed: bo
     candidates = {piece for name in left for piece in pieces(name)}
     candidates = {p for p in candidates if not any(hits(p, name) for name in cast)}
     while left:
+
         def rank(pattern: str) -> tuple[int, int, str]:
             return -sum(hits(pattern, name) for name in left), pattern.count("."), pattern
 
@@ -170,7 +171,9 @@ def listing() -> str:
     for key, found in (("model_types", of_transformers()), ("class_names", of_diffusers())):
         for pattern, owner, targets, source in found:
             types[key, pattern, targets, source].add(owner)
-    merged: dict[tuple[str, tuple[str, ...], tuple[str, ...], str, str], set[str]] = defaultdict(set)
+    merged: dict[tuple[str, tuple[str, ...], tuple[str, ...], str, str], set[str]] = defaultdict(
+        set
+    )
     for (key, pattern, targets, source), owners in types.items():
         reasons = (value for regex, value in REASONS.items() if re.search(regex, pattern))
         reason, more = next(reasons, OTHERWISE)
@@ -191,7 +194,9 @@ def listing() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it differs")
     check = parser.parse_args().check
     text = listing()

@@ -66,7 +66,9 @@ def classes() -> dict[str, list[type[PreTrainedModel]]]:
     for variable, entries in vars(auto).items():
         if variable.endswith("_MAPPING_NAMES") and "CONFIG" not in variable:
             for model_type, value in entries.items():
-                names.setdefault(model_type, set()).update([value] if isinstance(value, str) else value)
+                names.setdefault(model_type, set()).update(
+                    [value] if isinstance(value, str) else value
+                )
     found: dict[str, list[type[PreTrainedModel]]] = {}
     for model_type in sorted(names):
         loaded = {name: getattr(transformers, name, None) for name in names[model_type]}
@@ -95,24 +97,6 @@ def modules(model_type: str) -> Iterator[Any]:
             if module.name.startswith("modeling_"):
                 with contextlib.suppress(ImportError):
                     yield importlib.import_module(f"{folder}.{module.name}")
-
-
-def chosen(candidates: list[type[PreTrainedModel]]) -> list[type[PreTrainedModel]]:
-    """One class of each set of submodels: those with other patterns, the base and its heads."""
-    found: dict[Any, type[PreTrainedModel]] = {}
-    for cls in sorted(candidates, key=lambda cls: (not cls.__name__.endswith("Model"), cls.__name__)):
-        name = cls.__name__
-        patterns = [cls._keep_in_fp32_modules, cls._keep_in_fp32_modules_strict]
-        head = name if name.endswith("Model") else "generates" if GENERATES.search(name) else ""
-        key = (head, *(tuple(sorted(p or ())) for p in patterns))
-        if head or any(patterns):
-            found.setdefault(key, cls)
-        else:
-            found.setdefault("any", cls)
-    return list(found.values())
-
-
-GENERATES = re.compile(r"For(CausalLM|ConditionalGeneration|PreTraining|TextToWaveform|MaskedLM)$")
 
 
 def shrunk(config: PretrainedConfig, seen: tuple[int, ...] = ()) -> None:
@@ -148,7 +132,9 @@ def parts(config: Any) -> dict[str, Any]:
     return {key: part for key, part in found.items() if getattr(part, "model_type", "")}
 
 
-NUMBERS = re.compile(r"^(n|num|max)_|_(size|dim|rank|group|groups|experts|tok|layers|heads|replace)$")
+NUMBERS = re.compile(
+    r"^(n|num|max)_|_(size|dim|rank|group|groups|experts|tok|layers|heads|replace)$"
+)
 
 
 @contextlib.contextmanager
@@ -242,9 +228,9 @@ def in_memory(name: str, model: PreTrainedModel, state: dict, conversions: list)
 def transformers_models() -> Iterator[tuple[str, Seen]]:
     """Each model type of transformers, with what its classes keep."""
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
-    for model_type, names in classes().items():
+    for model_type, candidates in classes().items():
         seen = Seen()
-        for cls in chosen(names):
+        for cls in candidates:
             observe(cls, seen)
         yield model_type, seen
 
