@@ -44,7 +44,7 @@ SIZES = {
     r"(num_hidden|n|num|encoder|decoder|num_encoder|num_decoder|text_encoder|num_\w+)_layers?": 2,
     r"depth": 2,
     r"\w*vocab_size\w*": 128,
-    r"hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|encoder_hidden_dim|d_embed": 32,
+    r"(\w+_)?hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|encoder_hidden_dim|d_embed": 32,
     r"\w*(intermediate_size|ffn_dim|inner_dim|d_ff|ffn_hidden_size|mlp_dim)": 64,
     r"(num|n|encoder|decoder)?_?(attention_)?heads?|num_attention_heads|n_head": 4,
     r"num_key_value_heads|num_kv_heads": 4,
@@ -123,7 +123,7 @@ def choose_layers(config: PretrainedConfig) -> set[str]:
 def attempts() -> Iterator[dict[str, int]]:
     """All of the sizes first, then those that fit any model."""
     yield SIZES
-    safe = ("layers", "depth", "vocab", "experts", "position")
+    safe = ("layers", "depth", "vocab", "experts", "group", "position")
     yield {pattern: size for pattern, size in SIZES.items() if any(s in pattern for s in safe)}
     yield {}
 
@@ -168,7 +168,9 @@ def stays(source: Path, state: dict[str, torch.Tensor]) -> set[str]:
         for name, tensor in load_file(file).items():
             if tensor.dtype == torch.float32 and tensor.numel():
                 probe = tensor.flatten()[:: max(1, tensor.numel() // 7)][:8]
-                if torch.isin(probe.view(torch.int32), values).all():
+                probe = probe.contiguous().view(torch.int32)
+                at = torch.searchsorted(values, probe).clamp(max=max(0, len(values) - 1))
+                if len(values) and bool((values[at] == probe).all()):
                     kept.add(name)
     return kept
 

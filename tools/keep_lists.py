@@ -75,6 +75,7 @@ PLAIN = {"weight", "bias", "scale", "gamma", "beta", "base", "fn", "model", "lay
 
 
 def hits(pattern: str, name: str) -> bool:
+    """Whether a tensor called `name` is one that `pattern` names."""
     return pattern in f".{name}."
 
 
@@ -101,12 +102,10 @@ def patterns(kept: set[str], cast: set[str], declared: Iterable[str], failed: bo
     candidates = {piece for name in left for piece in pieces(name)}
     candidates = {p for p in candidates if not any(hits(p, name) for name in cast)}
     while left:
-
-        def rank(pattern: str) -> tuple[int, int, str]:
-            return -sum(hits(pattern, name) for name in left), pattern.count("."), pattern
-
-        best = min(candidates, key=rank, default=None)
-        if best is None or not rank(best)[0]:
+        # The one that hits most, of these the shortest.
+        counts = {pattern: sum(hits(pattern, name) for name in left) for pattern in candidates}
+        best = min(counts, key=lambda p, c=counts: (-c[p], p.count("."), p), default=None)
+        if best is None or not counts[best]:
             raise SystemExit(f"error: no pattern tells these from cast tensors: {sorted(left)}")
         chosen.add(best)
         left = {name for name in left if not hits(best, name)}
@@ -136,6 +135,7 @@ def of_transformers() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 
 
 def rows(model_type: str, seen: Seen) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Pattern, targets and attribute of what one model type keeps."""
     for cls, failure in seen.failed.items():
         print(f"{model_type}: {cls} was not built: {failure}", file=sys.stderr)
     both: set[str] = set()
@@ -194,6 +194,7 @@ def listing() -> str:
 
 
 def main() -> int:
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -53,10 +53,12 @@ class Seen:
     """The classes that could not be built, with the reason."""
 
     def add(self, name: str, to: str, kept: bool) -> None:
+        """Notes what becomes of a tensor on disk."""
         (self.kept if kept else self.cast)[to].add(without_numbers(name))
 
 
 def without_numbers(name: str) -> str:
+    """A name with every number in it as `#`."""
     return ".".join("#" if part.isdecimal() else part for part in name.split("."))
 
 
@@ -139,6 +141,8 @@ NUMBERS = re.compile(
 
 @contextlib.contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
+    """Raises `TimeoutError` after so much processor time."""
+
     def stop(*_: object) -> None:
         raise TimeoutError(f"more than {seconds} s")
 
@@ -169,6 +173,7 @@ def build(cls: type[PreTrainedModel]) -> PreTrainedModel:
 
 
 def reason(error: Exception) -> str:
+    """An error in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
