@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
-
 import sweep
 import transformers
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 ROOT = Path(__file__).parent.parent
 LIST = json.loads((ROOT / "src" / "recognize" / "libraries.json").read_text())
