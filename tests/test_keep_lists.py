@@ -66,9 +66,10 @@ def test_what_a_loader_keeps_is_kept(owner: str, tmp_path: Path) -> None:
             reasons.append(str(reason))
             continue
         assert result.wrong == []
-        assert sum(result.kept.values()), "the loader keeps nothing of what is listed"
-        assert owner not in LEFT_OUT
-        return
+        if sum(result.kept.values()):
+            assert owner not in LEFT_OUT
+            return
+        reasons.append("keeps nothing")
     assert owner in LEFT_OUT, reasons
 
 
