@@ -50,7 +50,7 @@ SIZES = {
     r"num_key_value_heads|num_kv_heads": 4,
     r"head_dim|d_kv|qk_nope_head_dim|qk_rope_head_dim|v_head_dim": 8,
     r"\w*_lora_rank": 16,
-    r"(n_routed|num|num_local|moe_num|n)_experts": 4,
+    r"(n_routed|n_shared|num|num_local|moe_num|n)_experts": 4,
     r"num_experts_per_tok|topk_group|n_group|num_expert_groups": 1,
     r"first_k_dense_replace|first_num_dense_layers|num_dense_layers": 1,
     r"max_position_embeddings|n_positions|max_seq_len|max_source_positions": 64,
@@ -192,7 +192,8 @@ def stays(source: Path, state: dict[str, torch.Tensor]) -> set[str]:
                 probe = tensor.flatten()[:: max(1, tensor.numel() // 7)][:8]
                 probe = probe.contiguous().view(torch.int32)
                 at = torch.searchsorted(values, probe).clamp(max=max(0, len(values) - 1))
-                if len(values) and bool((values[at] == probe).all()):
+                # One is enough: no other tensor has it, and no cast gives it.
+                if len(values) and bool((values[at] == probe).any()):
                     kept.add(name)
     return kept
 
@@ -274,6 +275,8 @@ DIFFUSERS_SIZES = {
     r"in_channels|out_channels|latent_channels|z_dim": 4,
     r"\w*(text|caption|image|pooled|cross_attention|joint_attention|freq|ffn)\w*_dim|ffn_dim": 32,
     r"hidden_size|inner_dim|base_dim|dim|model_channels": 24,
+    r"model_dim|ff_dim": 128,
+    r"time_dim": 64,
 }
 
 

@@ -41,7 +41,31 @@ OWNERS = sorted(
 # The names of published checkpoints whose code is not part of transformers.
 ALIASES = {"kimi_k2", "kimi_k25"}
 # Those of which no class can be made small, with the reason.
-LEFT_OUT: dict[str, str] = {}
+LEFT_OUT = {
+    "AutoencoderKLMiniMaxH3": "its widths are part of the class",
+    "AutoencoderKLMiniMaxH3Audio": "its widths are part of the class",
+    "CosmosControlNetModel": "the defaults have no learnable position embedding",
+    "Krea2Transformer2DModel": "the rotary dimensions must add up to the width of a head",
+    "RFD4ProteinaAutoencoder": "has no defaults",
+    "RFD4ProteinaTransformer": "its widths are part of the class",
+    "WanAnimateTransformer3DModel": "its channels must fit each other",
+    "WanVACETransformer3DModel": "its layers are named by number",
+    "apertus1p5": "its parts must fit each other",
+    "deepseek_ocr2": "transformers cannot build it from its defaults",
+    "deepseek_ocr2_text": "transformers cannot build it from its defaults",
+    "dots3_note": "its layers are named by number",
+    "dots3_note_text": "its layers are named by number",
+    "ernie4_5_vl_moe": "its parts must fit each other",
+    "ernie4_5_vl_moe_text": "its parts must fit each other",
+    "esmfold2": "its rotary dimensions must fit the width of a head",
+    "hy_v4_vl": "its rotary sections must fit the width of a head",
+    "hy_v4_vl_text": "its rotary sections must fit the width of a head",
+    "inkling_mm_model": "needs scipy",
+    "moshi": "its parts must fit each other",
+    "muse_spark": "more than 50 million parameters",
+    "qwen2_5_omni": "more than 50 million parameters",
+    "zamba": "shares layers by number",
+}
 
 
 def jobs(owner: str) -> list[Callable[[Path], sweep.Result]]:
