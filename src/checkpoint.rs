@@ -43,8 +43,13 @@ pub enum Kind {
     Config(Config),
     /// Weights in another format, or their index: the old dtype.
     OtherWeights,
+    /// An index of shards that are not there, beside the file that loaders take instead of them:
+    /// saving a model again in one file leaves the index of an earlier save.
+    StaleIndex,
     /// A file that says how weights are quantized, and nothing else.
     Sidecar,
+    /// The settings of sentence-transformers, which may state a dtype.
+    Settings(Config),
     /// A tokenizer, a readme, code: copied as it is.
     Plain,
 }
@@ -75,11 +80,20 @@ pub struct Checkpoint {
     pub single_file: bool,
     pub place: Arc<dyn Place>,
     pub files: Vec<SourceFile>,
-    pub model_types: Vec<String>,
+    /// What the configs call the models.
+    pub models: Vec<Model>,
     /// What files say of quantization.
     pub labels: Vec<Label>,
     /// What the tensors say of it; the shards have the order of [`Checkpoint::shards`].
     pub quantized: Quantized,
+}
+
+/// What a config calls the model in its folder and below.
+#[derive(Debug)]
+pub struct Model {
+    pub folder: PathBuf,
+    pub model_types: Vec<String>,
+    pub class_names: Vec<String>,
 }
 
 /// A file that says that weights are quantized.
@@ -124,7 +138,7 @@ impl Checkpoint {
             single_file,
             place,
             files: Vec::new(),
-            model_types: Vec::new(),
+            models: Vec::new(),
             labels: Vec::new(),
             quantized: Quantized::default(),
         };
@@ -188,7 +202,9 @@ impl Checkpoint {
     }
 
     fn note(&mut self, path: &Path, location: &Path, config: &Config) {
-        self.model_types.extend_from_slice(&config.model_types);
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let (model_types, class_names) = (config.model_types.clone(), config.class_names.clone());
+        self.models.push(Model { folder, model_types, class_names });
         self.label(path, location, config.quantized.clone());
     }
 
@@ -208,8 +224,26 @@ impl Checkpoint {
         read_small(&*self.place, key, MAX_REPORT).ok()
     }
 
+    /// Whether a file is an index of shards that are not there, while the single file that loaders
+    /// look for first is.
+    fn is_stale(&self, file: usize) -> bool {
+        let file = &self.files[file];
+        let Kind::Index(index) = &file.kind else { return false };
+        let name = file.path().file_name().unwrap_or_default().to_string_lossy();
+        let is_there = |name: &str| {
+            let path = file.path().with_file_name(name);
+            self.shards().any(|(shard, _)| shard.path() == path)
+        };
+        let single = name.split(".index.").next().unwrap_or_default();
+        is_there(single) && index.weight_map.iter().any(|(_, shard)| !is_there(shard))
+    }
+
     /// Every tensor an index names must be in the shard it names, beside the index.
-    fn check_indexes(&self) -> Result<(), Error> {
+    fn check_indexes(&mut self) -> Result<(), Error> {
+        let stale: Vec<usize> = (0..self.files.len()).filter(|file| self.is_stale(*file)).collect();
+        for file in stale {
+            self.files[file].kind = Kind::StaleIndex;
+        }
         // Made once, because there may be many indexes, and only where there is one.
         let shards: LazyCell<HashMap<&Path, HashSet<&str>>, _> = LazyCell::new(|| {
             let named = self.shards().map(|(file, shard)| {
@@ -234,6 +268,12 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+/// Whether sentence-transformers calls its settings so: `sentence_bert_config.json`, and the same
+/// for other models.
+fn is_settings(name: &str) -> bool {
+    name.starts_with("sentence_") && name.ends_with("_config.json")
 }
 
 /// Reads what recast needs to know of a file: all of a small one, the header of a shard, and of
@@ -263,6 +303,8 @@ fn read_file(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
         Kind::Index(Index::parse(&location, text(json::MAX_INDEX)?)?)
     } else if name == "config.json" {
         Kind::Config(Config::parse(&location, text(json::MAX_CONFIG)?)?)
+    } else if is_settings(&name) {
+        Kind::Settings(Config::parse(&location, text(json::MAX_CONFIG)?)?)
     } else if is_other_weights(&name) {
         Kind::OtherWeights
     } else if SIDECARS.contains(&&*name) {
@@ -274,14 +316,46 @@ fn read_file(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
     Ok(SourceFile { source, location, executable, kind })
 }
 
-/// Weights that are not safetensors, and the indexes of such weights.
+/// Weights that are not safetensors, the indexes of such weights, and safetensors under a name that
+/// no loader looks for: a download that did not end, or capital letters.
 fn is_other_weights(name: &str) -> bool {
-    const SUFFIXES: [&str; 9] =
-        ["bin", "pth", "pt", "ckpt", "h5", "msgpack", "onnx", "onnx_data", "gguf"];
+    const SUFFIXES: [&str; 23] = [
+        // torch and its checkpoints
+        "bin",
+        "pth",
+        "pt",
+        "ckpt",
+        "distcp",
+        "pkl",
+        "pickle", // TensorFlow and Flax
+        "h5",
+        "keras",
+        "tflite",
+        "msgpack",
+        "pb", // ONNX
+        "onnx",
+        "onnx_data",
+        "onnx.data", // others: llama.cpp, rust-bert, Paddle, NeMo, numpy
+        "gguf",
+        "ggml",
+        "ot",
+        "pdparams",
+        "nemo",
+        "npz", // not complete, or not found
+        "safetensors",
+        "part",
+    ];
     let name = name.to_ascii_lowercase();
+    // Parts of one file: model.onnx_data_1, bert.ckpt.data-00000-of-00001, bert.ckpt.index.
+    let is_part = |suffix: &str| {
+        matches!(suffix, "onnx" | "onnx_data" | "ckpt")
+            && [".data-", ".index", ".meta", "_"]
+                .iter()
+                .any(|part| name.contains(&format!(".{suffix}{part}")))
+    };
     SUFFIXES.iter().any(|suffix| match name.strip_suffix(".json") {
-        Some(stem) => stem.contains(&format!(".{suffix}.index")),
-        None => name.ends_with(&format!(".{suffix}")),
+        Some(stem) => *suffix != "safetensors" && stem.contains(&format!(".{suffix}.index")),
+        None => name.ends_with(&format!(".{suffix}")) || is_part(suffix),
     })
 }
 
@@ -291,11 +365,31 @@ mod tests {
 
     #[test]
     fn weights_in_other_formats_are_told_from_the_rest() {
-        for name in ["pytorch_model.bin", "consolidated.00.pth", "tf_model.h5", "a.GGUF"] {
+        for name in [
+            "pytorch_model.bin",
+            "consolidated.00.pth",
+            "tf_model.h5",
+            "a.GGUF",
+            "__0_0.distcp",
+            "model.onnx.data",
+            "model.onnx_data_1",
+            "rust_model.ot",
+            "model_state.pdparams",
+            "bert.ckpt.data-00000-of-00001",
+            "bert.ckpt.index",
+            "model.tflite",
+            "model.nemo",
+            "weights.npz",
+            "model.pkl",
+            "EXTRA.SAFETENSORS",
+            "model.safetensors.part",
+        ] {
             assert!(is_other_weights(name), "{name}");
         }
         assert!(is_other_weights("pytorch_model.bin.index.json"));
-        for name in ["tokenizer.json", "README.md", "merges.txt", "tokenizer.model", "bin"] {
+        for name in
+            ["tokenizer.json", "README.md", "merges.txt", "tokenizer.model", "bin", "ckpt_notes.md"]
+        {
             assert!(!is_other_weights(name), "{name}");
         }
     }

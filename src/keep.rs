@@ -1,13 +1,10 @@
-//! Which tensors stay as they are: the user's patterns, and the built-in list of tensors that
-//! loaders need in fp32 (`keep_list.json`, data with a reason and a source for each entry).
+//! The user's patterns of tensors that stay as they are.
 
 use std::borrow::Cow;
 
 use globset::{Glob, GlobMatcher};
 use regex::Regex;
-use serde::Deserialize;
 
-use crate::dtype::Float;
 use crate::error::{Error, Reason};
 
 const SUGGESTIONS: usize = 3;
@@ -95,65 +92,9 @@ impl Pattern {
     }
 }
 
-#[derive(Debug, Deserialize)]
-pub struct Entry {
-    /// Dotted parts of a tensor's name; `gate.weight` matches `mlp.gate.weight`, not
-    /// `investigate.weight`.
-    pub names: Vec<String>,
-    /// The targets, by short name, for which loaders keep the tensor.
-    pub targets: Vec<String>,
-    pub model_types: Vec<String>,
-    pub reason: String,
-    pub source: String,
-}
-
-/// The built-in entries that hold for a target and a model.
-pub fn built_in(to: Float, model_types: &[String]) -> Vec<Entry> {
-    let mut entries: Vec<Entry> =
-        serde_json::from_str(include_str!("keep_list.json")).expect("checked by a test");
-    entries.retain(|entry| {
-        entry.targets.iter().any(|target| target == to.name())
-            && entry.model_types.iter().any(|model| model_types.contains(model))
-    });
-    entries
-}
-
-impl Entry {
-    pub fn matches(&self, name: &str) -> bool {
-        self.names.iter().any(|part| {
-            name.match_indices(part.as_str()).any(|(at, _)| {
-                (at == 0 || name[..at].ends_with('.'))
-                    && matches!(name.as_bytes().get(at + part.len()), None | Some(b'.'))
-            })
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_built_in_entry_has_a_reason_a_source_and_known_targets() {
-        let entries: Vec<Entry> =
-            serde_json::from_str(include_str!("keep_list.json")).expect("JSON");
-        for entry in &entries {
-            assert!(!entry.reason.is_empty() && !entry.source.is_empty());
-            assert!(!entry.names.is_empty() && !entry.model_types.is_empty());
-            assert!(entry.targets.iter().all(|name| Float::parse(name).is_some()));
-        }
-    }
-
-    #[test]
-    fn built_in_entries_hold_only_for_their_targets_and_models() {
-        let t5 = ["t5".to_owned()];
-        assert_eq!(built_in(Float::F16, &t5).len(), 1);
-        assert_eq!(built_in(Float::Bf16, &t5).len(), 0);
-        assert_eq!(built_in(Float::F16, &["llama".to_owned()]).len(), 0);
-        let entry = &built_in(Float::F16, &t5)[0];
-        assert!(entry.matches("encoder.block.0.layer.1.DenseReluDense.wo.weight"));
-        assert!(!entry.matches("encoder.two.weight") && !entry.matches("wonder.weight"));
-    }
 
     fn matches(pattern: &str, component: &str, name: &str) -> bool {
         Pattern::parse(pattern).expect("a pattern").matches(component, name)

@@ -60,6 +60,7 @@ impl Plan {
         options.keep.dedup();
         let (to, overflow) = (options.to, options.overflow);
         let decisions = Decisions::new(checkpoint, &options)?;
+        options.auto_keep = options.auto_keep || !decisions.keeps_any(checkpoint);
         let mut sources: Vec<&SourceFile> = checkpoint.files.iter().collect();
         sources.sort_by_key(|file| publication_rank(file));
         let mut files: Vec<PlannedFile> = Vec::with_capacity(sources.len());
@@ -80,9 +81,11 @@ impl Plan {
         let mut others = Vec::new();
         for file in sources {
             let text = match &file.kind {
-                Kind::Shard(_) | Kind::OtherWeights => continue,
+                Kind::Shard(_) | Kind::OtherWeights | Kind::StaleIndex => continue,
                 Kind::Index(index) => index.updated(total_size(file, index, &sizes), to),
-                Kind::Config(config) => config.updated(to, left_over.contains(file.path())),
+                Kind::Config(config) | Kind::Settings(config) => {
+                    config.updated(to, left_over.contains(file.path()))
+                }
                 Kind::Sidecar if left_over.contains(file.path()) => continue,
                 Kind::Plain | Kind::Sidecar => {
                     let extent = Extent { source: 0, start: 0, bytes: file.source.bytes };
@@ -109,6 +112,9 @@ impl Plan {
             plan.files.iter_mut().for_each(|file| file.recipe.overflow = Overflow::Infinity);
         }
         plan.warnings = plan.collect_warnings(checkpoint, &left_over);
+        if plan.options.auto_keep && decisions.is_nameless() && plan.narrows_fp32() {
+            plan.warnings.push(Warning::Nameless);
+        }
         Ok(plan)
     }
 
@@ -141,12 +147,34 @@ impl Plan {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
+    fn narrows_fp32(&self) -> bool {
+        self.tensors().any(|(_, tensor, planned)| {
+            planned.action == Action::Cast && tensor.dtype.float() == Some(Float::F32)
+        })
+    }
+
     fn collect_warnings(&self, checkpoint: &Checkpoint, left_over: &LeftOver<'_>) -> Vec<Warning> {
         let snapshot = checkpoint.snapshot.iter().cloned();
         let mut warnings: Vec<_> = snapshot.map(|choice| Warning::Snapshot { choice }).collect();
+        let to = self.options.to;
         let other = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::OtherWeights));
         let files = Names::of(other.map(|file| file.path().shown()));
         warnings.extend(files.map(|files| Warning::LeftBehind { files }));
+        let stale = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::StaleIndex));
+        let files = Names::of(stale.map(|file| file.path().shown()));
+        warnings.extend(files.map(|files| Warning::StaleIndex { files }));
+        let kept = self.tensors().filter(|(_, _, planned)| planned.is_kept_in_vain);
+        let tensors = Names::of(kept.map(|(_, tensor, _)| tensor.name.shown()));
+        warnings.extend(tensors.map(|tensors| Warning::KeptInVain { to: to.name(), tensors }));
+        let hashes = self.files.iter().filter(|file| match &file.content {
+            Content::Shard { shard, tensors } => {
+                let changes = tensors.iter().any(|planned| planned.action == Action::Cast);
+                changes && shard.hashes().next().is_some()
+            }
+            _ => false,
+        });
+        let files = Names::of(hashes.map(|file| file.path.shown()));
+        warnings.extend(files.map(|files| Warning::Hashes { files }));
         warnings.extend(quantized::warnings(checkpoint, left_over));
         let others = self.tensors().filter(|(_, tensor, planned)| {
             tensor.dtype.is_float() && tensor.dtype.float().is_none() && !planned.is_quantized
@@ -155,7 +183,6 @@ impl Plan {
             others.map(|(_, tensor, _)| format!("{} ({})", tensor.name.shown(), tensor.dtype)),
         );
         warnings.extend(tensors.map(|tensors| Warning::Carried { tensors }));
-        let to = self.options.to;
         let misnamed = self.files.iter().filter(|file| {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy();
             file.tensors().any(|(_, planned)| planned.action != Action::Copy)
@@ -219,7 +246,10 @@ fn publication_rank(file: &SourceFile) -> u8 {
     }
     match (&file.kind, at_root) {
         (Kind::Shard(_), _) => 0,
-        (Kind::Plain | Kind::Sidecar | Kind::OtherWeights, _) => 1,
+        (
+            Kind::Plain | Kind::Sidecar | Kind::Settings(_) | Kind::OtherWeights | Kind::StaleIndex,
+            _,
+        ) => 1,
         (Kind::Index(_), false) => 2,
         (Kind::Config(_), false) => 3,
         (Kind::Index(_), true) => 4,
@@ -237,6 +267,15 @@ causes! {
         LeftBehind { files: Names = Names::example("FILES") }
             "left behind, because recast converts only safetensors and these hold the old dtype: \
              {files}";
+        StaleIndex { files: Names = Names::example("FILES") }
+            "left behind, because the shards that they name are not there and loaders take the \
+             single file beside them: {files}";
+        KeptInVain { to: &'static str = "DTYPE", tensors: Names = Names::example("TENSORS") }
+            "kept in the result, but transformers casts them to {to} when it loads the model: \
+             {tensors}";
+        Hashes { files: Names = Names::example("FILES") }
+            "the metadata had hashes of the weights, which are others now, so they are removed: \
+             {files}";
         Carried { tensors: Names = Names::example("TENSORS") }
             "carried in a dtype that recast does not cast: {tensors}";
         CarriedQuantized { schemes: String = "SCHEMES",
@@ -249,6 +288,9 @@ causes! {
             "named after another dtype than the {to} they now hold (names are kept): {files}";
         NothingToCast { to: &'static str = "DTYPE" }
             "no tensor needed a cast: all floating tensors are {to}";
+        Nameless
+            "no config names the model, so only the names of its tensors tell which ones a loader \
+             needs in fp32";
         NothingWasCast
             "no tensor was cast: none that recast casts is of another dtype";
     }

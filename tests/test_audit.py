@@ -174,31 +174,6 @@ def test_a_kept_tensor_that_is_exact_anyway_is_reported(router: Router, tmp_path
     assert exact == ["model.layers.0.mlp.gate.e_score_correction_bias"]
 
 
-def test_the_built_in_list_agrees_with_transformers() -> None:
-    import importlib
-
-    entries = json.loads((Path(__file__).parent.parent / "src" / "keep_list.json").read_text())
-    checked = 0
-    for entry in entries:
-        if "transformers" not in entry["source"] or "mlx-lm" in entry["source"]:
-            continue
-        flag = "_keep_in_fp32_modules" + ("_strict" if "bf16" in entry["targets"] else "")
-        for model_type in entry["model_types"]:
-            try:
-                module = importlib.import_module(
-                    f"transformers.models.{model_type}.modeling_{model_type}"
-                )
-            except ImportError:  # an older or newer transformers than the list was read from
-                continue
-            kept: set[str] = set()
-            for item in vars(module).values():
-                value = getattr(item, flag, None) if isinstance(item, type) else None
-                kept |= set(value) if isinstance(value, list | set) else set()
-            assert set(entry["names"]) <= kept, (model_type, entry["names"])
-            checked += 1
-    assert checked > 10
-
-
 def test_inspect_says_when_a_conversion_lost_nothing(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3), "b": torch.full((2,), 0.5)}, tmp_path / "m.safetensors")
     recast.convert(tmp_path / "m.safetensors", tmp_path / "o", to="bf16")

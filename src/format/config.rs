@@ -15,6 +15,8 @@ pub struct Config {
     text: String,
     /// Every `model_type` in the file, nested ones too.
     pub model_types: Vec<String>,
+    /// Every `_class_name`, which is what diffusers calls a model's class.
+    pub class_names: Vec<String>,
     /// What it says of quantization: the key, and the method where it names one.
     pub quantized: Option<String>,
 }
@@ -23,15 +25,16 @@ impl Config {
     /// Reads a config's bytes; `path` is for the error message.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, Error> {
         let (text, strict) = json::text(path, bytes)?;
-        let (mut model_types, mut quantized) = (Vec::new(), None);
+        let (mut model_types, mut class_names, mut quantized) = (Vec::new(), Vec::new(), None);
         walk(&strict, &mut |key, value| match key {
             "model_type" => model_types.extend(string(value)),
+            "_class_name" => class_names.extend(string(value)),
             _ if is_quantization(key, value) => {
                 quantized.get_or_insert_with(|| describe(key, value));
             }
             _ => {}
         });
-        Ok(Config { text, model_types, quantized })
+        Ok(Config { text, model_types, class_names, quantized })
     }
 
     /// The text with every `dtype` and `torch_dtype` that names a float saying `to`, and without
@@ -41,7 +44,7 @@ impl Config {
         let mut edits: Vec<Edit> = Vec::new();
         walk(&strict, &mut |key, value| {
             if key == "dtype" || key == "torch_dtype" {
-                edits.extend(dtype_edit(&strict, value, to));
+                edits.extend(dtype_edits(&strict, value, to));
             }
         });
         if left_over {
@@ -79,21 +82,41 @@ fn describe(key: &str, value: &RawValue) -> String {
     method.map_or_else(|| key.to_owned(), |method| format!("{key}, method '{method}'"))
 }
 
+/// The settings of another library, whose `dtype` has values of its own.
+const FOREIGN: &str = "transformers.js_config";
+
 /// Calls `visit` with every member of every nested object of a JSON text.
 fn walk<'a>(text: &'a str, visit: &mut dyn FnMut(&str, &'a RawValue)) {
+    if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(text) {
+        items.iter().filter(|item| is_nested(item)).for_each(|item| walk(item.get(), visit));
+    }
     let Ok(object) = Object::parse(text) else { return };
-    for (key, value) in object.0 {
+    for (key, value) in object.0.into_iter().filter(|(key, _)| key != FOREIGN) {
         visit(&key, value);
-        if value.get().starts_with('{') {
+        if is_nested(value) {
             walk(value.get(), visit);
         }
     }
 }
 
+fn is_nested(value: &RawValue) -> bool {
+    value.get().starts_with(['{', '['])
+}
+
+/// The edits of a stated dtype, or of each in an object (transformers states one for each part of
+/// a model) or a list.
+fn dtype_edits(text: &str, value: &RawValue, to: Float) -> Vec<Edit> {
+    let members = Object::parse(value.get()).map(|object| object.0).unwrap_or_default();
+    let items = serde_json::from_str::<Vec<&RawValue>>(value.get()).unwrap_or_default();
+    let own = [value].into_iter().chain(items).chain(members.into_iter().map(|(_, value)| value));
+    own.filter_map(|value| dtype_edit(text, value, to)).collect()
+}
+
 /// The edit that makes a stated dtype say `to`, when `value` is the name of a float.
 pub fn dtype_edit(text: &str, value: &RawValue, to: Float) -> Option<Edit> {
     let name = string(value)?;
-    Float::parse(&name)?;
+    let is_double = ["float64", "double"].contains(&name.trim_start_matches("torch."));
+    Float::parse(&name).is_some().then_some(()).or(is_double.then_some(()))?;
     let prefix = if name.starts_with("torch.") { "torch." } else { "" };
     Some((edit::span(text, value), format!("\"{prefix}{}\"", to.torch_name())))
 }
@@ -137,6 +160,27 @@ mod tests {
             assert_eq!(config(text).quantized.as_deref(), Some(says));
         }
         assert_eq!(config(r#"{"quantization_config": null}"#).quantized, None);
+    }
+
+    #[test]
+    fn dtypes_in_objects_and_lists_change_and_those_of_other_libraries_stay() {
+        for (before, after) in [
+            (
+                r#"{"dtype": {"": "float32", "text_config": "torch.float64", "x": 1}}"#,
+                r#"{"dtype": {"": "float16", "text_config": "torch.float16", "x": 1}}"#,
+            ),
+            (r#"{"dtype": ["bfloat16", "int8"]}"#, r#"{"dtype": ["float16", "int8"]}"#),
+            (
+                r#"{"a": [{"torch_dtype": "double"}, 3]}"#,
+                r#"{"a": [{"torch_dtype": "float16"}, 3]}"#,
+            ),
+            (
+                r#"{"transformers.js_config": {"dtype": "fp32"}}"#,
+                r#"{"transformers.js_config": {"dtype": "fp32"}}"#,
+            ),
+        ] {
+            assert_eq!(config(before).updated(Float::F16, false), after);
+        }
     }
 
     #[test]

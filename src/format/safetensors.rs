@@ -81,6 +81,14 @@ impl Shard {
         members.find(|(key, _)| KEYS.contains(&key.as_str())).map(|(key, _)| key.as_str())
     }
 
+    /// The keys of the metadata that hold a hash of the tensors: what kohya's scripts and
+    /// ModelSpec write.
+    pub fn hashes(&self) -> impl Iterator<Item = &str> {
+        const KEYS: [&str; 3] = ["sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"];
+        let keys = self.metadata.iter().flatten().map(|(key, _)| key.as_str());
+        keys.filter(|key| KEYS.contains(key))
+    }
+
     /// Where the blocks lie of a file of `bytes` bytes with this header.
     pub fn blocks(&self, bytes: u64) -> Blocks {
         let starts = self.tensors.iter().map(|tensor| tensor.start);

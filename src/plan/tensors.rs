@@ -1,7 +1,8 @@
 //! What becomes of each tensor of a shard, and how the result's file is made of them.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::quantized::LeftOver;
@@ -10,10 +11,11 @@ use crate::checkpoint::{Checkpoint, SourceFile};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, HeaderFault};
 use crate::format::safetensors::{MAX_HEADER, Shard, Tensor};
-use crate::keep::{self, Pattern};
+use crate::keep::Pattern;
 use crate::recipe::{Extent, Span};
 use crate::recognize::component;
 use crate::recognize::quantized::Part;
+use crate::recognize::wide::{self, Wide};
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -50,6 +52,8 @@ pub struct PlannedTensor {
     pub action: Action,
     pub reason: Arc<str>,
     pub is_quantized: bool,
+    /// Whether the loader that the config names casts it all the same.
+    pub is_kept_in_vain: bool,
     pub dtype: Dtype,
     pub bytes: u64,
 }
@@ -69,7 +73,9 @@ pub enum Content {
 pub struct Decisions {
     to: Float,
     patterns: Vec<Pattern>,
-    built_in: Vec<keep::Entry>,
+    /// Of each component, what is wide on purpose.
+    wide: HashMap<String, Wide>,
+    auto_keep: bool,
 }
 
 impl Decisions {
@@ -88,12 +94,32 @@ impl Decisions {
                 return Err(pattern.unmatched(tensors()));
             }
         }
-        let built_in = if options.auto_keep {
-            keep::built_in(options.to, &checkpoint.model_types)
-        } else {
-            Vec::new()
-        };
-        Ok(Decisions { to: options.to, patterns, built_in })
+        let (to, auto_keep) = (options.to, options.auto_keep);
+        Ok(Decisions { to, patterns, wide: wide(checkpoint, to), auto_keep })
+    }
+
+    /// Whether casting also what is wide on purpose makes a difference.
+    pub fn keeps_any(&self, checkpoint: &Checkpoint) -> bool {
+        checkpoint.shards().any(|(file, shard)| {
+            let wide = self.wide.get(&component(file.path()));
+            wide.is_some_and(|wide| {
+                shard
+                    .tensors
+                    .iter()
+                    .any(|tensor| seen(tensor).and_then(|it| wide.why(it)).is_some())
+            })
+        })
+    }
+
+    /// Whether transformers loads the model and its class does not keep this tensor as it is.
+    fn is_in_vain(&self, component: &str, tensor: &Tensor) -> bool {
+        let wide = self.wide.get(component);
+        wide.zip(seen(tensor)).is_some_and(|(wide, tensor)| wide.is_cast_by_loader(tensor))
+    }
+
+    /// Whether there is a component of which nothing tells what model it is.
+    pub fn is_nameless(&self) -> bool {
+        self.wide.values().any(Wide::is_nameless)
     }
 
     fn decide(&self, component: &str, tensor: &Tensor) -> (Action, Cow<'_, str>) {
@@ -107,8 +133,9 @@ impl Decisions {
         if let Some(pattern) = patterns.find(|pattern| pattern.matches(component, &tensor.name)) {
             return (Action::Keep, format!("--keep {}", pattern.text()).into());
         }
-        if let Some(entry) = self.built_in.iter().find(|entry| entry.matches(&tensor.name)) {
-            return (Action::Keep, entry.reason.as_str().into());
+        let wide = self.wide.get(component).filter(|_| self.auto_keep);
+        if let Some(reason) = wide.zip(seen(tensor)).and_then(|(wide, tensor)| wide.why(tensor)) {
+            return (Action::Keep, reason.text.into());
         }
         (Action::Cast, format!("{from} to {}", self.to).into())
     }
@@ -144,8 +171,15 @@ impl Decisions {
                     Action::Cast => (self.to.dtype(), tensor.elements() * self.to.bytes() as u64),
                     Action::Copy | Action::Keep => (tensor.dtype.clone(), tensor.bytes),
                 };
-                let (reason, is_quantized) = (shared(reason), part.is_some());
-                PlannedTensor { tensor: index, action, reason, is_quantized, dtype, bytes }
+                PlannedTensor {
+                    tensor: index,
+                    action,
+                    reason: shared(reason),
+                    is_quantized: part.is_some(),
+                    is_kept_in_vain: action == Action::Keep && self.is_in_vain(&component, tensor),
+                    dtype,
+                    bytes,
+                }
             })
             .collect();
         let source = |planned: &PlannedTensor| &shard.tensors[planned.tensor];
@@ -155,7 +189,10 @@ impl Decisions {
             right.dtype.cmp(&left.dtype).then_with(names)
         });
         let says = shard.quantization().filter(|_| left_over.contains(file.path()));
-        let metadata = metadata(shard.metadata.as_deref(), says);
+        let changes = tensors.iter().any(|planned| planned.action == Action::Cast);
+        let hashes = shard.hashes().filter(|_| changes);
+        let removed: Vec<&str> = says.into_iter().chain(hashes).collect();
+        let metadata = metadata(shard.metadata.as_deref(), &removed);
         let header = Shard::header(
             &metadata,
             tensors.iter().map(|planned| {
@@ -182,6 +219,32 @@ impl Decisions {
     }
 }
 
+/// What is wide on purpose in each component, by the configs in its folder and above it.
+fn wide(checkpoint: &Checkpoint, to: Float) -> HashMap<String, Wide> {
+    let mut components: HashMap<String, Vec<wide::Tensor<'_>>> = HashMap::new();
+    for (number, (file, shard)) in checkpoint.shards().enumerate() {
+        let tensors = components.entry(component(file.path())).or_default();
+        let own = shard.tensors.iter().enumerate();
+        let own = own.filter(|(index, _)| checkpoint.quantized.part((number, *index)).is_none());
+        tensors.extend(own.filter_map(|(_, tensor)| seen(tensor)));
+    }
+    let of = |(component, tensors): (String, Vec<wide::Tensor<'_>>)| {
+        let folder = Path::new(&component);
+        let models = || checkpoint.models.iter().filter(|it| folder.starts_with(&it.folder));
+        let model_types: Vec<String> = models().flat_map(|it| it.model_types.clone()).collect();
+        let class_names: Vec<String> = models().flat_map(|it| it.class_names.clone()).collect();
+        let wide = Wide::new(to, &model_types, &class_names, tensors.iter().copied());
+        (component, wide)
+    };
+    components.into_iter().map(of).collect()
+}
+
+/// A tensor as recognition looks at it, where it is of floats.
+fn seen(tensor: &Tensor) -> Option<wide::Tensor<'_>> {
+    let bits = tensor.dtype.bits().filter(|_| tensor.dtype.is_float())?;
+    Some(wide::Tensor { name: &tensor.name, bits, elements: tensor.elements() })
+}
+
 fn carried(part: Part) -> Cow<'static, str> {
     match part {
         Part::Of(scheme) => format!("part of a quantized weight ({scheme})").into(),
@@ -189,14 +252,11 @@ fn carried(part: Part) -> Cow<'static, str> {
     }
 }
 
-/// The metadata of the result, without the key `left_over`. transformers 4 refuses a file whose
+/// The metadata of the result, without the keys `removed`. transformers 4 refuses a file whose
 /// metadata lacks `format`, so it is added where missing.
-fn metadata(
-    metadata: Option<&[(String, String)]>,
-    left_over: Option<&str>,
-) -> Vec<(String, String)> {
+fn metadata(metadata: Option<&[(String, String)]>, removed: &[&str]) -> Vec<(String, String)> {
     let mut metadata = metadata.unwrap_or_default().to_vec();
-    metadata.retain(|(key, _)| Some(key.as_str()) != left_over);
+    metadata.retain(|(key, _)| !removed.contains(&key.as_str()));
     if !metadata.iter().any(|(key, _)| key == "format") {
         metadata.push(("format".to_owned(), "pt".to_owned()));
     }

@@ -74,10 +74,15 @@ pub struct Wide {
     any: Option<Regex>,
     itself: bool,
     family: Option<&'static str>,
+    is_named: bool,
+    /// Whether transformers loads it.
+    is_of_transformers: bool,
 }
 
 #[derive(Debug)]
 struct Name {
+    /// Whether a loader keeps it.
+    listed: bool,
     piece: &'static str,
     scalar: bool,
     reason: Reason,
@@ -93,7 +98,14 @@ impl Wide {
         tensors: impl Iterator<Item = Tensor<'a>> + Clone,
     ) -> Wide {
         if to == Float::F32 {
-            return Wide { names: Vec::new(), any: None, itself: false, family: None };
+            return Wide {
+                names: Vec::new(),
+                any: None,
+                itself: false,
+                family: None,
+                is_named: true,
+                is_of_transformers: false,
+            };
         }
         let listed = LIBRARIES.iter().filter(|entry| {
             let named = |owners: &[String], found: &[String]| {
@@ -106,18 +118,31 @@ impl Wide {
         let mut names: Vec<Name> = Vec::new();
         for entry in listed {
             let reason = Reason { text: &entry.reason, source: &entry.source };
-            names.extend(entry.names.iter().map(|piece| Name { piece, scalar: false, reason }));
+            names.extend(entry.names.iter().map(|piece| Name {
+                listed: true,
+                piece,
+                scalar: false,
+                reason,
+            }));
         }
         let present = Present::of(tensors.clone());
         let rules = || RULES.iter().filter(|rule| present.all_of(rule));
         for rule in rules().filter(|rule| rule.targets.contains(&to)) {
             let reason = Reason { text: rule.reason, source: rule.source };
             let scalar = rule.scalar;
-            names.extend(rule.names.iter().map(|piece| Name { piece, scalar, reason }));
+            names.extend(rule.names.iter().map(|piece| Name {
+                listed: false,
+                piece,
+                scalar,
+                reason,
+            }));
         }
         let any = finder(names.iter().map(|name| name.piece));
         let family = rules().find_map(|rule| rule.family);
-        Wide { names, any, itself: deliberate(tensors), family }
+        let is_named = !model_types.is_empty() || !class_names.is_empty();
+        let is_of_transformers = !model_types.is_empty();
+        let itself = deliberate(tensors);
+        Wide { names, any, itself, family, is_named, is_of_transformers }
     }
 
     /// Why `tensor`, a floating one of the component, stays as it is; `None` when it is cast.
@@ -136,9 +161,17 @@ impl Wide {
         name.map(|name| name.reason).or_else(itself)
     }
 
-    /// The family of models that the names are those of, for a component without a config.
-    pub fn family(&self) -> Option<&'static str> {
-        self.family
+    /// Whether the loader casts `tensor` whatever dtype it is stored in. That of transformers casts
+    /// what is not on its lists to the dtype that the config states.
+    pub fn is_cast_by_loader(&self, tensor: Tensor) -> bool {
+        let dotted = format!(".{}.", tensor.name);
+        let mut listed = self.names.iter().filter(|name| name.listed);
+        self.is_of_transformers && !listed.any(|name| dotted.contains(name.piece))
+    }
+
+    /// Whether nothing tells what model this is: neither a config nor the names of its tensors.
+    pub fn is_nameless(&self) -> bool {
+        !self.is_named && self.family.is_none()
     }
 }
 

@@ -108,7 +108,7 @@ fn a_family_is_recognized_by_its_names() {
     let seen = |to, names: &[&String]| {
         let tensors = names.iter().map(|name| tensor(name));
         let wide = Wide::new(to, &[], &[], tensors);
-        (wide.family(), wide.why(tensor(&wo)).is_some())
+        (wide.family, wide.why(tensor(&wo)).is_some())
     };
     assert_eq!(seen(Float::F16, &[&q, &wo]), (Some("T5"), true));
     assert_eq!(seen(Float::Bf16, &[&q, &wo]), (Some("T5"), false));

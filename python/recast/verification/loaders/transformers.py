@@ -162,7 +162,21 @@ class Transformers:
             if name in self.state and self._is_narrowed(self.state[name], entry)
         ]
         texts += _note("cast once more by the loader, so compared as files", narrowed)
+        texts += _note("cast by the loader, which renames them", self._narrowed_under_other_names())
         return texts
+
+    def _narrowed_under_other_names(self) -> list[str]:
+        """The fp32 tensors that the model has by other names, and none of it is fp32."""
+        stored = {name for entries in self.headers.values() for name in entries}
+        others = [tensor for name, tensor in self.state.items() if name not in stored]
+        if any(tensor.dtype == torch_floats()["F32"] for tensor in others) or not others:
+            return []
+        return [
+            name
+            for entries in self.headers.values()
+            for name, entry in entries.items()
+            if entry.dtype == "F32" and name not in self.state
+        ]
 
 
 def predict(model: Any, dtype: "torch.dtype") -> tuple[list[Allocation], Memory]:
