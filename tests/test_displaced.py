@@ -146,7 +146,7 @@ def test_a_lost_file_that_cannot_be_made_again_is_told_at_once(tmp_path: Path) -
     # Another command cannot make that file; it is told which one can.
     with pytest.raises(recast.OutputError) as caught:
         recast.convert(source, dest, to="fp16", overwrite=True)
-    assert "repeat the conversion that was being published (--to bf16)" in str(caught.value.hint)
+    assert "repeat the conversion that was being published (to='bf16')" in str(caught.value.hint)
     assert f"the old model's files are in '{path.parents[1] / 'old'}'" in str(caught.value.hint)
     (source / name).write_bytes(data)
     assert convert(source, dest).returncode == 0

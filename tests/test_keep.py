@@ -89,10 +89,10 @@ def test_a_name_with_brackets_is_matched_as_it_is(pipeline: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "hint"),
     [
-        ("blocks[0].*", "try --keep 'blocks[[]0].*': a bracket"),
-        ("vae", "try --keep 'vae/*', which"),
-        ("vae.*", "try --keep 'vae/*', which"),
-        ("vae/tiny/", "try --keep 'vae/tiny/*', which"),
+        ("blocks[0].*", "try keep=['blocks[[]0].*']: a bracket"),
+        ("vae", "try keep=['vae/*'], which"),
+        ("vae.*", "try keep=['vae/*'], which"),
+        ("vae/tiny/", "try keep=['vae/tiny/*'], which"),
         ("vae/decoder.conv.wieght", "vae/decoder.conv.weight"),
         ("vea/*", "vae/"),
         ("decoder.conv.wieght", "are: decoder.conv.weight"),

@@ -197,11 +197,11 @@ FILES = [
         "'a'",
         difference="Duplicate names",
     ),
-    bad("a tensor twice, apart", text("{" + GOOD + "," + LATER + "}", 8), "'a'", "twice"),
+    bad("a tensor twice, apart", text("{" + GOOD + "," + LATER + "}", 8), "'a'", "duplicate"),
     bad(
         "a tensor twice, by an escape",
         text("{" + GOOD + "," + GOOD.replace("a", "\\u0061", 1) + "}", 4),
-        *("'a'", "twice"),
+        *("'a'", "duplicate"),
         difference="Duplicate names",
     ),
     bad("metadata twice", text('{"__metadata__":{},"__metadata__":{}}'), "__metadata__"),

@@ -32,7 +32,7 @@ def test_a_changed_source_is_told_from_that_of_a_finished_result(
     OTHER[change](small / SHARD)
     result = convert(small, dest)
     assert result.returncode == 73, result.stderr
-    assert "holds the result of another conversion" in result.stderr
+    assert "contains the result of another conversion" in result.stderr
     assert f"\n  {SHARD}: other content there\n" in result.stderr
     assert "--overwrite" in result.stderr.partition("hint: ")[2]
     assert stats(dest) == before
@@ -44,11 +44,11 @@ def test_a_changed_header_is_told_and_only_overwrite_goes_on(tmp_path: Path) -> 
     """On what was begun, and then on what is finished; a dry run tells it too."""
     source, dest = slow(tmp_path / "in"), tmp_path / "out"
     killed_midway(source, dest)
-    for there in ("what was begun of", "the result of"):
+    for there in ("another unfinished", "the result of another"):
         relabeled(source / SHARD)
         said = refused(source, dest)
-        assert f"holds {there} another conversion" in said
-        assert "the headers, configs or indexes of the source are others" in said
+        assert f"contains {there} conversion" in said
+        assert "the headers, configs or indexes of the source are different" in said
         assert "--overwrite" in said.partition("hint: ")[2]
         replaced(source, dest)
         assert_loads(dest, source)
@@ -77,12 +77,12 @@ def test_a_changed_option_is_told_and_only_overwrite_goes_on(
     assert killed_midway(source, dest)
     what, old, new = sides
     said = refused(source, dest, *options)
-    assert "holds what was begun of another conversion" in said
+    assert "contains another unfinished conversion" in said
     assert f"  {what}{old} there, {new} here\n" in said
     assert "--overwrite" in said.partition("hint: ")[2]
     replaced(source, dest, *options)
     said = refused(source, dest)
-    assert "holds the result of another conversion" in said
+    assert "contains the result of another conversion" in said
     assert f"  {what}{new} there, {old} here\n" in said
     assert "--overwrite" in said.partition("hint: ")[2]
     replaced(source, dest)

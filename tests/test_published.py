@@ -112,7 +112,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, str], Any], str, dict[str, str]]] = {
         {"config.json": "has another length"},
     ),
     "grown": (
-        lambda d, n: (d / n).open("ab").write(b"\0"),
+        lambda d, n: (d / n).write_bytes((d / n).read_bytes() + b"\0"),
         "model.safetensors",
         {"model.safetensors": "has another length"},
     ),
@@ -236,7 +236,7 @@ def test_a_report_that_cannot_be_read_is_an_error_of_the_input(name: str, result
     assert (done.returncode, done.stdout) == (65, "")
     first, hint = done.stderr.splitlines()
     assert first.startswith("error: ")
-    assert first.endswith("recast.json: there is no report of a conversion that can be read")
+    assert first.endswith("recast.json: no conversion report that recast can read")
     assert hint.startswith("hint: ")
 
 

@@ -79,7 +79,7 @@ def test_a_flipped_bit_in_the_result_is_found(name: str, small: Path, tmp_path: 
     places = stats(dest)
     result = convert(small, dest)
     assert result.returncode == 73, result.stderr
-    assert f"{dest / name}: is missing or not as recast left it" in result.stderr
+    assert f"{dest / name}: is missing, or was changed since recast wrote it" in result.stderr
     assert "--overwrite" in result.stderr.partition("hint: ")[2]
     found = recast_process("verify", dest)
     assert found.returncode == 1, found.stderr
@@ -104,7 +104,9 @@ def test_a_damaged_result_is_told_and_not_called_done(small: Path, tmp_path: Pat
             before = stats(dest)
             result = convert(small, dest)
             assert result.returncode == 73, (name, left)
-            assert f"{dest / name}: is missing or not as recast left it" in result.stderr
+            assert (
+                f"{dest / name}: is missing, or was changed since recast wrote it" in result.stderr
+            )
             assert "--overwrite" in result.stderr.partition("hint: ")[2]
             assert stats(dest) == before
             (dest / name).write_bytes(data)

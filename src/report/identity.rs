@@ -104,7 +104,7 @@ impl Identity {
     /// The options of the command that makes it, as far as they are not the default.
     pub fn arguments(&self) -> String {
         let Options { to, keep, auto_keep, skip_quantized, on_overflow } = &self.options;
-        let mut text = format!("--to {to}");
+        let mut text = format!("--to={to}");
         for pattern in keep {
             text.push_str(&format!(" --keep '{}'", pattern.shown()));
         }
@@ -115,7 +115,7 @@ impl Identity {
             text.push_str(" --skip-quantized");
         }
         if on_overflow != "error" {
-            text.push_str(&format!(" --on-overflow {on_overflow}"));
+            text.push_str(&format!(" --on-overflow={on_overflow}"));
         }
         if self.has_sums() {
             text.push_str(" --sha256");
