@@ -39,8 +39,8 @@ def ratio(before: Contestant, after: Contestant, what: str) -> str:
 
 def row(what: str, before: Contestant, after: Contestant) -> str:
     """One line of the table."""
-    pairs = zip(after.runs, before.runs, strict=True)
-    paired = statistics.median(one.clock / other.clock for one, other in pairs)
+    clocks = [(one.clock, other.clock) for one, other in zip(after.runs, before.runs, strict=True)]
+    paired = statistics.median(one / other for one, other in clocks if one and other)
     return (
         f"| {what} | {before.median('clock'):.2f} s | {after.median('clock'):.2f} s "
         f"| {ratio(before, after, 'clock')} | {paired:.3f} | {ratio(before, after, 'wall')} "

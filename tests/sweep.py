@@ -14,6 +14,7 @@ import collections
 import contextlib
 import importlib
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -31,11 +32,12 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import recast
 import torch
 import transformers
+from recast.options import FloatName
 from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import configuration_auto, modeling_auto
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES: dict[FloatName, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MOST_PARAMETERS = 50_000_000
 
 # What makes a model small, by the names that configurations use. A width must stay a multiple of
@@ -65,7 +67,7 @@ class Result:
     """What came of one class."""
 
     parameters: int = 0
-    kept: collections.Counter = field(default_factory=collections.Counter)
+    kept: collections.Counter[str] = field(default_factory=collections.Counter)
     """Tensors that the loader keeps in fp32, by target."""
     more: list[str] = field(default_factory=list)
     """Tensors that recast keeps though the loader casts them."""
@@ -78,7 +80,9 @@ class LeftOut(Exception):
 
 def families() -> Iterator[tuple[str, str]]:
     """Every model type of transformers with the names of its classes."""
-    names: dict[str, set[str]] = {key: set() for key in configuration_auto.CONFIG_MAPPING_NAMES}
+    names: dict[str, set[str]] = {
+        key: set() for key in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    }
     for variable, entries in vars(modeling_auto).items():
         if variable.endswith("_MAPPING_NAMES") and variable != "CONFIG_MAPPING_NAMES":
             for key, value in entries.items():
@@ -149,6 +153,7 @@ def attempts() -> Iterator[dict[str, int]]:
 
 def small(cls: type[PreTrainedModel]) -> PretrainedConfig:
     """A configuration whose model can be built and has few parameters."""
+    assert cls.config_class is not None
     failures = []
     for sizes in attempts():
         try:
@@ -332,8 +337,8 @@ def run(jobs: list[tuple[str, Any]]) -> int:
         )
         for name in result.more[:4]:
             print(f"    kept, though the loader casts it: {name}")
-    for label, reason in left_out.items():
-        print(f"left out: {label}: {reason}")
+    for label, why in left_out.items():
+        print(f"left out: {label}: {why}")
     for problem in wrong:
         print(f"WRONG {problem}")
     print(
@@ -348,7 +353,7 @@ def main() -> int:
     parser.add_argument("--part", default="1/1", help="I/N: every Nth class, from the Ith")
     parser.add_argument("--only", nargs="*", help="model types, or class names of diffusers")
     options = parser.parse_args()
-    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.set_verbosity(logging.CRITICAL)
     transformers.logging.disable_progress_bar()
     jobs: list[tuple[str, Any]] = []
     for model_type, name in families():

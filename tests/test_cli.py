@@ -1,13 +1,10 @@
-"""The command: what it prints where, its exit codes, and what stops it."""
+"""The command: what it prints where, and its exit codes."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +15,7 @@ import pytest
 import recast
 from recast import _core
 from recast.cli import cli
-from support import environment, files, on_terminal, raw_bytes, raw_header, recast_process, tree
+from support import environment, files, on_terminal, raw_bytes, recast_process, tree
 
 ROOT = Path(__file__).parents[1]
 COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
@@ -129,17 +126,17 @@ def test_a_dry_run_writes_nothing(options: list[str], model: Path, tmp_path: Pat
     assert bool(result.stdout) == ("--quiet" not in options)
 
 
-def test_a_dry_run_foretells_the_run(model: Path, tmp_path: Path) -> None:
+def test_a_dry_run_predicts_the_run(model: Path, tmp_path: Path) -> None:
     command = ("convert", model, tmp_path / "out", "--to", "fp16", "--json")
-    foretold = json.loads(recast_process(*command, "--dry-run").stdout)
+    predicted = json.loads(recast_process(*command, "--dry-run").stdout)
     done = json.loads(recast_process(*command).stdout)
-    assert foretold.pop("dry_run") is True
-    assert foretold.pop("resumes") is False
-    planned = {row["path"]: row["bytes"] for row in foretold.pop("planned_files")}
+    assert predicted.pop("dry_run") is True
+    assert predicted.pop("resumes") is False
+    planned = {row["path"]: row["bytes"] for row in predicted.pop("planned_files")}
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
     del sizes["recast.json"]
     assert planned == sizes
-    assert foretold == {key: done[key] for key in foretold}
+    assert predicted == {key: done[key] for key in foretold}
 
 
 def test_a_dry_run_says_what_it_did_not_look_at(model: Path, tmp_path: Path) -> None:
@@ -362,66 +359,3 @@ def test_every_documented_exit_code_is_one_an_exception_or_a_signal_has() -> Non
     errors = [value for value in vars(recast).values() if isinstance(value, type)]
     codes = {e.exit_code for e in errors if issubclass(e, recast.RecastError)}
     assert documented == codes | {0, 130, 143}
-
-
-def default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@pytest.mark.parametrize("dest_exists", [False, True])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_the_run_soon_and_leaves_nothing(
-    number: signal.Signals, code: int, dest_exists: bool, tmp_path: Path
-) -> None:
-    elements = 100_000_000
-    entry = {"dtype": "F32", "shape": [elements], "data_offsets": [0, 4 * elements]}
-    source, dest = tmp_path / "model.safetensors", tmp_path / "out"
-    header = raw_header({"w": entry})
-    source.write_bytes(header)
-    os.truncate(source, len(header) + 4 * elements)
-    for _ in range(5):
-        if dest_exists:
-            dest.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "recast", "convert", str(source), str(dest)]
-        process = subprocess.Popen(
-            [*command, "--to", "bf16", "--threads", "1"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-            preexec_fn=default_signals,
-        )
-        while not (dest / ".recast").exists() and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(number)
-        sent = time.monotonic()
-        printed, complaint = process.communicate(timeout=30)
-        waited = time.monotonic() - sent
-        if process.returncode != 0:
-            break
-        # It was done before the signal came: clear up, and try again.
-        for path in dest.iterdir():
-            path.unlink()
-        dest.rmdir()
-    assert process.returncode == code, complaint
-    assert waited < 2
-    assert printed == ""
-    assert complaint.splitlines() == ["interrupted; nothing was published"]
-    assert dest.exists() == dest_exists
-    assert not dest_exists or list(dest.iterdir()) == []
-    sys.stdout.write(f"{number.name}: gone {waited:.3f} s after it was sent\n")
-
-
-def test_a_signal_the_parent_ignores_stays_ignored(model: Path, tmp_path: Path) -> None:
-    def ignore() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    code = (
-        "import os, signal, recast.cli\n"
-        "recast.cli._run = lambda: os.kill(os.getpid(), signal.SIGINT) or 7\n"
-        "recast.cli.main()\n"
-    )
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, preexec_fn=ignore, check=False, env=environment())
-    assert result.returncode == 7

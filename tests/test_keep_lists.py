@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def jobs(owner: str) -> list[Callable[[Path], sweep.Result]]:
         return [lambda work: sweep.of_diffusers(classes[owner], work)]
     names = [name for model_type, name in sweep.families() if model_type == owner]
     names.sort(key=lambda name: "For" not in name)
-    return [lambda work, name=name: sweep.of_transformers(name, work) for name in names]
+    return [partial(sweep.of_transformers, name) for name in names]
 
 
 @pytest.mark.parametrize("owner", [owner for owner in OWNERS if owner not in ALIASES])

@@ -166,7 +166,7 @@ def model_of(kind: str) -> Any:
 @pytest.mark.parametrize("loader", ["transformers", "safetensors"])
 @pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("kind", ["llama", "t5", "tied"])
-def test_a_models_memory_is_foretold_to_the_byte(
+def test_a_models_memory_is_predicted_to_the_byte(
     kind: str, to: FloatName, loader: LoaderName, tmp_path: Path
 ) -> None:
     model_of(kind).save_pretrained(tmp_path / "model", max_shard_size="30MB")
