@@ -136,7 +136,7 @@ def test_a_dry_run_predicts_the_run(model: Path, tmp_path: Path) -> None:
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
     del sizes["recast.json"]
     assert planned == sizes
-    assert predicted == {key: done[key] for key in foretold}
+    assert predicted == {key: done[key] for key in predicted}
 
 
 def test_a_dry_run_says_what_it_did_not_look_at(model: Path, tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def test_no_index_and_no_config_forges_a_line_of_an_error(
         readable(*convert, code=65)
     (model / INDEX).unlink()
     (model / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": name}}))
+    codes = [("w.codes", "I32", [2, 2], bytes(16))]
+    (model / SHARD).write_bytes(raw_bytes(codes, {"format": "pt"}))
     readable(*convert, code=65)
 
 
