@@ -52,14 +52,14 @@ const LISTED: usize = 4;
 /// The first of some names, and how many more there are.
 #[derive(Clone, Debug)]
 pub struct Names {
-    first: Vec<String>,
+    first: Box<[String]>,
     more: usize,
 }
 
 impl Names {
     /// Nothing where there is none.
     pub fn of(mut names: impl Iterator<Item = String>) -> Option<Names> {
-        let first: Vec<String> = names.by_ref().take(LISTED).collect();
+        let first: Box<[String]> = names.by_ref().take(LISTED).collect();
         (!first.is_empty()).then(|| Names { first, more: names.count() })
     }
 }
@@ -67,7 +67,7 @@ impl Names {
 impl Names {
     /// One that stands for others.
     pub fn example(name: &str) -> Names {
-        Names { first: vec![name.to_owned()], more: 0 }
+        Names { first: [name.to_owned()].into(), more: 0 }
     }
 }
 
