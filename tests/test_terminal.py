@@ -145,7 +145,7 @@ def test_a_warning_is_about_a_tensor_whatever_it_is_called(tmp_path: Path) -> No
     rows = [("", "F64", [1], bytes(8)), ("w", "F32", [1], bytes(4))]
     (tmp_path / "model.safetensors").write_bytes(raw_bytes(rows))
     (warning,) = recast.plan(tmp_path, to="bf16").warnings
-    assert "fp64" in warning
+    assert "(F64)" in warning
 
 
 def test_progress_needs_no_more_columns_than_there_are(tmp_path: Path) -> None:

@@ -346,7 +346,7 @@ def test_saturation_is_expected_where_it_was_asked_for(
 def test_tensors_torch_cannot_hold_are_compared_as_files(tmp_path: Path) -> None:
     rows = [("six", "F6_E2M3", [4], b"abc"), ("four", "F4", [4], b"de"), ("w", "F32", [1], bits(0))]
     (tmp_path / SHARD).write_bytes(raw_bytes(rows, {"format": "pt"}, pad_to=8))
-    recast.convert(tmp_path / SHARD, tmp_path / "out", to="bf16", sync=False)
+    recast.convert(tmp_path / SHARD, tmp_path / "out", to="bf16", skip_quantized=True, sync=False)
     found = check(tmp_path / SHARD, tmp_path / "out")
     assert found.passed, found.failures()
     assert found.values_checked == 9
