@@ -11,7 +11,8 @@ import recast
 from support import raw_bytes
 
 SHARD = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+# Not that of model.safetensors, beside which an index of shards that are missing is left over.
+INDEX = "shards.safetensors.index.json"
 CANARY = raw_bytes([("w", "F32", [1], b"bird")])
 IN_OPEN = 0x20
 

@@ -51,7 +51,7 @@ def entry(start: int, end: int, *, dtype: str = "F32", shape: list[int] | None =
 
 
 def index(weight_map: object) -> Callable[[Path], object]:
-    return text("model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    return text("shards.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
 def text(name: str, value: object) -> Callable[[Path], object]:

@@ -112,7 +112,8 @@ def test_the_summary_says_what_was_done_and_kept_and_why(model: Path, tmp_path: 
     rows = [(f"norm.{number}.weight", "F32", [1], bytes(4)) for number in range(3)]
     (model / "norms.safetensors").write_bytes(raw_bytes(rows))
     result = recast_process("convert", model, tmp_path / "out", "--to", "bf16", "--keep", "norm.*")
-    title, *lines = result.stdout.splitlines()
+    warning, title, *lines = result.stdout.splitlines()
+    assert warning.startswith("warning: kept in the result, but transformers casts them to bf16")
     assert title == f"{model} -> {tmp_path / 'out'} in bf16"
     found = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in lines)
     assert found["tensors"] == "1 cast, 0 copied, 3 kept"
@@ -144,6 +145,7 @@ def test_warnings_come_first_and_grouped_never_a_wall(model: Path, tmp_path: Pat
 def test_a_warning_is_about_a_tensor_whatever_it_is_called(tmp_path: Path) -> None:
     rows = [("", "F64", [1], bytes(8)), ("w", "F32", [1], bytes(4))]
     (tmp_path / "model.safetensors").write_bytes(raw_bytes(rows))
+    (tmp_path / "config.json").write_text('{"model_type": "x"}')
     (warning,) = recast.plan(tmp_path, to="bf16").warnings
     assert "(F64)" in warning
 
@@ -151,6 +153,7 @@ def test_a_warning_is_about_a_tensor_whatever_it_is_called(tmp_path: Path) -> No
 def test_progress_needs_no_more_columns_than_there_are(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(raw_bytes([("w", "F32", [4_000_000], bytes(16_000_000))]))
+    (tmp_path / "config.json").write_text('{"model_type": "x"}')
     # No size and no speed where there is no room; how fast it is says nothing about the unit.
     for columns, (shown, missing) in {24: ("%", ["MB", "iB", "B/s"]), 100: ("MiB", [])}.items():
         command = ["convert", str(path), str(tmp_path / str(columns)), "--to", "bf16"]

@@ -131,7 +131,7 @@ impl Wide {
             let reason = Reason { text: rule.reason, source: rule.source };
             let scalar = rule.scalar;
             names.extend(rule.names.iter().map(|piece| Name {
-                listed: false,
+                listed: rule.family.is_some(),
                 piece,
                 scalar,
                 reason,
@@ -147,17 +147,17 @@ impl Wide {
 
     /// Why `tensor`, a floating one of the component, stays as it is; `None` when it is cast.
     pub fn why(&self, tensor: Tensor) -> Option<Reason> {
-        if !tensor.is_wide() {
-            return None;
-        }
-        let itself = || self.itself.then_some(ITSELF);
+        let itself = || (self.itself && tensor.is_wide()).then_some(ITSELF);
         let dotted = format!(".{}.", tensor.name);
         if !self.any.as_ref().is_some_and(|any| any.is_match(&dotted)) {
             return itself();
         }
         let mut names = self.names.iter();
-        let name = names
-            .find(|name| dotted.contains(name.piece) && (!name.scalar || tensor.elements == 1));
+        let name = names.find(|name| {
+            // Where the loader widens a tensor, the other 16 bits would only lose something.
+            let is_meant = tensor.is_wide() || name.listed;
+            is_meant && dotted.contains(name.piece) && (!name.scalar || tensor.elements == 1)
+        });
         name.map(|name| name.reason).or_else(itself)
     }
 
