@@ -49,15 +49,15 @@ impl Config {
         });
         if left_over {
             edits.extend(edit::removals(&strict, &is_quantization));
-            // A dtype within what is removed needs no edit.
-            edits.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
-            let mut end = 0;
-            edits.retain(|(range, _)| {
-                let is_within = range.end <= end;
-                end = end.max(range.end);
-                !is_within
-            });
         }
+        // A dtype within what is removed, or that is met twice, needs no edit of its own.
+        edits.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
+        let mut end = 0;
+        edits.retain(|(range, _)| {
+            let is_within = range.end <= end;
+            end = end.max(range.end);
+            !is_within
+        });
         edit::apply(&self.text, edits)
     }
 }

@@ -251,19 +251,35 @@ fn a_damaged_config_is_refused_or_edited_only_where_it_states_a_dtype() {
 
 /// What converting to bf16 must make of a config.
 fn state_dtype(tree: &mut Tree) {
-    let Tree::Object(members) = tree else { return };
-    for (key, value) in members {
-        match value {
-            Tree::Text(name) if key == "dtype" || key == "torch_dtype" => {
-                let plain = name.strip_prefix("torch.");
-                let floats = ["float32", "float", "fp32", "f32", "float16", "half", "fp16", "f16"];
-                let floats = floats.iter().chain(&["bfloat16", "bf16"]);
-                let prefix = if plain.is_some() { "torch." } else { "" };
-                if floats.copied().any(|float| float.eq_ignore_ascii_case(plain.unwrap_or(name))) {
-                    *name = format!("{prefix}bfloat16");
+    match tree {
+        Tree::List(items) => items.iter_mut().for_each(state_dtype),
+        Tree::Object(members) => {
+            for (key, value) in
+                members.iter_mut().filter(|(key, _)| key != "transformers.js_config")
+            {
+                if key == "dtype" || key == "torch_dtype" {
+                    match &mut *value {
+                        Tree::List(items) => items.iter_mut().for_each(rename),
+                        Tree::Object(parts) => parts.iter_mut().for_each(|(_, part)| rename(part)),
+                        value => rename(value),
+                    }
                 }
+                state_dtype(value);
             }
-            value => state_dtype(value),
         }
+        _ => {}
+    }
+}
+
+/// The name of a float becomes bf16's.
+fn rename(value: &mut Tree) {
+    let Tree::Text(name) = value else { return };
+    let plain = name.strip_prefix("torch.");
+    let prefix = if plain.is_some() { "torch." } else { "" };
+    let floats = ["float32", "float", "fp32", "f32", "float16", "half", "fp16", "f16"];
+    let floats = floats.iter().chain(&["bfloat16", "bf16"]);
+    let is_float = floats.copied().any(|float| float.eq_ignore_ascii_case(plain.unwrap_or(name)));
+    if is_float || ["float64", "double"].contains(&plain.unwrap_or(name)) {
+        *name = format!("{prefix}bfloat16");
     }
 }
