@@ -22,7 +22,7 @@ unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-slow test-crash test-exhaustive test-model test-gpu lint format \
-    build bench bench-scale bench-cast docs dist picture constraints clean tools
+    build bench bench-against bench-scale bench-cast docs dist picture constraints clean tools
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -79,6 +79,9 @@ bench: build  ## time convert beside cp, the floor, torch and transformers (2.2 
 
 bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up to 28 GB on disk)
 	@$(VENV) benches/scale.py --write docs/benchmarks.md
+
+bench-against: build  ## time convert beside that of another checkout: BASE=PATH, built
+	@$(VENV) benches/against.py $(BASE)
 
 bench-cast: build  ## time the casts beside memcpy, torch, numpy, ml_dtypes and half
 	@$(VENV) benches/cast.py --write docs/benchmarks.md

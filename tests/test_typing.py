@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import recast
 
+# Minutes with a cold cache.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests" / "typing"
 Checker = Callable[[Path, Path], list[int]]
