@@ -224,8 +224,9 @@ impl Checkpoint {
         read_small(&*self.place, key, MAX_REPORT).ok()
     }
 
-    /// Whether a file is an index of shards that are not there, while the single file that loaders
-    /// look for first is.
+    /// Whether a file is an index of shards that are not there, beside the single file that
+    /// transformers looks for first. diffusers looks for the index first, so that there a missing
+    /// shard means an incomplete download.
     fn is_stale(&self, file: usize) -> bool {
         let file = &self.files[file];
         let Kind::Index(index) = &file.kind else { return false };
@@ -235,7 +236,9 @@ impl Checkpoint {
             self.shards().any(|(shard, _)| shard.path() == path)
         };
         let single = name.split(".index.").next().unwrap_or_default();
-        is_there(single) && index.weight_map.iter().any(|(_, shard)| !is_there(shard))
+        single == "model.safetensors"
+            && is_there(single)
+            && index.weight_map.iter().any(|(_, shard)| !is_there(shard))
     }
 
     /// Every tensor an index names must be in the shard it names, beside the index.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import recast
 from hostile import CANARY, INDEX, SHARD, refused, state, unopened
-from support import recast_process, tree
+from support import raw_bytes, recast_process, tree
 
 
 @pytest.fixture
@@ -343,3 +343,21 @@ def test_a_directory_behind_a_link_is_refused_even_inside(model: Path) -> None:
     (model / "linked").symlink_to("sub")
     (model / "circle").symlink_to(".")
     refused(model, recast.InputError, "a link to a directory")
+
+
+@pytest.mark.parametrize(("stem", "stale"), [("model", True), ("diffusion_pytorch_model", False)])
+def test_only_beside_the_file_that_transformers_prefers_is_an_index_left_over(
+    stem: str, stale: bool, tmp_path: Path
+) -> None:
+    rows = [("w", "F32", [1], bytes(4))]
+    (tmp_path / f"{stem}.safetensors").write_bytes(raw_bytes(rows))
+    weight_map = {"w": f"{stem}-00001-of-00002.safetensors"}
+    index = tmp_path / f"{stem}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    if stale:
+        plan = recast.plan(tmp_path, to="bf16")
+        assert any(text.startswith("left behind") for text in plan.warnings)
+        assert [file.path for file in plan.files] == [f"{stem}.safetensors"]
+    else:
+        with pytest.raises(recast.IndexFileError, match="no safetensors file"):
+            recast.plan(tmp_path, to="bf16")

@@ -2,7 +2,7 @@
 //! alone. Casting one of them would round a scale or a code, and so every weight made of it.
 
 use crate::format::safetensors::{Shard, Tensor};
-use crate::recognize::schemes::{BESIDE, CODES_ONLY, FP8, PACKED, SCHEMES, Scheme, TELLING};
+use crate::recognize::schemes::{BESIDE, CODES_ONLY, FP8, PACKED, SCALE_WORDS, SCHEMES, Scheme};
 
 /// A tensor: the position of its shard, and its own in the shard.
 pub type At = (usize, usize);
@@ -203,7 +203,7 @@ impl<'a, 'p> Component<'a, 'p> {
                     !part.contains('.')
                         && *other != name
                         && scale.elements() > 1
-                        && TELLING.iter().any(|word| part.contains(word))
+                        && SCALE_WORDS.iter().any(|word| part.contains(word))
                 });
             let beside: Vec<&str> = beside.map(|(other, ..)| *other).collect();
             if !beside.is_empty() {

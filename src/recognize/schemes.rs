@@ -165,4 +165,4 @@ pub const BESIDE: &[&str] = &[
 ];
 
 /// What the name of a tensor has somewhere that goes with packed codes of a scheme not named here.
-pub const TELLING: &[&str] = &["scale", "zeros", "zero_point", "absmax", "codebook", "quant"];
+pub const SCALE_WORDS: &[&str] = &["scale", "zeros", "zero_point", "absmax", "codebook", "quant"];
