@@ -20,7 +20,7 @@ use crate::place::Place;
 use crate::recipe::{self, Extent, Recipe, Span};
 use crate::shown::{Names, Shown};
 use quantized::LeftOver;
-pub use quantized::schemes;
+pub use quantized::described;
 use tensors::Decisions;
 pub use tensors::{Action, Content, Options, PlannedTensor};
 
@@ -55,7 +55,8 @@ impl Plan {
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
         let mut options = options.clone();
         let left_over = quantized::examine(checkpoint, options.skip_quantized)?;
-        options.skip_quantized &= !checkpoint.quantized.is_empty();
+        // Where nothing would have been refused, it makes no difference.
+        options.skip_quantized &= described(checkpoint).is_some();
         options.keep.sort();
         options.keep.dedup();
         let (to, overflow) = (options.to, options.overflow);

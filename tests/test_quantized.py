@@ -172,6 +172,9 @@ def test_a_label_beside_integers_of_no_known_scheme_is_refused(tmp_path: Path) -
     with pytest.raises(recast.QuantizedError, match=r"method 'new'.*m\.data") as caught:
         recast.plan(source, to="bf16")
     assert "config.json" in caught.value.message
+    assert "method 'new'" in "\n".join(recast.inspect(source).notes)
+    recast.convert(source, tmp_path / "out", to="bf16", skip_quantized=True)
+    assert recast.verify(source, tmp_path / "out", device="cpu").passed
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,21 @@ pub fn warnings<'a>(
     carried.into_iter().chain(files.map(|files| Warning::LeftOver { files }))
 }
 
+/// How weights are quantized, by the tensors, or else by a file whose word is all there is;
+/// nothing where none is.
+pub fn described(checkpoint: &Checkpoint) -> Option<String> {
+    let schemes = schemes(checkpoint);
+    if !schemes.is_empty() {
+        return Some(schemes);
+    }
+    match examine(checkpoint, false) {
+        Err(Error::UnknownQuantization { says, .. }) => Some(says),
+        _ => None,
+    }
+}
+
 /// The names of the schemes, each once, in the order in which they are met.
-pub fn schemes(checkpoint: &Checkpoint) -> String {
+fn schemes(checkpoint: &Checkpoint) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (.., part) in parts(checkpoint) {
         let name = part.name();

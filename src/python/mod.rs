@@ -90,7 +90,7 @@ impl Checkpoint {
 
     #[getter]
     fn quantized(&self) -> Option<String> {
-        Some(plan::schemes(&self.0)).filter(|schemes| !schemes.is_empty())
+        plan::described(&self.0)
     }
 
     #[getter]

@@ -58,11 +58,6 @@ impl Quantized {
         Quantized { parts }
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.all().next().is_none()
-    }
-
     /// What the tensor is part of; nothing for a tensor of its own.
     pub fn part(&self, (shard, tensor): At) -> Option<Part> {
         self.parts[shard][tensor]
