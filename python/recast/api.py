@@ -51,7 +51,7 @@ def plan(
     `source` is a `.safetensors` file or a directory that holds some. `to` is `"fp32"`, `"fp16"`,
     `"bf16"`, another usual spelling, or a numpy or torch dtype. Tensors whose name matches a
     pattern of `keep` (a glob; `re:` starts a regular expression; `vae/*` is a component) keep
-    their dtype, and so do those that loaders need in fp32, unless `auto_keep` is false. Quantized
+    their dtype, and so do those that are fp32 on purpose, unless `auto_keep` is false. Quantized
     weights are refused, or, with `skip_quantized`, carried as they are.
 
     Raises `UsageError` for options that make no sense or a source that is not a local path, and

@@ -88,7 +88,7 @@ class Options:
             "PATTERN",
         ),
     ] = ()
-    auto_keep: Annotated[bool, About("Also cast the tensors that loaders need in fp32.")] = True
+    auto_keep: Annotated[bool, About("Also cast the tensors that are fp32 on purpose.")] = True
     skip_quantized: Annotated[
         bool, About("Carry quantized weights as they are, and cast the rest.")
     ] = False
