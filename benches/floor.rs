@@ -1,6 +1,6 @@
 //! The floor: what it takes to write the output and nothing more. The same number of threads write
-//! the same bytes into files of the same sizes, from a hot buffer, in pieces of 1 MiB; with `sync`,
-//! whoever finishes a file calls fsync. Prints the seconds.
+//! the same bytes into files of the same sizes, from a hot buffer, in pieces of 1 MiB, after the room
+//! for a file was reserved; with `sync`, whoever finishes a file calls fsync. Prints the seconds.
 //!
 //! Arguments: a directory with the files whose sizes count, the new directory to write, threads,
 //! `sync` or `no-sync`, and `in-order` (all threads take the next piece, file after file) or
@@ -38,7 +38,10 @@ fn main() -> std::io::Result<()> {
     let mut pieces = Vec::new();
     for (index, (name, bytes)) in files.iter().enumerate() {
         let count = bytes.div_ceil(PIECE) as usize;
-        open.push((File::create_new(dest.join(name))?, AtomicUsize::new(count)));
+        let file = File::create_new(dest.join(name))?;
+        #[cfg(target_os = "linux")]
+        let _ = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, *bytes);
+        open.push((file, AtomicUsize::new(count)));
         pieces.extend((0..count as u64).map(|n| (index, n * PIECE, PIECE.min(bytes - n * PIECE))));
     }
     // Whose turn it is, for each queue of pieces: one for all threads, or one for each of them.

@@ -16,6 +16,9 @@ use crate::held;
 use crate::make::{Made, Sink, Sinks, check};
 use crate::plan::{Plan, PlannedFile};
 
+/// A file of at most so many bytes is written at once, so that nothing is gained by reserving room.
+const WRITTEN_AT_ONCE: u64 = 1 << 20;
+
 pub struct Stage<'a> {
     plan: &'a Plan,
     folder: RunFolder,
@@ -264,6 +267,9 @@ impl Sinks for Stage<'_> {
         let file = fs::create_new(&path, planned.executable)?;
         // Tells processes that clean up that this part is being written.
         let _ = file.try_lock();
+        if planned.bytes > WRITTEN_AT_ONCE {
+            fs::reserve(&file, planned.bytes);
+        }
         Ok(Part { file, path, sync: self.sync })
     }
 

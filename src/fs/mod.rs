@@ -181,6 +181,17 @@ pub fn write_at(file: &File, path: &Path, mut bytes: &[u8], mut offset: u64) -> 
     Ok(())
 }
 
+/// Reserves the room that `file` will need, which then costs less to write. A mere request: where
+/// there is not enough, the write that follows says so.
+#[cfg(target_os = "linux")]
+pub fn reserve(file: &File, bytes: u64) {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let _ = point("reserve").map(|()| fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes));
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn reserve(_file: &File, _bytes: u64) {}
+
 /// Reads exactly `out.len()` bytes from `offset`.
 ///
 /// # Errors
