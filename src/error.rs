@@ -151,13 +151,18 @@ causes! {
 
     "IndexFileError" {
         ShardPath { index: PathBuf = "PATH", tensor: String = "NAME", shard: String = "PATH" }
-            "{}: tensor '{}' is mapped to '{}', which is not a plain file name",
+            "{}: tensor '{}' is mapped to '{}', which is not a path below the index's directory",
             index.shown(), tensor.shown(), shard.shown()
             => "an index may only name files in its own directory; do not trust this checkpoint";
         MissingShard { index: PathBuf = "PATH", shard: String = "NAME", tensor: String = "NAME" }
             "{}: there is no safetensors file '{}', which should hold tensor '{}'",
             index.shown(), shard.shown(), tensor.shown()
             => "the download is incomplete; fetch the missing shard";
+        MissingNumber { folder: PathBuf = "PATH", shard: String = "NAME" }
+            "{}: shard '{}' is missing, and no index lists the shards",
+            folder.shown(), shard.shown()
+            => "the download is incomplete; fetch the missing shard and the index, or convert the \
+                files one by one";
         MissingTensor { index: PathBuf = "PATH", shard: String = "NAME", tensor: String = "NAME" }
             "{}: shard '{}' does not hold tensor '{}'",
             index.shown(), shard.shown(), tensor.shown()

@@ -2,7 +2,7 @@
 //! exact bytes. Pure: it looks at nothing but the opened checkpoint and the options.
 
 use std::cell::LazyCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use crate::checksum::Digest;
 use crate::dtype::Float;
 use crate::error::{Error, causes};
 use crate::format::index::Index;
+use crate::format::listing::PIPELINE;
 use crate::format::safetensors::Tensor;
 use crate::place::Place;
 use crate::recipe::{self, Extent, Recipe, Span};
@@ -23,9 +24,6 @@ use quantized::LeftOver;
 pub use quantized::described;
 use tensors::Decisions;
 pub use tensors::{Action, Content, Options, PlannedTensor};
-
-/// The file that makes a directory of several models a diffusers pipeline.
-pub const PIPELINE: &str = "model_index.json";
 
 #[derive(Clone, Debug)]
 pub struct PlannedFile {
@@ -46,6 +44,8 @@ pub struct Plan {
     /// The files, in the order of publication: weights, other files, indexes, configs, and last
     /// the config (or index) at the root.
     pub files: Vec<PlannedFile>,
+    /// The shards that no loader takes unless it is asked to.
+    pub not_loaded: HashSet<PathBuf>,
     pub warnings: Vec<Warning>,
     /// The digest of all recipes, but for what becomes of values that overflow.
     recipes: Digest,
@@ -105,6 +105,7 @@ impl Plan {
             place: Arc::clone(&checkpoint.place),
             options,
             files,
+            not_loaded: checkpoint.not_loaded().map(Path::to_owned).collect(),
             warnings: Vec::new(),
             recipes,
         };
@@ -164,6 +165,10 @@ impl Plan {
         let stale = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::StaleIndex));
         let files = Names::of(stale.map(|file| file.path().shown()));
         warnings.extend(files.map(|files| Warning::StaleIndex { files }));
+        let tensors = Names::of(checkpoint.parts.tied.iter().cloned());
+        warnings.extend(tensors.map(|tensors| Warning::Tied { tensors }));
+        let files = Names::of(checkpoint.not_loaded().map(Shown::shown));
+        warnings.extend(files.map(|files| Warning::NotLoaded { files }));
         let kept = self.tensors().filter(|(_, _, planned)| planned.is_kept_in_vain);
         let tensors = Names::of(kept.map(|(_, tensor, _)| tensor.name.shown()));
         warnings.extend(tensors.map(|tensors| Warning::KeptInVain { to: to.name(), tensors }));
@@ -234,7 +239,9 @@ fn tensor_sizes(shards: &[PlannedFile]) -> HashMap<&Path, HashMap<&str, u64>> {
 /// The tensor bytes an index's shards hold, which is what `total_size` means.
 fn total_size(file: &SourceFile, index: &Index, sizes: &HashMap<&Path, HashMap<&str, u64>>) -> u64 {
     let bytes = |(tensor, shard): &(String, String)| {
-        sizes[&*file.path().with_file_name(shard)][tensor.as_str()]
+        // Of those that are not there, loaders make the bytes of others.
+        let shard = &sizes[&*file.path().with_file_name(shard)];
+        shard.get(tensor.as_str()).copied().unwrap_or_default()
     };
     index.weight_map.iter().map(bytes).sum()
 }
@@ -271,6 +278,11 @@ causes! {
         StaleIndex { files: Names = Names::example("FILES") }
             "left behind, because the shards that they name are not there and loaders take the \
              single file beside them: {files}";
+        Tied { tensors: Names = Names::example("TENSORS") }
+            "named in an index, but in no shard; loaders tie them to the embedding: {tensors}";
+        NotLoaded { files: Names = Names::example("FILES") }
+            "converted too, but no loader takes them unless it is asked to, because it finds \
+             others first: {files}";
         KeptInVain { to: &'static str = "DTYPE", tensors: Names = Names::example("TENSORS") }
             "kept in the result, but transformers casts them to {to} when it loads the model: \
              {tensors}";

@@ -80,6 +80,8 @@ class Checkpoint:
     @property
     def tensors(self) -> list[Tensor]: ...
     @property
+    def not_loaded(self) -> list[str]: ...
+    @property
     def quantized(self) -> str | None: ...
     @property
     def lossless(self) -> tuple[int, str] | None: ...
@@ -148,6 +150,9 @@ class Plan:
     @property
     def tensor_bytes(self) -> list[int]:
         """The bytes of each tensor in the result, in the order of `tensors`."""
+    @property
+    def loaded_tensor_bytes(self) -> list[int]:
+        """The same without the tensors of shards that no loader takes unless it is asked to."""
     @property
     def warnings(self) -> list[str]:
         """What is legal and should be known, as text."""

@@ -234,7 +234,9 @@ def inspect(path: Path) -> Inspection:
     `PYTORCH_CUDA_ALLOC_CONF` gives PyTorch's allocator. Reads headers only. Raises `InputError`.
     """
     checkpoint = Checkpoint.open(os.fspath(path))
-    tensors = checkpoint.tensors
+    left = checkpoint.not_loaded
+    stored = checkpoint.tensors
+    tensors = [tensor for tensor in stored if tensor.file not in left] if left else stored
     # The core plans without the interpreter's lock, so planning costs no time of its own.
     with _in_background(partial(_planned_sizes, checkpoint)) as planned:
         dtypes = by_dtype(tensors)
@@ -249,7 +251,8 @@ def inspect(path: Path) -> Inspection:
         )
     return Inspection(
         path=checkpoint.path,
-        files=checkpoint.shards,
+        files=checkpoint.shards - len(left),
+        not_loaded=left,
         tensors=len(tensors),
         parameters=sum(row["parameters"] for row in dtypes.values()),
         bytes=sum(row["bytes"] for row in dtypes.values()),
@@ -258,7 +261,7 @@ def inspect(path: Path) -> Inspection:
         gpu_memory=gpu_memory(sizes),
         device=visible_gpu(),
         notes=notes,
-        stored=tensors,
+        stored=stored,
     )
 
 
@@ -266,7 +269,7 @@ def _planned_sizes(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """The bytes of each tensor in each dtype; the plans, which are large, are not kept."""
     if checkpoint.quantized is not None:
         return {}
-    return {to: checkpoint.plan(Options(to=float_name(to))).tensor_bytes for to in CASTABLE}
+    return {to: checkpoint.plan(Options(to=float_name(to))).loaded_tensor_bytes for to in CASTABLE}
 
 
 @contextmanager

@@ -59,7 +59,10 @@ class Inspection:
 
     path: str
     files: int
-    """Shards: files that hold tensors."""
+    """Shards: files that hold tensors. This, and what follows, counts those that are loaded."""
+    not_loaded: list[str]
+    """Shards that no loader takes unless it is asked to, because it finds others first: copies,
+    variants, and models in folders below that no pipeline lists."""
     tensors: int
     parameters: int
     """Elements of all tensors."""
@@ -77,7 +80,7 @@ class Inspection:
     """The GPU that programs see first, when there is one."""
     notes: list[str]
     stored: list[Tensor] = field(repr=False, compare=False)
-    """Every tensor, as its header describes it."""
+    """Every tensor, as its header describes it, those of files that are not loaded too."""
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -116,7 +116,8 @@ class Report:
     audit: AuditCounts
     kept: list[Kept] = field(repr=False)
     gpu_memory: MemoryDict = field(repr=False)
-    """What the result takes on a GPU once it is loaded with PyTorch."""
+    """What the result takes on a GPU once it is loaded with PyTorch, without the files that no
+    loader takes unless it is asked to."""
     warnings: list[str] = field(repr=False)
     resumed_files: int = 0
     """Files that were staged before this run, by one that was interrupted or beside it."""
@@ -205,4 +206,4 @@ class Report:
 
 
 def _gpu_memory(plan: Plan) -> MemoryDict:
-    return predict(plan.tensor_bytes).to_dict()
+    return predict(plan.loaded_tensor_bytes).to_dict()

@@ -14,9 +14,9 @@ use super::run_folder::RunFolder;
 use crate::checkpoint::{MAX_REPORT, REPORT};
 use crate::error::Error;
 use crate::format::index;
+use crate::format::listing::PIPELINE;
 use crate::fs;
 use crate::names;
-use crate::plan::PIPELINE;
 use crate::report::{File, Identity};
 
 /// How often the folder of a file is made again that another process removed because it was empty.

@@ -17,6 +17,8 @@ pub struct Config {
     pub model_types: Vec<String>,
     /// Every `_class_name`, which is what diffusers calls a model's class.
     pub class_names: Vec<String>,
+    /// What it says first of `tie_word_embeddings`.
+    pub ties: Option<bool>,
     /// What it says of quantization: the key, and the method where it names one.
     pub quantized: Option<String>,
 }
@@ -25,16 +27,18 @@ impl Config {
     /// Reads a config's bytes; `path` is for the error message.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, Error> {
         let (text, strict) = json::text(path, bytes)?;
-        let (mut model_types, mut class_names, mut quantized) = (Vec::new(), Vec::new(), None);
+        let (mut model_types, mut class_names) = (Vec::new(), Vec::new());
+        let (mut ties, mut quantized) = (None, None);
         walk(&strict, &mut |key, value| match key {
             "model_type" => model_types.extend(string(value)),
             "_class_name" => class_names.extend(string(value)),
+            "tie_word_embeddings" => ties = ties.or_else(|| value.get().parse().ok()),
             _ if is_quantization(key, value) => {
                 quantized.get_or_insert_with(|| describe(key, value));
             }
             _ => {}
         });
-        Ok(Config { text, model_types, class_names, quantized })
+        Ok(Config { text, model_types, class_names, ties, quantized })
     }
 
     /// The text with every `dtype` and `torch_dtype` that names a float saying `to`, and without

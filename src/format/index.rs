@@ -43,7 +43,7 @@ impl Index {
             let shard: String = serde_json::from_str(shard.get()).map_err(|_| {
                 invalid(JsonFault::NotAName { tensor: tensor.clone().into_owned() })
             })?;
-            if !is_plain_name(&shard) {
+            if !shard.split('/').all(is_plain_name) {
                 let (index, tensor) = (path.to_owned(), tensor.into_owned());
                 return Err(Error::ShardPath { index, tensor, shard });
             }
@@ -85,7 +85,7 @@ fn after_brace(brace: usize) -> Range<usize> {
     brace + 1..brace + 1
 }
 
-/// A name that stays in its directory on every platform.
+/// A part of a path that stays in its directory on every platform.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0', ':'])
 }
@@ -141,7 +141,19 @@ mod tests {
 
     #[test]
     fn a_shard_path_that_leaves_the_directory_is_refused() {
-        for shard in ["../x", "/etc/passwd", "a/b", "a\\\\b", "..", ".", "", "a\\u0000b", "C:x"] {
+        for shard in [
+            "../x",
+            "/etc/passwd",
+            "a/../b",
+            "a//b",
+            "a/",
+            "a\\\\b",
+            "..",
+            ".",
+            "",
+            "a\\u0000b",
+            "C:x",
+        ] {
             let text = format!(r#"{{"weight_map": {{"t": "{shard}"}}}}"#);
             let error = Index::parse(Path::new("i"), text.into()).expect_err(shard);
             assert!(matches!(error, Error::ShardPath { .. }), "{shard}: {error}");

@@ -5,4 +5,5 @@ pub mod config;
 pub mod edit;
 pub mod index;
 pub mod json;
+pub mod listing;
 pub mod safetensors;

@@ -88,6 +88,12 @@ impl Checkpoint {
             .collect()
     }
 
+    /// The shards that no loader takes that is given the directory.
+    #[getter]
+    fn not_loaded(&self) -> Vec<OsString> {
+        self.0.not_loaded().map(text).collect()
+    }
+
     #[getter]
     fn quantized(&self) -> Option<String> {
         plan::described(&self.0)
@@ -203,6 +209,13 @@ impl Plan {
     #[getter]
     fn tensor_bytes(&self) -> Vec<u64> {
         self.0.tensors().map(|(.., planned)| planned.bytes).collect()
+    }
+
+    /// The same without the tensors of shards that no loader takes unless it is asked to.
+    #[getter]
+    fn loaded_tensor_bytes(&self) -> Vec<u64> {
+        let loaded = self.0.tensors().filter(|(file, ..)| !self.0.not_loaded.contains(&file.path));
+        loaded.map(|(.., planned)| planned.bytes).collect()
     }
 
     /// What is legal and should be known, as text.

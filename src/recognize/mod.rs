@@ -1,6 +1,7 @@
 //! What the tensors of a checkpoint are, told by the tensors themselves; what configs say of them
 //! only confirms it or contradicts it.
 
+pub mod loaded;
 pub mod quantized;
 mod rules;
 mod schemes;

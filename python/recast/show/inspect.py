@@ -15,6 +15,8 @@ CONTEXT = 512 << 20
 LONGEST_BAR, SHORTEST_BAR = 24, 8
 # A picture of more groups than this shows nothing; the rest goes into one line.
 GROUPS = 12
+# More names than this in a note help nobody.
+LISTED = 5
 
 
 def inspection_text(inspection: Inspection) -> str:
@@ -34,6 +36,12 @@ def inspection_text(inspection: Inspection) -> str:
         more = counted(len(rest), "smaller part")
         parts.append((more, sum(row["bytes"] for row in rest)))
     notes = [f"note: {plain(note)}" for note in inspection.notes]
+    if left := inspection.not_loaded:
+        more = f" and {len(left) - LISTED:,} more" if len(left) > LISTED else ""
+        names = ", ".join(map(shown, left[:LISTED])) + more
+        notes.append(
+            f"note: not counted, because no loader takes them unless it is asked to: {names}"
+        )
     return render(
         heading(inspection.path),
         grid(total),

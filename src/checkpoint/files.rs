@@ -1,0 +1,148 @@
+//! What a file of a checkpoint is, by its name, and what recast needs to know of it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Kind, SourceFile};
+use crate::checksum::Digest;
+use crate::error::Error;
+use crate::format::config::Config;
+use crate::format::index::{self, Index};
+use crate::format::json;
+use crate::format::safetensors::Shard;
+use crate::place::{Place, Source, read_small};
+
+/// The files that quantizing tools write beside the weights, and no others do: AutoGPTQ, AutoAWQ,
+/// ModelOpt, transformers before 4.30, and quanto.
+const SIDECARS: [&str; 5] = [
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "quantization_config.json",
+    "quanto_qmap.json",
+];
+
+/// Whether sentence-transformers calls its settings so: `sentence_bert_config.json`, and the same
+/// for other models.
+fn is_settings(name: &str) -> bool {
+    name.starts_with("sentence_") && name.ends_with("_config.json")
+}
+
+/// Reads what recast needs to know of a file: all of a small one, the header of a shard, and of
+/// any other no more than what its place says.
+pub(super) fn read(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
+    let (found, location) = (place.look(key)?, place.name(key));
+    let name = key.file_name().unwrap_or_default().to_string_lossy();
+    let mut source = Source {
+        key: key.to_owned(),
+        bytes: found.marks.bytes,
+        head: 0,
+        version: Digest::of_head(&[]),
+    };
+    let mut text = |limit| {
+        let bytes = read_small(place, key, limit)?;
+        (source.bytes, source.head) = (bytes.len() as u64, bytes.len() as u64);
+        source.version = Digest::of_head(&bytes);
+        Ok(bytes)
+    };
+    let kind = if name.ends_with(".safetensors") {
+        let object = place.open(key, false)?;
+        let shard = Shard::read(&*object, &location)?;
+        let end = shard.tensors.last().map_or(shard.head, |tensor| tensor.start + tensor.bytes);
+        (source.bytes, source.head, source.version) = (end, shard.head, shard.version);
+        Kind::Shard(Arc::new(shard))
+    } else if index::is_index(&name) {
+        Kind::Index(Index::parse(&location, text(json::MAX_INDEX)?)?)
+    } else if name == "config.json" {
+        Kind::Config(Config::parse(&location, text(json::MAX_CONFIG)?)?)
+    } else if is_settings(&name) {
+        Kind::Settings(Config::parse(&location, text(json::MAX_CONFIG)?)?)
+    } else if is_other_weights(&name) {
+        Kind::OtherWeights
+    } else if SIDECARS.contains(&&*name) {
+        Kind::Sidecar
+    } else {
+        Kind::Plain
+    };
+    let executable = matches!(kind, Kind::Plain | Kind::Sidecar) && found.executable;
+    Ok(SourceFile { source, location, executable, kind })
+}
+
+/// Weights that are not safetensors, the indexes of such weights, and safetensors under a name that
+/// no loader looks for: a download that did not end, or capital letters.
+fn is_other_weights(name: &str) -> bool {
+    const SUFFIXES: [&str; 23] = [
+        // torch and its checkpoints
+        "bin",
+        "pth",
+        "pt",
+        "ckpt",
+        "distcp",
+        "pkl",
+        "pickle", // TensorFlow and Flax
+        "h5",
+        "keras",
+        "tflite",
+        "msgpack",
+        "pb", // ONNX
+        "onnx",
+        "onnx_data",
+        "onnx.data", // others: llama.cpp, rust-bert, Paddle, NeMo, numpy
+        "gguf",
+        "ggml",
+        "ot",
+        "pdparams",
+        "nemo",
+        "npz", // not complete, or not found
+        "safetensors",
+        "part",
+    ];
+    let name = name.to_ascii_lowercase();
+    // Parts of one file: model.onnx_data_1, bert.ckpt.data-00000-of-00001, bert.ckpt.index.
+    let is_part = |suffix: &str| {
+        matches!(suffix, "onnx" | "onnx_data" | "ckpt")
+            && [".data-", ".index", ".meta", "_"]
+                .iter()
+                .any(|part| name.contains(&format!(".{suffix}{part}")))
+    };
+    SUFFIXES.iter().any(|suffix| match name.strip_suffix(".json") {
+        Some(stem) => *suffix != "safetensors" && stem.contains(&format!(".{suffix}.index")),
+        None => name.ends_with(&format!(".{suffix}")) || is_part(suffix),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_in_other_formats_are_told_from_the_rest() {
+        for name in [
+            "pytorch_model.bin",
+            "consolidated.00.pth",
+            "tf_model.h5",
+            "a.GGUF",
+            "__0_0.distcp",
+            "model.onnx.data",
+            "model.onnx_data_1",
+            "rust_model.ot",
+            "model_state.pdparams",
+            "bert.ckpt.data-00000-of-00001",
+            "bert.ckpt.index",
+            "model.tflite",
+            "model.nemo",
+            "weights.npz",
+            "model.pkl",
+            "EXTRA.SAFETENSORS",
+            "model.safetensors.part",
+        ] {
+            assert!(is_other_weights(name), "{name}");
+        }
+        assert!(is_other_weights("pytorch_model.bin.index.json"));
+        for name in
+            ["tokenizer.json", "README.md", "merges.txt", "tokenizer.model", "bin", "ckpt_notes.md"]
+        {
+            assert!(!is_other_weights(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Which shards of a directory a loader takes when it is given the directory: copies, variants and
+//! other models in folders below are there too, but loaded only when somebody asks for them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+/// What the files of a checkpoint say of each other.
+#[derive(Default)]
+pub struct Listing<'a> {
+    pub shards: Vec<&'a Path>,
+    /// Each index, and the shards it names.
+    pub indexes: HashMap<&'a Path, BTreeSet<PathBuf>>,
+    /// The folder of each diffusers pipeline, and the folders of its components.
+    pub pipelines: HashMap<PathBuf, BTreeSet<PathBuf>>,
+    /// The folders of the modules of sentence-transformers.
+    pub modules: BTreeSet<PathBuf>,
+}
+
+/// How a loader calls the file with all weights; the index is called after it.
+struct Name {
+    file: &'static str,
+    /// Whether it looks for the index first.
+    index_first: bool,
+}
+
+/// transformers, diffusers and peft: `_get_resolved_checkpoint_files` in transformers 5.24,
+/// `ModelMixin.from_pretrained` in diffusers 0.42.
+const NAMES: [Name; 3] = [
+    Name { file: "model.safetensors", index_first: false },
+    Name { file: "diffusion_pytorch_model.safetensors", index_first: true },
+    Name { file: "adapter_model.safetensors", index_first: false },
+];
+
+impl Listing<'_> {
+    /// The shards that are not loaded, as positions in `shards`.
+    pub fn not_loaded(&self) -> BTreeSet<usize> {
+        let files = self.shards.iter().chain(self.indexes.keys());
+        let folders: BTreeSet<&Path> = files.map(|file| folder(file)).collect();
+        // Of each folder with files that a loader looks for, which those are.
+        let taken: HashMap<&Path, BTreeSet<PathBuf>> =
+            folders.into_iter().filter_map(|it| Some((it, self.taken(it)?))).collect();
+        let takers: HashMap<&Path, &Path> = taken
+            .iter()
+            .flat_map(|(folder, taken)| taken.iter().map(|shard| (shard.as_path(), *folder)))
+            .collect();
+        let is_loaded = |shard: &Path| match takers.get(shard) {
+            Some(folder) => self.is_reached(folder, &taken),
+            None => !taken.contains_key(folder(shard)) && self.is_reached(folder(shard), &taken),
+        };
+        let left = (0..self.shards.len()).filter(|number| !is_loaded(self.shards[*number]));
+        // Where nothing is what a loader looks for, all are equal.
+        Some(left.collect())
+            .filter(|left: &BTreeSet<usize>| left.len() < self.shards.len())
+            .unwrap_or_default()
+    }
+
+    /// What a loader takes of a folder; nothing where it finds no file that it looks for.
+    fn taken(&self, folder: &Path) -> Option<BTreeSet<PathBuf>> {
+        let of = |name: &Name| {
+            let single = folder.join(name.file);
+            let single = self.shards.contains(&&*single).then(|| BTreeSet::from([single]));
+            let index = folder.join(format!("{}.index.json", name.file));
+            let index = self.indexes.get(&*index).cloned();
+            if name.index_first { index.or(single) } else { single.or(index) }
+        };
+        NAMES.iter().filter_map(of).reduce(|mut all, more| {
+            all.extend(more);
+            all
+        })
+    }
+
+    /// Whether whoever is given the whole directory looks into a folder.
+    fn is_reached(&self, folder: &Path, taken: &HashMap<&Path, BTreeSet<PathBuf>>) -> bool {
+        for above in folder.ancestors() {
+            if let Some(components) = self.pipelines.get(above) {
+                return components.iter().any(|component| folder.starts_with(component));
+            }
+            if self.modules.contains(above) {
+                return true;
+            }
+            if above != folder && taken.contains_key(above) {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+fn folder(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new(""))
+}
+
+/// Tensors that loaders make of another one (`_tied_weights_keys` in transformers 5.24), and what
+/// they make them of: a save that shares memory has only one of the two.
+const TIED: [&str; 8] = [
+    "lm_head.weight",
+    "proj_out.weight",
+    "embed_out.weight",
+    "output_projection.weight",
+    "embed_tokens.weight",
+    "output.weight",
+    "decoder.weight",
+    "shared.weight",
+];
+const EMBEDDINGS: [&str; 9] = [
+    "embed_tokens.weight",
+    "wte.weight",
+    "shared.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "tokens_embed.weight",
+    "embed_in.weight",
+    "embeddings.weight",
+    "lm_head.weight",
+];
+
+/// Whether a loader makes `tensor`, which no shard has, of one of `others`.
+pub fn is_tied<'a>(tensor: &str, mut others: impl Iterator<Item = &'a str>) -> bool {
+    let is = |name: &str, last: &&str| {
+        name.strip_suffix(*last).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    TIED.iter().any(|last| is(tensor, last))
+        && others.any(|other| EMBEDDINGS.iter().any(|last| is(other, last)))
+}
+
+/// The first shard of a numbered set that is not there, where any is there: `model-00002-of-00003`.
+pub fn missing_number<'a>(shards: impl Iterator<Item = &'a Path>) -> Option<PathBuf> {
+    let mut sets: BTreeMap<(PathBuf, String, usize, String), BTreeSet<usize>> = BTreeMap::new();
+    for shard in shards {
+        let name = shard.file_name()?.to_string_lossy();
+        if let Some((stem, number, count, rest)) = numbered(&name) {
+            let set = (folder(shard).to_owned(), stem.to_owned(), count, rest.to_owned());
+            sets.entry(set).or_default().insert(number);
+        }
+    }
+    sets.into_iter().find_map(|((folder, stem, count, rest), numbers)| {
+        // From 1, or, as some tools do, from 0.
+        let first = usize::from(!numbers.contains(&0));
+        let missing = (first..first + count).find(|number| !numbers.contains(number))?;
+        Some(folder.join(format!("{stem}-{missing:05}-of-{count:05}{rest}")))
+    })
+}
+
+/// The parts of `STEM-NUMBER-of-COUNT.REST`, with five digits each.
+fn numbered(name: &str) -> Option<(&str, usize, usize, &str)> {
+    let at = name.find("-of-")?;
+    let (before, after) = (&name[..at], &name[at + 4..]);
+    let (count, rest) = after.split_at_checked(5)?;
+    let (stem, number) = before.rsplit_once('-')?;
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_numbered = digits(number) && digits(count) && rest.starts_with('.');
+    is_numbered.then_some((stem, number.parse().ok()?, count.parse().ok()?, rest))
+}
+
+#[cfg(test)]
+mod tests;
