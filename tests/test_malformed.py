@@ -307,11 +307,11 @@ JSON_FILES = {
     "index: not UTF-8": (INDEX, b'{"\xff":1,' + MAPPED + b"}", "UTF-8"),
     "index: a byte order mark": (INDEX, b"\xef\xbb\xbf{" + MAPPED + b"}", "JSON"),
     "index: UTF-16": (INDEX, ("{" + MAPPED.decode() + "}").encode("utf-16"), "UTF-8"),
-    "index: ten thousand levels": (INDEX, DEEP_JSON, "recursion"),
+    "index: ten thousand levels": (INDEX, DEEP_JSON, "levels deep"),
     "index: deep beside the map": (
         INDEX,
         b'{"x":' + b"[" * DEEP + b"]" * DEEP + b"," + MAPPED + b"}",
-        "recursion",
+        "levels deep",
     ),
     "index: an array": (INDEX, b"[]", "not an object"),
     "index: null": (INDEX, b"null", "not an object"),
@@ -338,13 +338,13 @@ JSON_FILES = {
     "index: a number for a shard": (INDEX, b'{"weight_map":{"w":1}}', "'w'"),
     "index: null for a shard": (INDEX, b'{"weight_map":{"w":null}}', "'w'"),
     "index: a list for a shard": (INDEX, b'{"weight_map":{"w":["model.safetensors"]}}', "'w'"),
-    "index: half a surrogate": (INDEX, b'{"weight_map":{"w":"\\ud800"}}', "JSON"),
+    "index: half an escape": (INDEX, b'{"weight_map":{"w":"\\ud8"}}', "JSON"),
     "config: empty": ("config.json", b"", "JSON"),
     "config: not JSON": ("config.json", b'{"dtype":', "JSON"),
     "config: not UTF-8": ("config.json", b'{"dtype":"\xff"}', "UTF-8"),
-    "config: ten thousand levels": ("config.json", DEEP_JSON, "recursion"),
+    "config: ten thousand levels": ("config.json", DEEP_JSON, "levels deep"),
     "config: half a number of Python's": ("config.json", b'{"a": 1NaN}', "JSON"),
-    "config: a huge number": ("config.json", b'{"a": 1e999}', "range"),
+    "config: a huge number that starts with 0": ("config.json", b'{"a": 01e999}', "JSON"),
 }  # fmt: skip
 
 

@@ -361,3 +361,23 @@ def test_only_beside_the_file_that_transformers_prefers_is_an_index_left_over(
     else:
         with pytest.raises(recast.IndexFileError, match="no safetensors file"):
             recast.plan(tmp_path, to="bf16")
+
+
+def test_configs_and_indexes_are_read_as_python_reads_json(model: Path, tmp_path: Path) -> None:
+    # As json.loads does: numbers beyond binary64, halves of surrogate pairs, many levels.
+    deep = "[" * 400 + "]" * 400
+    odd = f'"limit": 1e999, "big": {"9" * 400}, "\\ud800": "\\udc00 \\ud83d\\ude00", "deep": {deep}'
+    text = f'{{{odd}, "dtype": "float32"}}\n'
+    (model / "config.json").write_text(text)
+    index = f'{{"metadata": {{{odd}}}, "weight_map": {{"layer.weight": "model.safetensors"}}}}'
+    (model / "model.safetensors.index.json").write_text(index)
+    json.loads(text), json.loads(index)
+    recast.convert(model, tmp_path / "out", to="bf16")
+    written = (tmp_path / "out" / "config.json").read_text()
+    assert written == text.replace("float32", "bfloat16")
+    written = (tmp_path / "out" / "model.safetensors.index.json").read_text()
+    assert written.replace('"total_size": 12, ', "") == index
+
+    (model / "config.json").write_text("[" * 501 + "]" * 501)
+    with pytest.raises(recast.InputError, match="nested 501 levels deep, and recast reads at most"):
+        recast.plan(model, to="bf16")

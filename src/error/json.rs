@@ -10,6 +10,8 @@ causes! {
             "not valid JSON: {source}";
         TooLarge { bytes: u64 = 2_u64, limit: u64 = 1_u64 }
             "it has {bytes} bytes, and recast reads at most {limit} of such a file";
+        TooDeep { levels: usize = 2_usize, limit: usize = 1_usize }
+            "it is nested {levels} levels deep, and recast reads at most {limit}";
         NotAnObject
             "the index is not an object";
         NoWeightMap

@@ -31,26 +31,75 @@ impl<'a> Object<'a> {
     }
 }
 
-/// `text` with the numbers Python writes and JSON does not have (`Infinity`, `NaN`) replaced
-/// by ones of the same length, so that places in the one are places in the other.
+/// `text` with what Python reads and serde_json does not (`Infinity`, `NaN`, numbers beyond binary64,
+/// halves of surrogate pairs) replaced by something of the same length, so that places in the one
+/// are places in the other.
 pub fn strict(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let (mut in_string, mut escaped) = (false, false);
+    let mut in_string = false;
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
-        let word = ["Infinity", "NaN"].into_iter().find(|word| rest.starts_with(word));
-        if let (Some(word), false, true) = (word, in_string, starts_value(&out)) {
-            out.push('1');
-            out.extend(std::iter::repeat_n('0', word.len() - 1));
-            rest = &rest[word.len()..];
-            continue;
+        let taken = match next {
+            '\\' if in_string => escape(rest, &mut out),
+            'I' | 'N' | '0'..='9' if !in_string && starts_value(&out) => number(rest, &mut out),
+            _ => 0,
+        };
+        if taken == 0 {
+            in_string ^= next == '"';
+            out.push(next);
         }
-        in_string ^= next == '"' && !escaped;
-        escaped = in_string && next == '\\' && !escaped;
-        out.push(next);
-        rest = &rest[next.len_utf8()..];
+        rest = &rest[taken.max(next.len_utf8())..];
     }
     out
+}
+
+/// Puts the escape that `text` starts with, and gives its length. A surrogate that is not one of a
+/// pair becomes U+FFFD.
+fn escape(text: &str, out: &mut String) -> usize {
+    let unit = |text: &str| {
+        let digits = text.strip_prefix("\\u")?.get(..4)?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let is_low = |text: &str| unit(text).is_some_and(|unit| (0xDC00..0xE000).contains(&unit));
+    let length = match unit(text) {
+        Some(0xD800..0xDC00) if is_low(&text[6..]) => 12,
+        Some(0xD800..0xE000) => {
+            out.push_str("\\ufffd");
+            return 6;
+        }
+        _ => 1 + text[1..].chars().next().map_or(0, char::len_utf8),
+    };
+    out.push_str(&text[..length]);
+    length
+}
+
+/// Puts the number that `text` starts with, and gives its length; zero where it is none that
+/// has to be replaced.
+fn number(text: &str, out: &mut String) -> usize {
+    if let Some(word) = ["Infinity", "NaN"].into_iter().find(|word| text.starts_with(word)) {
+        out.push('1');
+        out.extend(std::iter::repeat_n('0', word.len() - 1));
+        return word.len();
+    }
+    let is_part = |c: char| c.is_ascii_digit() || matches!(c, '.' | 'e' | 'E' | '+' | '-');
+    let length = text.find(|c| !is_part(c)).unwrap_or(text.len());
+    let number = &text[..length];
+    if !number.parse::<f64>().is_ok_and(f64::is_infinite) {
+        return 0;
+    }
+    match number.find(['e', 'E']) {
+        // What is before the exponent is checked by whoever reads it.
+        Some(exponent) => {
+            out.push_str(&number[..=exponent]);
+            out.extend(std::iter::repeat_n('0', length - exponent - 1));
+        }
+        None if number.bytes().all(|byte| byte.is_ascii_digit()) && !number.starts_with('0') => {
+            out.push_str("1e");
+            out.extend(std::iter::repeat_n('0', length - 2));
+        }
+        None => return 0,
+    }
+    length
 }
 
 /// Whether a number may start after `before`, or has started with its sign.
@@ -148,6 +197,11 @@ mod tests {
             ("1NaN", "1NaN"),
             ("[0.Infinity]", "[0.Infinity]"),
             ("1e-Infinity", "1e-Infinity"),
+            ("[1e999, -12.5E+400,1e9]", "[1e000, -12.5E0000,1e9]"),
+            (
+                r#"["\ud800", "a\udc00", "\ud83d\ude00", "\\ud800"]"#,
+                r#"["\ufffd", "a\ufffd", "\ud83d\ude00", "\\ud800"]"#,
+            ),
         ] {
             assert_eq!(strict(python), json);
         }

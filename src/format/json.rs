@@ -13,15 +13,24 @@ use crate::error::{Error, JsonFault};
 pub const MAX_CONFIG: u64 = 10_000_000;
 /// The most bytes of an index that are read: as many as of a header, which says more.
 pub const MAX_INDEX: u64 = 100_000_000;
+/// How deep a config or an index may be nested. Python reads somewhat more, and none in use has more
+/// than ten levels.
+const MAX_NESTING: usize = 500;
 
 /// The text of a config or an index, checked to be JSON as Python writes it, and the same text as
 /// strict JSON.
 pub fn text(path: &Path, bytes: Vec<u8>) -> Result<(String, String), Error> {
     let text = String::from_utf8(bytes).map_err(|error| JsonFault::Utf8 { source: error.into() });
     let text = text.map_err(Error::json(path))?;
+    let levels = nesting(text.as_bytes());
+    if levels > MAX_NESTING {
+        return Err(Error::json(path)(JsonFault::TooDeep { levels, limit: MAX_NESTING }));
+    }
     let strict = edit::strict(&text);
-    let checked = check(&strict).map_err(|error| JsonFault::Syntax { source: error.into() });
-    checked.map_err(Error::json(path))?;
+    let mut reader = serde_json::Deserializer::from_str(&strict);
+    reader.disable_recursion_limit();
+    let checked = Anything::deserialize(&mut reader).and_then(|_| reader.end());
+    checked.map_err(|error| Error::json(path)(JsonFault::Syntax { source: error.into() }))?;
     Ok((text, strict))
 }
 
@@ -114,6 +123,19 @@ mod tests {
             [("", 0), ("[[]][]", 2), (r#"{"[[[": ["\"[{"]}"#, 2), ("]]]][", 1), ("[[[", 3)]
         {
             assert_eq!(nesting(text.as_bytes()), depth, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_python_reads_is_read() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for good in ["[1e999, -1E+400, NaN]", r#"{"\ud800": "\udc00 \ud83d\ude00"}"#, &deep] {
+            text(Path::new("c"), good.into()).expect(good);
+        }
+        let deeper = format!("[{deep}]");
+        for bad in ["[01e999]", "[1.e999]", r#"["\ud80"]"#, "[1e999", &deeper, &"[".repeat(1 << 20)]
+        {
+            text(Path::new("c"), bad.into()).expect_err(bad);
         }
     }
 

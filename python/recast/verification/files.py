@@ -16,7 +16,7 @@ from recast._core import nesting
 MAX_HEADER = MAX_INDEX = MAX_REPORT = 100_000_000
 MAX_CONFIG = 10_000_000
 # As deep as the core reads JSON.
-NESTING = 127
+NESTING = 500
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -69,5 +69,5 @@ def checked_depth(data: bytes) -> str:
     """`data` as text. Raises `ValueError` where its JSON is nested too deeply: Python's parser is
     recursive, and its own limit can be raised by anybody until the stack overflows."""
     if (depth := nesting(data)) > NESTING:
-        raise ValueError(f"it is nested {depth:,} levels deep")
+        raise ValueError(f"it is nested {depth:,} levels deep, and recast reads at most {NESTING}")
     return data.decode()
