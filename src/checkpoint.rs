@@ -39,7 +39,7 @@ pub enum Kind {
     StaleIndex,
     /// A file that says how weights are quantized, and nothing else.
     Sidecar,
-    /// The settings of sentence-transformers, which may state a dtype.
+    /// The settings of sentence-transformers, which may state a dtype, or Mistral's.
     Settings(Config),
     /// A tokenizer, a readme, code: copied as it is.
     Plain,
@@ -147,6 +147,10 @@ impl Checkpoint {
                     let says = shard.quantization().map(|key| format!("{key} in its metadata"));
                     checkpoint.label(file.path(), &file.location, says);
                 }
+                Kind::Settings(config) => {
+                    let says = config.quantized.clone();
+                    checkpoint.label(file.path(), &file.location, says);
+                }
                 Kind::Sidecar => {
                     let says = "which is written for quantized weights".to_owned();
                     checkpoint.label(file.path(), &file.location, Some(says));
@@ -188,6 +192,11 @@ impl Checkpoint {
         let shards = self.shards().enumerate();
         let left = shards.filter(|(number, _)| self.parts.not_loaded.contains(number));
         left.map(|(_, (file, _))| file.path())
+    }
+
+    /// Whether a tensor is optimizer state: the number of its shard, and its position there.
+    pub fn is_state(&self, (shard, tensor): (usize, usize)) -> bool {
+        self.parts.state.get(shard).is_some_and(|state| state.contains(&tensor))
     }
 
     fn note_config_beside(&mut self, key: &Path) -> Result<(), Error> {

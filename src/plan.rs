@@ -23,7 +23,7 @@ use crate::shown::{Names, Shown};
 use quantized::LeftOver;
 pub use quantized::described;
 use tensors::Decisions;
-pub use tensors::{Action, Content, Options, PlannedTensor};
+pub use tensors::{Action, Content, Options, PlannedTensor, Special};
 
 #[derive(Clone, Debug)]
 pub struct PlannedFile {
@@ -73,8 +73,8 @@ impl Plan {
         };
         // They come before what describes them.
         for (number, (file, shard)) in checkpoint.shards().enumerate() {
-            let part = |tensor| checkpoint.quantized.part((number, tensor));
-            let (content, spans) = decisions.shard(file, shard, &part, &left_over)?;
+            let special = |tensor| Special::of(checkpoint, (number, tensor));
+            let (content, spans) = decisions.shard(file, shard, &special, &left_over)?;
             add(&mut files, file, content, spans);
         }
         // Made once, because there may be many indexes, and only where there is one.
@@ -183,12 +183,22 @@ impl Plan {
         warnings.extend(files.map(|files| Warning::Hashes { files }));
         warnings.extend(quantized::warnings(checkpoint, left_over));
         let others = self.tensors().filter(|(_, tensor, planned)| {
-            tensor.dtype.is_float() && tensor.dtype.float().is_none() && !planned.is_quantized
+            tensor.dtype.is_float()
+                && tensor.dtype.float().is_none()
+                && planned.special == Special::None
         });
         let tensors = Names::of(
             others.map(|(_, tensor, _)| format!("{} ({})", tensor.name.shown(), tensor.dtype)),
         );
         warnings.extend(tensors.map(|tensors| Warning::Carried { tensors }));
+        let state = self.tensors().filter(|(_, _, planned)| planned.special == Special::State);
+        let tensors = Names::of(state.map(|(_, tensor, _)| tensor.name.shown()));
+        warnings.extend(tensors.map(|tensors| Warning::OptimizerState { tensors }));
+        let empty = self.tensors().filter(|(_, tensor, planned)| {
+            tensor.dtype.is_float() && tensor.bytes == 0 && planned.special == Special::None
+        });
+        let tensors = Names::of(empty.map(|(_, tensor, _)| tensor.name.shown()));
+        warnings.extend(tensors.map(|tensors| Warning::Empty { tensors }));
         let misnamed = self.files.iter().filter(|file| {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy();
             file.tensors().any(|(_, planned)| planned.action != Action::Copy)
@@ -291,6 +301,10 @@ causes! {
              {files}";
         Carried { tensors: Names = Names::example("TENSORS") }
             "carried in a dtype that recast does not cast: {tensors}";
+        OptimizerState { tensors: Names = Names::example("TENSORS") }
+            "carried as they are, because they are optimizer state, not part of a model: {tensors}";
+        Empty { tensors: Names = Names::example("TENSORS") }
+            "have no values, as when DeepSpeed ZeRO-3 saves weights that were not gathered: {tensors}";
         CarriedQuantized { schemes: String = "SCHEMES",
                            tensors: Names = Names::example("TENSORS") }
             "carried as they are, because they belong to quantized weights ({schemes}): {tensors}";

@@ -57,6 +57,10 @@ pub(super) fn read(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
         Kind::Config(Config::parse(&location, text(json::MAX_CONFIG)?)?)
     } else if is_settings(&name) {
         Kind::Settings(Config::parse(&location, text(json::MAX_CONFIG)?)?)
+    } else if name == "params.json" {
+        // Mistral's config, or anything else: then it is no business of recast's.
+        let parsed = text(json::MAX_CONFIG).and_then(|bytes| Config::parse(&location, bytes));
+        parsed.map_or(Kind::Plain, Kind::Settings)
     } else if is_other_weights(&name) {
         Kind::OtherWeights
     } else if SIDECARS.contains(&&*name) {

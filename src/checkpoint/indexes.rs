@@ -9,8 +9,10 @@ use crate::error::Error;
 use crate::format::index::Index;
 use crate::format::json::MAX_CONFIG;
 use crate::format::listing::{self, MODULES, PIPELINE};
+use crate::format::safetensors::Shard;
 use crate::place::read_small;
 use crate::recognize::loaded::{self, Listing};
+use crate::recognize::optimizer;
 use crate::shown::Shown;
 
 /// What was found while the shards were checked.
@@ -19,6 +21,8 @@ pub struct Shards {
     /// Those that no loader takes that is given the directory, as positions in
     /// [`Checkpoint::shards`].
     pub not_loaded: BTreeSet<usize>,
+    /// Of each shard, the positions of the tensors that are optimizer state.
+    pub state: Vec<BTreeSet<usize>>,
     /// Tensors that an index names and no shard has, because loaders make them of another one.
     pub tied: Vec<String>,
 }
@@ -31,6 +35,7 @@ impl Checkpoint {
             self.files[file].kind = Kind::StaleIndex;
         }
         self.parts.tied = self.check_indexes()?;
+        self.parts.state = self.shards().map(|(file, shard)| state(file.path(), shard)).collect();
         if !self.single_file {
             self.parts.not_loaded = self.listing().not_loaded();
             self.check_numbers()?;
@@ -144,6 +149,11 @@ impl Checkpoint {
         }
         listing
     }
+}
+
+fn state(file: &Path, shard: &Shard) -> BTreeSet<usize> {
+    let names: Vec<&str> = shard.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    optimizer::of(file, &names)
 }
 
 /// The paths of the shards that an index names.

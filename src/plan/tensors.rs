@@ -44,6 +44,25 @@ pub enum Action {
     Keep,
 }
 
+/// What a tensor is instead of a value of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    None,
+    Quantized(Part),
+    State,
+}
+
+impl Special {
+    /// That of a tensor: the number of its shard, and its position there.
+    pub fn of(checkpoint: &Checkpoint, tensor: (usize, usize)) -> Special {
+        match checkpoint.quantized.part(tensor) {
+            Some(part) => Special::Quantized(part),
+            None if checkpoint.is_state(tensor) => Special::State,
+            None => Special::None,
+        }
+    }
+}
+
 /// What becomes of a tensor of a shard. Its bytes are those of the span with its position in
 /// [`Content::Shard`] and one more, which is the header's.
 #[derive(Clone, Debug)]
@@ -51,7 +70,7 @@ pub struct PlannedTensor {
     pub tensor: usize,
     pub action: Action,
     pub reason: Arc<str>,
-    pub is_quantized: bool,
+    pub special: Special,
     /// Whether the loader that the config names casts it all the same.
     pub is_kept_in_vain: bool,
     pub dtype: Dtype,
@@ -144,7 +163,7 @@ impl Decisions {
         &self,
         file: &SourceFile,
         shard: &Arc<Shard>,
-        part: &dyn Fn(usize) -> Option<Part>,
+        kind: &dyn Fn(usize) -> Special,
         left_over: &LeftOver<'_>,
     ) -> Result<(Content, Vec<Span>), Error> {
         let component = component(file.path());
@@ -162,10 +181,11 @@ impl Decisions {
             .iter()
             .enumerate()
             .map(|(index, tensor)| {
-                let part = part(index);
-                let (action, reason) = match part {
-                    Some(part) => (Action::Copy, carried(part)),
-                    None => self.decide(&component, tensor),
+                let special = kind(index);
+                let (action, reason) = match special {
+                    Special::Quantized(part) => (Action::Copy, carried(part)),
+                    Special::State => (Action::Copy, "optimizer state".into()),
+                    Special::None => self.decide(&component, tensor),
                 };
                 let (dtype, bytes) = match action {
                     Action::Cast => (self.to.dtype(), tensor.elements() * self.to.bytes() as u64),
@@ -175,7 +195,7 @@ impl Decisions {
                     tensor: index,
                     action,
                     reason: shared(reason),
-                    is_quantized: part.is_some(),
+                    special,
                     is_kept_in_vain: action == Action::Keep && self.is_in_vain(&component, tensor),
                     dtype,
                     bytes,
@@ -225,7 +245,8 @@ fn wide(checkpoint: &Checkpoint, to: Float) -> HashMap<String, Wide> {
     for (number, (file, shard)) in checkpoint.shards().enumerate() {
         let tensors = components.entry(component(file.path())).or_default();
         let own = shard.tensors.iter().enumerate();
-        let own = own.filter(|(index, _)| checkpoint.quantized.part((number, *index)).is_none());
+        let own =
+            own.filter(|(index, _)| Special::of(checkpoint, (number, *index)) == Special::None);
         tensors.extend(own.filter_map(|(_, tensor)| seen(tensor)));
     }
     let of = |(component, tensors): (String, Vec<wide::Tensor<'_>>)| {

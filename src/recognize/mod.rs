@@ -2,6 +2,7 @@
 //! only confirms it or contradicts it.
 
 pub mod loaded;
+pub mod optimizer;
 pub mod quantized;
 mod rules;
 mod schemes;
