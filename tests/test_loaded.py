@@ -24,7 +24,7 @@ def marked(tensors: Mapping[str, torch.Tensor], value: float) -> Tensors:
 def write_shards(model: Path, tensors: Tensors, stem: str = "model", folder: str = "") -> None:
     """Two shards with an index, as `save_pretrained` writes them."""
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
         shard = f"{folder}{stem}-{number:05}-of-00002.safetensors"
         (model / shard).parent.mkdir(exist_ok=True)

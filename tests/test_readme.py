@@ -119,9 +119,10 @@ def test_the_chart_shows_those_of_the_table_and_a_floor() -> None:
 @pytest.mark.slow  # tests/test_docs.py runs the recipes too, without a look at what they make.
 def test_the_recipes_do_what_they_say(saved: Save, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(saved("llama", "fp32"))
-    (tmp_path / "moe").mkdir()
-    rows = [(f"model.layers.0.mlp.{name}.weight", "F32", [4], bytes(16)) for name in ("gate", "up")]
-    (tmp_path / "moe" / "model.safetensors").write_bytes(raw_bytes(rows))
+    for component in ("unet", "vae"):
+        (tmp_path / "sdxl" / component).mkdir(parents=True)
+        shard = raw_bytes([("conv.weight", "F32", [4], bytes(16))])
+        (tmp_path / "sdxl" / component / "model.safetensors").write_bytes(shard)
     recipes = README.split("## Everyday recipes")[1].split("\n## ")[0]
     env = environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", CUDA_VISIBLE_DEVICES="")
     for block in FENCE.finditer(recipes):
@@ -138,7 +139,9 @@ def test_the_recipes_do_what_they_say(saved: Save, tmp_path: Path) -> None:
     dtypes = {path.name: set(recast.inspect(path).dtypes) for path in tmp_path.glob("*/")}
     assert dtypes["model-bf16"] == dtypes["checked"] == {"BF16"}
     assert dtypes["model-fp16"] == dtypes["model-clipped"] == {"F16"}
-    assert dtypes["moe-bf16"] == dtypes["model-kept"] == {"BF16", "F32"}
+    assert dtypes["sdxl-fp16"] == {"F16", "F32"}
+    assert dtypes["model-kept"] == {"BF16", "F32"}
+    assert set(recast.inspect(tmp_path / "sdxl-fp16" / "vae").dtypes) == {"F32"}
 
 
 def test_every_link_leads_somewhere() -> None:
