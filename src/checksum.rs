@@ -10,6 +10,9 @@ use twox_hash::XxHash3_128;
 
 use crate::held;
 
+/// Hexadecimal digits of a SHA-256 digest.
+pub const SHA256_DIGITS: usize = 64;
+
 /// Bytes of a block. Small enough that a block and what it becomes stay in the second-level cache.
 pub const BLOCK: u64 = 256 << 10;
 

@@ -174,8 +174,7 @@ impl Plan {
         warnings.extend(tensors.map(|tensors| Warning::KeptInVain { to: to.name(), tensors }));
         let hashes = self.files.iter().filter(|file| match &file.content {
             Content::Shard { shard, tensors } => {
-                let changes = tensors.iter().any(|planned| planned.action == Action::Cast);
-                changes && shard.hashes().next().is_some()
+                shard.other_hashes().next().is_some() && tensors::changes(shard, tensors)
             }
             _ => false,
         });
@@ -297,8 +296,8 @@ causes! {
             "kept in the result, but transformers casts them to {to} when it loads the model: \
              {tensors}";
         Hashes { files: Names = Names::example("FILES") }
-            "the metadata had hashes of the weights, which are others now, so they are removed: \
-             {files}";
+            "the metadata had hashes of the weights, which are others now, so those that recast cannot \
+             make again are removed: {files}";
         Carried { tensors: Names = Names::example("TENSORS") }
             "carried in a dtype that recast does not cast: {tensors}";
         OptimizerState { tensors: Names = Names::example("TENSORS") }

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::cast::{self, Audit, Level, Overflow};
-use crate::checksum::{BLOCK, Blocks, Digest, Hasher};
+use crate::checksum::{BLOCK, Blocks, Digest, Hasher, SHA256_DIGITS};
 use crate::dtype::Float;
 use crate::names;
 use crate::place::Source;
@@ -31,6 +31,13 @@ pub struct Extent {
 pub enum Span {
     /// These bytes.
     Literal(#[serde(with = "names::hex")] Vec<u8>),
+    /// These bytes; at each of `at`, the 64 hexadecimal digits of the SHA-256 digest of all that the
+    /// recipe makes after this span, which is its first.
+    Hashed {
+        #[serde(with = "names::hex")]
+        text: Vec<u8>,
+        at: Vec<usize>,
+    },
     /// The bytes of a source.
     Copy(Extent),
     /// The bytes of a source, which are audited as if they were cast.
@@ -61,7 +68,7 @@ impl Span {
     /// The bytes it makes.
     pub fn bytes(&self) -> u64 {
         match self {
-            Span::Literal(bytes) => bytes.len() as u64,
+            Span::Literal(text) | Span::Hashed { text, .. } => text.len() as u64,
             Span::Copy(extent) | Span::Keep { values: extent, .. } => extent.bytes,
             Span::Cast { values, from, to, .. } => {
                 values.bytes / from.bytes() as u64 * to.bytes() as u64
@@ -75,6 +82,7 @@ impl Span {
     pub fn grain(&self) -> u64 {
         match self {
             Span::Literal(_) | Span::Copy(_) => 1,
+            Span::Hashed { text, .. } => text.len() as u64,
             Span::Keep { from, .. } => from.bytes() as u64,
             Span::Cast { to, .. } => to.bytes() as u64,
             #[cfg(test)]
@@ -87,6 +95,7 @@ impl Span {
     fn step(&self) -> u64 {
         match self {
             Span::Cast { from, to, .. } => BLOCK * to.bytes().div_ceil(from.bytes()) as u64,
+            Span::Hashed { text, .. } => (text.len() as u64).next_multiple_of(BLOCK),
             _ => BLOCK,
         }
     }
@@ -99,7 +108,7 @@ impl Span {
             bytes: bytes / to * from,
         };
         let inputs = match self {
-            Span::Literal(_) => [None, None],
+            Span::Literal(_) | Span::Hashed { .. } => [None, None],
             Span::Copy(extent) | Span::Keep { values: extent, .. } => {
                 [Some(part(extent, (1, 1))), None]
             }
@@ -116,7 +125,7 @@ impl Span {
 
     /// Whether what happens to its values is counted.
     pub fn is_audited(&self) -> bool {
-        !matches!(self, Span::Literal(_) | Span::Copy(_))
+        !matches!(self, Span::Literal(_) | Span::Hashed { .. } | Span::Copy(_))
     }
 
     pub fn can_overflow(&self) -> bool {
@@ -126,8 +135,8 @@ impl Span {
         }
     }
 
-    /// Makes the range at `start` into `out`, from what [`Span::inputs`] says; `scratch` is memory
-    /// of the caller's for whatever it takes.
+    /// Makes the range at `start` into `out`, from what [`Span::inputs`] says, or from the digits of
+    /// a digest; `scratch` is memory of the caller's for whatever it takes.
     pub fn make(
         &self,
         (level, overflow): (Level, Overflow),
@@ -140,6 +149,10 @@ impl Span {
         match self {
             Span::Literal(bytes) => {
                 out.copy_from_slice(&bytes[start as usize..start as usize + out.len()]);
+            }
+            Span::Hashed { text, at } => {
+                out.copy_from_slice(text);
+                at.iter().for_each(|at| out[*at..at + SHA256_DIGITS].copy_from_slice(inputs[0]));
             }
             Span::Copy(_) => out.copy_from_slice(inputs[0]),
             Span::Keep { from, to, .. } => {

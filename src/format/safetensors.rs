@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::edit::Object as Members;
 use super::json;
-use crate::checksum::{Blocks, Digest};
+use crate::checksum::{Blocks, Digest, SHA256_DIGITS};
 use crate::dtype::Dtype;
 use crate::error::{Error, HeaderFault};
 use crate::place::Object;
@@ -81,12 +81,26 @@ impl Shard {
         members.find(|(key, _)| KEYS.contains(&key.as_str())).map(|(key, _)| key.as_str())
     }
 
-    /// The keys of the metadata that hold a hash of the tensors: what kohya's scripts and
-    /// ModelSpec write.
-    pub fn hashes(&self) -> impl Iterator<Item = &str> {
+    /// The keys of the metadata that hold a hash of the tensors' bytes, and what stands before its
+    /// digits: what kohya's scripts (`addnet_hash_safetensors`) and ModelSpec write. Only where
+    /// there is a hash.
+    pub fn hashes(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let hash = |(key, value): &'_ (String, String)| match key.as_str() {
+            "sshs_model_hash" => is_hash(value).then_some(""),
+            "modelspec.hash_sha256" => is_hash(value.strip_prefix("0x")?).then_some("0x"),
+            _ => None,
+        };
+        let members = self.metadata.iter().flatten();
+        members.filter_map(move |member| Some((member.0.as_str(), hash(member)?)))
+    }
+
+    /// The keys of the metadata that hold something made of the tensors' bytes in a way that is not
+    /// known: of a file that was written on the way, or no hash at all.
+    pub fn other_hashes(&self) -> impl Iterator<Item = &str> {
         const KEYS: [&str; 3] = ["sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"];
         let keys = self.metadata.iter().flatten().map(|(key, _)| key.as_str());
-        keys.filter(|key| KEYS.contains(key))
+        let known = |key: &str| self.hashes().any(|(known, _)| known == key);
+        keys.filter(move |key| KEYS.contains(key) && !known(key))
     }
 
     /// Where the blocks lie of a file of `bytes` bytes with this header.
@@ -172,6 +186,10 @@ enum Member<'a> {
 
 fn in_order<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
+}
+
+fn is_hash(digits: &str) -> bool {
+    digits.len() == SHA256_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 fn check_size(tensor: &Tensor) -> Result<(), HeaderFault> {

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
-use super::check;
 use super::sink::{File, Made, Options, Overflowed, Sink, Sinks};
+use super::{check, hashed};
 use crate::cast::Audit;
 use crate::checksum::{Digest, Sums};
 use crate::error::Error;
 use crate::held;
 use crate::place::{Marks, Object, Place};
-use crate::recipe::{Layout, Part, Recipe};
+use crate::recipe::{Layout, Part, Recipe, Span};
 
 /// A file whose bytes are all written.
 pub type Finished<S> = (usize, S, Made);
@@ -206,6 +206,11 @@ impl<'a, S: Sinks> Job<'a, S> {
             *slot = source.object.get(extent.start, extent.bytes as usize, buffer)?;
             source.sums.add(extent.start, slot);
         }
+        let digest;
+        if matches!(span, Span::Hashed { .. }) {
+            digest = self.digest(recipe, open)?;
+            read[0] = digest.as_bytes();
+        }
         let (at, mut audit) = (piece + range.start as u64, Audit::default());
         let how = (self.options.level, recipe.overflow);
         span.make(how, part.start, &read, &mut made[range.clone()], scratch, &mut audit);
@@ -220,6 +225,21 @@ impl<'a, S: Sinks> Job<'a, S> {
             held(&open.audits)[open.rank[part.span] as usize].merge(&audit);
         }
         Ok(())
+    }
+
+    /// What a header states that holds the digest of what follows it.
+    fn digest(&self, recipe: &Recipe, open: &Open<S::Sink>) -> Result<String, Error> {
+        hashed::rest(recipe, &open.layout, self.options.level, &mut |extent, buffer| {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Stopped);
+            }
+            let (object, mut own) = (&open.sources[extent.source].object, Vec::new());
+            let read = object.get(extent.start, extent.bytes as usize, &mut own)?;
+            buffer.clear();
+            buffer.extend_from_slice(read);
+            object.release(extent.start, extent.bytes as usize);
+            Ok(())
+        })
     }
 
     /// The file's handles, opened by the first worker that comes to it.

@@ -4,6 +4,7 @@
 //! that started them.
 
 pub mod check;
+mod hashed;
 mod job;
 mod range;
 mod sink;

@@ -5,9 +5,9 @@ use std::ops::Range;
 use crate::cast::{Audit, Level};
 use crate::error::Error;
 use crate::place::{Object, Place};
-use crate::recipe::Recipe;
+use crate::recipe::{Extent, Recipe, Span};
 
-use super::check;
+use super::{check, hashed};
 
 /// The bytes of a range of what a recipe makes from the objects of a place.
 ///
@@ -21,8 +21,7 @@ pub fn range(
 ) -> Result<Vec<u8>, Error> {
     let layout = recipe.layout();
     assert!(range.start <= range.end && range.end <= recipe.bytes(), "not a range of the result");
-    let mut objects: Vec<Option<Box<dyn Object>>> = Vec::new();
-    objects.resize_with(recipe.sources.len(), || None);
+    let mut objects = Objects { recipe, place, open: Vec::new() };
     let (mut out, mut scratch) = (Vec::new(), Vec::new());
     for part in recipe.parts(&layout, range.start, range.end) {
         let span = &recipe.spans[part.span];
@@ -31,18 +30,15 @@ pub fn range(
         let start = part.start / grain * grain;
         let end = (part.start + part.bytes).next_multiple_of(grain);
         let mut read: Vec<Vec<u8>> = Vec::new();
+        if matches!(span, Span::Hashed { .. }) {
+            let digest = hashed::rest(recipe, &layout, level, &mut |extent, buffer| {
+                buffer.clone_from(&objects.read(extent)?);
+                Ok(())
+            })?;
+            read.push(digest.into_bytes());
+        }
         for extent in span.inputs(start, end - start) {
-            let object = match &mut objects[extent.source] {
-                Some(object) => object,
-                slot => {
-                    let source = &recipe.sources[extent.source];
-                    let object = place.open(&source.key, false)?;
-                    check::opened(place, source, &*object, |_| ())?;
-                    slot.insert(object)
-                }
-            };
-            let mut buffer = Vec::new();
-            read.push(object.get(extent.start, extent.bytes as usize, &mut buffer)?.to_vec());
+            read.push(objects.read(extent)?);
         }
         let inputs: Vec<&[u8]> = read.iter().map(Vec::as_slice).collect();
         let mut made = vec![0; (end - start) as usize];
@@ -52,4 +48,28 @@ pub fn range(
         out.extend(&made[from..from + part.bytes as usize]);
     }
     Ok(out)
+}
+
+/// The sources of a recipe, opened when they are first read.
+struct Objects<'a> {
+    recipe: &'a Recipe,
+    place: &'a dyn Place,
+    open: Vec<Option<Box<dyn Object>>>,
+}
+
+impl Objects<'_> {
+    fn read(&mut self, extent: Extent) -> Result<Vec<u8>, Error> {
+        self.open.resize_with(self.recipe.sources.len(), || None);
+        let object = match &mut self.open[extent.source] {
+            Some(object) => object,
+            slot => {
+                let source = &self.recipe.sources[extent.source];
+                let object = self.place.open(&source.key, false)?;
+                check::opened(self.place, source, &*object, |_| ())?;
+                slot.insert(object)
+            }
+        };
+        let mut buffer = Vec::new();
+        Ok(object.get(extent.start, extent.bytes as usize, &mut buffer)?.to_vec())
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{File, Made, Sink, Sinks, make};
 use crate::cast::{Level, Overflow};
-use crate::checksum::{BLOCK, Digest};
+use crate::checksum::{BLOCK, Digest, SHA256_DIGITS};
 use crate::dtype::Float;
 use crate::error::Error;
 use crate::held;
@@ -107,6 +107,24 @@ fn any_range_of_a_result_can_be_made_alone() {
             let found = make::range(&recipe, &place, LEVEL, start..stop).expect("made");
             assert_same(&found, &expected[start as usize..stop as usize]);
         }
+    }
+}
+
+#[test]
+fn a_header_states_the_hash_of_what_follows_it() {
+    use sha2::Digest as _;
+    let (place, mut recipe, mut expected) = example();
+    let text = [b'_'; SHA256_DIGITS + 10].to_vec();
+    let rest = expected.split_off(b"header".len());
+    recipe.spans[0] = Span::Hashed { text: text.clone(), at: vec![3] };
+    let digest: String =
+        sha2::Sha256::digest(&rest).iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = [&text[..3], digest.as_bytes(), &text[..7], &rest].concat();
+    let (found, _) = made(&place, &recipe, 2);
+    assert_same(&found, &expected);
+    for (start, stop) in [(0, 10), (5, 90), (70, 80)] {
+        let found = make::range(&recipe, &place, LEVEL, start..stop).expect("made");
+        assert_same(&found, &expected[start as usize..stop as usize]);
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::quantized::LeftOver;
 use crate::cast::Overflow;
 use crate::checkpoint::{Checkpoint, SourceFile};
+use crate::checksum::SHA256_DIGITS;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, HeaderFault};
 use crate::format::safetensors::{MAX_HEADER, Shard, Tensor};
@@ -209,17 +210,28 @@ impl Decisions {
             right.dtype.cmp(&left.dtype).then_with(names)
         });
         let says = shard.quantization().filter(|_| left_over.contains(file.path()));
-        let changes = tensors.iter().any(|planned| planned.action == Action::Cast);
-        let hashes = shard.hashes().filter(|_| changes);
-        let removed: Vec<&str> = says.into_iter().chain(hashes).collect();
+        let others = shard.other_hashes().filter(|_| changes(shard, &tensors));
+        let removed: Vec<&str> = says.into_iter().chain(others).collect();
         let metadata = metadata(shard.metadata.as_deref(), &removed);
-        let header = Shard::header(
-            &metadata,
-            tensors.iter().map(|planned| {
-                let Tensor { name, shape, .. } = source(planned);
-                (name.as_str(), &planned.dtype, shape.as_slice(), planned.bytes)
-            }),
-        );
+        let header = |digit: &str| {
+            let mut metadata = metadata.clone();
+            for (key, value) in &mut metadata {
+                if let Some((_, before)) = shard.hashes().find(|(hash, _)| hash == key) {
+                    *value = format!("{before}{}", digit.repeat(SHA256_DIGITS));
+                }
+            }
+            Shard::header(
+                &metadata,
+                tensors.iter().map(|planned| {
+                    let Tensor { name, shape, .. } = source(planned);
+                    (name.as_str(), &planned.dtype, shape.as_slice(), planned.bytes)
+                }),
+            )
+        };
+        let (header, at) = match shard.hashes().next() {
+            Some(_) => with_places(header("0"), &header("1")),
+            None => (header(""), Vec::new()),
+        };
         let length = header.len() as u64 - 8;
         if length > MAX_HEADER {
             let fault = HeaderFault::ResultTooLong { length, limit: MAX_HEADER };
@@ -234,9 +246,26 @@ impl Decisions {
                 _ => Span::Copy(values),
             }
         });
-        let spans = std::iter::once(Span::Literal(header)).chain(data).collect();
+        let header = match at.is_empty() {
+            true => Span::Literal(header),
+            false => Span::Hashed { text: header, at },
+        };
+        let spans = std::iter::once(header).chain(data).collect();
         Ok((Content::Shard { shard: Arc::clone(shard), tensors }, spans))
     }
+}
+
+/// Whether the bytes of a shard's tensors become others, or come in another order.
+pub(super) fn changes(shard: &Shard, tensors: &[PlannedTensor]) -> bool {
+    let starts = tensors.iter().map(|planned| shard.tensors[planned.tensor].start);
+    tensors.iter().any(|planned| planned.action == Action::Cast) || !starts.is_sorted()
+}
+
+/// A header, and the places of the digests in it: where it differs from one with other digits.
+fn with_places(header: Vec<u8>, other: &[u8]) -> (Vec<u8>, Vec<usize>) {
+    let differs = (0..header.len()).filter(|at| header[*at] != other[*at]);
+    let places = differs.step_by(SHA256_DIGITS).collect();
+    (header, places)
 }
 
 /// What is wide on purpose in each component, by the configs in its folder and above it.
