@@ -85,14 +85,21 @@ pub const SCHEMES: &[Scheme] = &[
         .unmistakable(),
     scheme("GPTQ", ".g_idx", &[".qweight"], PACKED).also(&[".qzeros", ".scales"]).unmistakable(),
     scheme("GPTQ or AWQ", ".qzeros", &[".qweight"], PACKED).also(&[".scales"]).unmistakable(),
-    scheme("GPTQ", ".scales", &[".qweight"], PACKED)
-        .also(&[".act_global_scale", ".weight_global_scale"]),
+    scheme("FP-Quant", ".weight_global_scale", &[".qweight"], PACKED).also(&[
+        ".act_global_scale",
+        ".scales",
+        ".forward_hadamard_matrix",
+        ".backward_hadamard_matrix",
+    ]),
+    scheme("GPTQ", ".scales", &[".qweight"], PACKED),
     scheme("Marlin", ".s", &[".B", ".B_24"], &["I32"]).also(&[".B_meta", ".workspace"]),
     scheme("EXL2", ".q_scale", &[".q_weight"], PACKED)
         .also(&[".q_scale_max", ".q_groups", ".q_group_map", ".q_invperm", ".q_perm"])
         .unmistakable(),
     scheme("EXL3", ".suh", &[".trellis"], PACKED).also(&[".svh", ".mcg", ".mul1"]).unmistakable(),
-    scheme("MLX", ".scales", &[".weight"], &["U32"]).also(&[".biases"]),
+    // transformers calls the biases `qbiases`.
+    scheme("MLX", ".scales", &[".weight"], &["U32"]).also(&[".biases", ".qbiases"]),
+    scheme("HIGGS", ".tables2", &[".weight"], &["I16"]).also(&[".scales", ".tables"]),
     scheme("AQLM", ".codebooks", &[".codes"], PACKED).also(&[".scales"]),
     scheme("VPTQ", ".centroids.weight", &[".indices"], PACKED).also(&[
         ".res_centroids.weight",
@@ -137,6 +144,7 @@ pub const SCHEMES: &[Scheme] = &[
     scheme("torchao", "_scale", &["_qdata"], ANY).also(&[
         "_zero_point",
         "_scale_and_zero",
+        "_per_tensor_scale",
         "_act_pre_scale",
     ]),
 ];

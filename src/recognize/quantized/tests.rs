@@ -129,6 +129,34 @@ fn every_scheme_is_recognized_by_its_tensors_alone() {
                 ("a.biases", "F16", &[64, 2]),
             ],
         ),
+        (
+            "MLX",
+            &[
+                ("a.weight", "U32", &[64, 16]),
+                ("a.scales", "F32", &[64, 2]),
+                ("a.qbiases", "F32", &[64, 2]),
+            ],
+        ),
+        (
+            "HIGGS",
+            &[
+                ("a.weight", "I16", &[16, 512]),
+                ("a.scales", "F16", &[64, 2]),
+                ("a.tables", "F16", &[16]),
+                ("a.tables2", "F16", &[16, 16, 2]),
+            ],
+        ),
+        (
+            "FP-Quant",
+            &[
+                ("a.qweight", "U8", &[64, 64]),
+                ("a.scales", "U8", &[64, 4]),
+                ("a.weight_global_scale", "F32", &[1]),
+                ("a.act_global_scale", "F32", &[1]),
+                ("a.forward_hadamard_matrix", "BF16", &[32, 32]),
+                ("a.backward_hadamard_matrix", "BF16", &[32, 32]),
+            ],
+        ),
         ("quanto", &[("a.weight._data", "I8", &[64, 64]), ("a.weight._scale", "F32", &[64, 1])]),
         (
             "bitsandbytes 4-bit",
@@ -153,7 +181,11 @@ fn every_scheme_is_recognized_by_its_tensors_alone() {
         ),
         (
             "torchao",
-            &[("a._weight_qdata", "F8_E4M3", &[8, 8]), ("a._weight_scale", "F32", &[8, 1])],
+            &[
+                ("a._weight_qdata", "U8", &[8, 8]),
+                ("a._weight_scale", "F8_E4M3", &[8, 1]),
+                ("a._weight_per_tensor_scale", "F32", &[]),
+            ],
         ),
         (
             "an unknown scheme",
