@@ -44,7 +44,7 @@ mod shown;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A lock on data that every holder leaves whole, so a panic elsewhere does not matter.
+/// Locks `mutex`. Every holder leaves the data whole, so a panic elsewhere does not matter.
 pub(crate) fn held<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

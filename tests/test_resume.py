@@ -115,7 +115,7 @@ def test_a_dry_run_writes_nothing_where_a_run_would_begin_or_continue(tmp_path: 
     before = stats(tmp_path)
     for options in ((), ("--overwrite",)):
         said = convert(source, dest, "--dry-run", *options).stdout
-        assert said.startswith("begun before; the same command without --dry-run continues\n")
+        assert said.startswith("started before; the same command without --dry-run continues\n")
         assert reported(source, dest, "--dry-run", *options)["resumes"]
         assert stats(tmp_path) == before
     # What another conversion began is no help to this one.

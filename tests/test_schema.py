@@ -6,11 +6,12 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints, is_typeddict
 
 import pytest
 from conftest import Run
 from jsonschema import Draft202012Validator
+from recast.report import VerificationDict
 from referencing import Registry, Resource
 from support import raw_bytes
 
@@ -141,6 +142,28 @@ def test_the_report_in_the_result_fits_its_schema(folder: Path, run: Run) -> Non
         assert not validator("recast.json").is_valid(found)
     differing = {key for key in once if once[key] != again[key]}
     assert {"already_done", "compared"} <= differing <= {"already_done", "compared", "seconds"}
+
+
+def keys(kind: Any) -> Any:
+    """The keys of a `TypedDict`, each with those of its own value; nothing for any other type."""
+    if is_typeddict(kind):
+        return {name: keys(inner) for name, inner in get_type_hints(kind).items()}
+    return next(filter(None, map(keys, get_args(kind))), {})
+
+
+def properties(schema: dict[str, Any], file: str) -> Any:
+    """The same of a schema in `file`."""
+    if "properties" in schema:
+        return {name: properties(inner, file) for name, inner in schema["properties"].items()}
+    if "$ref" in schema:
+        other, _, name = schema["$ref"].partition("#/$defs/")
+        return properties(SCHEMAS[other or file]["$defs"][name], other or file)
+    inside = [*schema.get("anyOf", []), schema.get("items", {})]
+    return next(filter(None, (properties(inner, file) for inner in inside if inner)), {})
+
+
+def test_a_type_checker_knows_the_keys_of_a_verification() -> None:
+    assert keys(VerificationDict) == properties(SCHEMAS["verify.json"], "verify.json")
 
 
 def test_every_schema_is_named_where_its_command_is_documented() -> None:

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests" / "typing"
 Checker = Callable[[Path, Path], list[int]]
-MISSPELT = ('to="bf61"', 'on_overflow="saturat"', 'io="mmapp"', 'verify="gpu"', 'loader="trans')
+MISSPELT = [
+    *('to="bf61"', 'on_overflow="saturat"', 'io="mmapp"', 'verify="gpu"', 'loader="trans'),
+    '"passes"',
+]
 
 
 def mypy(script: Path, folder: Path) -> list[int]:
@@ -89,7 +92,7 @@ def test_that_script_uses_every_public_name() -> None:
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_a_misspelt_option_is_an_error(checker: Checker, tmp_path: Path) -> None:
+def test_a_misspelt_option_or_field_is_an_error(checker: Checker, tmp_path: Path) -> None:
     script = SCRIPTS / "misspelt.py"
     lines = script.read_text(encoding="utf-8").splitlines()
     wrong = [

@@ -26,7 +26,7 @@ from recast.options import (
     Progress,
     float_name,
 )
-from recast.report import DryRun, Report
+from recast.report import DryRun, Report, VerificationDict
 
 if TYPE_CHECKING:
     from recast.verification import Verification
@@ -161,7 +161,9 @@ def carry_out(source: Path, dest: Path, options: Options, steps: Steps | None = 
         verify=judge,
         progress=None if steps is None else writing,
     )
-    found = None if converted.verified is None else json.loads(converted.verified)
+    found: VerificationDict | None = None
+    if converted.verified is not None:
+        found = json.loads(converted.verified)
     if judge is not None and converted.rejected is not None:
         raise judge.rejected(converted.rejected)
     if judge is not None and converted.kind == "done":
@@ -202,7 +204,7 @@ class _Judge:
         assert self.found is not None
         return self._verification.rejected(self._plan, self.found, folder)
 
-    def published(self) -> dict[str, Any]:
+    def published(self) -> VerificationDict:
         """What was found in a result that was published before."""
         policy = self._options.on_overflow
         return self._verification.verify_published(

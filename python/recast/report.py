@@ -65,6 +65,75 @@ class Kept(TypedDict):
     exact_anyway: list[str]
 
 
+class MismatchDict(TypedDict):
+    """The fields of `Mismatch`."""
+
+    tensor: str
+    file: str
+    index: int
+    source: str
+    source_bits: str
+    expected_bits: str
+    found_bits: str
+    count: int
+    compared: int
+
+
+class ProblemDict(TypedDict):
+    """The fields of `Problem`."""
+
+    kind: str
+    file: str | None
+    tensor: str | None
+    message: str
+
+
+class LikelyCauseDict(TypedDict):
+    """The fields of `LikelyCause`."""
+
+    cause: Literal["other_tensors", "other_files", "other_values"]
+    tensors: int
+    of: int
+
+
+class MemoryFigureDict(TypedDict):
+    """The fields of `MemoryFigure`."""
+
+    expected: int
+    measured: int | None
+
+
+class MemoryCheckDict(TypedDict):
+    """The fields of `MemoryCheck`."""
+
+    requested: MemoryFigureDict
+    allocated: MemoryFigureDict
+    reserved: MemoryFigureDict
+
+
+class VerificationDict(TypedDict):
+    """The fields of `Verification`, and whether it `passed`: what `verify --json` prints."""
+
+    schema_version: int
+    source: str
+    dest: str
+    to: FloatName | None
+    device: str
+    loader: str
+    samples: int | None
+    seed: int | None
+    tensors_checked: int
+    values_checked: int
+    values_total: int
+    mismatches: list[MismatchDict]
+    problems: list[ProblemDict]
+    likely_cause: LikelyCauseDict | None
+    notes: list[str]
+    memory: MemoryCheckDict | None
+    seconds: float
+    passed: bool
+
+
 @dataclass(frozen=True)
 class DryRun:
     """What a conversion would do. `to_json()` is what `convert --dry-run --json` prints."""
@@ -72,7 +141,7 @@ class DryRun:
     plan: Plan
     dest: str | None
     """`None` where only the plan was asked for."""
-    found: Literal["done", "begun", "new"] = "new"
+    found: Literal["done", "started", "new"] = "new"
     """What `dest` holds: the result, as far as lengths and headers tell, a run that was
     interrupted, or nothing yet."""
 
@@ -87,7 +156,7 @@ class DryRun:
 
     def to_json(self) -> str:
         """What is known, and every file's exact size, as one JSON object, ASCII only."""
-        found = {"already_done": self.found == "done", "resumes": self.found == "begun"}
+        found = {"already_done": self.found == "done", "resumes": self.found == "started"}
         files = [
             picked(file, "path", "action", "source_bytes", "bytes") for file in self.plan.files
         ]
@@ -126,7 +195,7 @@ class Report:
     the run that made it."""
     compared: str | None = None
     """What was compared to be sure that the result is right, where it was there before."""
-    verification: dict[str, Any] | None = field(default=None, repr=False)
+    verification: VerificationDict | None = field(default=None, repr=False)
     """What `Verification.to_dict` gives, when the result was verified before it was published."""
     schema_version: int = field(default=SCHEMA_VERSION, repr=False)
     _converted: Converted | None = field(default=None, repr=False, compare=False)
@@ -139,7 +208,7 @@ class Report:
         dest: str,
         seconds: float,
         *,
-        verification: dict[str, Any] | None,
+        verification: VerificationDict | None,
     ) -> "Report":
         """The report on `plan`, which `converted` carried out in `seconds`."""
         facts = json.loads(converted.summary())

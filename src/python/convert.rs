@@ -33,7 +33,7 @@ pub fn look(
     let options = options.of_run(false)?;
     Ok(match py.detach(|| commit::look(&plan.0, &dest, &options))? {
         commit::DestinationState::Done => "done",
-        commit::DestinationState::Started => "begun",
+        commit::DestinationState::Started => "started",
         commit::DestinationState::Free => "new",
     })
 }

@@ -28,6 +28,10 @@ def convert(rank: int) -> recast.Report:
     print(report, report.tensors["cast"], report.audit["to_inf"], report.gpu_memory["reserved"])
     for group in report.kept:
         print(group["reason"], group["tensors"][0])
+    if (found := report.verification) is not None and not found["passed"]:
+        wrong = [(mismatch["tensor"], mismatch["count"] + 1) for mismatch in found["mismatches"]]
+        said = [problem["message"].upper() for problem in found["problems"]]
+        print(wrong, said, found["memory"] and found["memory"]["reserved"]["measured"])
     print(max(audit["max_abs"] for audit in report.tensor_audits), report.to_json())
     return report
 

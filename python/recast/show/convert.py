@@ -8,7 +8,7 @@ from recast.terminal import counted, first_of, grid, heading, marked, plain, ren
 
 FOUND = {
     "done": "already done, as far as lengths and headers tell; nothing would be written",
-    "begun": "begun before; the same command without --dry-run continues",
+    "started": "started before; the same command without --dry-run continues",
 }
 
 

@@ -1,10 +1,11 @@
 """What a verification found, as data."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal, cast
 
 from recast.json_text import SCHEMA_VERSION, json_text
 from recast.names import json_names
+from recast.report import VerificationDict
 from recast.terminal import shown
 from recast.verification.dtypes import FloatName
 from recast.verification.loaders import LoaderName
@@ -112,10 +113,10 @@ class Verification:
         """Whether nothing is wrong."""
         return not (self.mismatches or self.problems)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> VerificationDict:
         """The verification as JSON values: what a report holds under `verification`."""
         values = {"schema_version": SCHEMA_VERSION, **asdict(self), "passed": self.passed}
-        return dict(json_names(values))
+        return cast(VerificationDict, json_names(values))
 
     def to_json(self) -> str:
         """The verification as one JSON object, ASCII only."""
