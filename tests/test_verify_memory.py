@@ -1,10 +1,11 @@
 """The check of GPU memory: an honest allocator passes, and every lie is caught and explained."""
 
+import gc
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ from support import environment, raw_bytes, raw_header
 
 DEVICE = "cuda:0"
 SIZES = [12, 512, 513, MIB, MIB + 1, 11 * MIB, 3 * MIB, 21 * MIB, 0, 700, 9 * MIB + 5]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_old_to_collect() -> Iterator[None]:
+    """Each measurement collects garbage twice; without this, among a million objects of torch."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def load(allocator: Allocator, sizes: list[int]) -> Callable[[], list[Handle]]:
@@ -236,5 +245,5 @@ def test_memory_on_the_host_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
     )
-    # In MiB; the tensor has 512 in the source and 256 in the result.
-    assert int(result.stdout) < 200, result.stdout
+    # In MiB; the tensor has 512 in the source and 256 in the result. Usually it is 144.
+    assert int(result.stdout) < 256, result.stdout
