@@ -30,7 +30,7 @@ help:  ## list the targets
 demo: build  ## convert a small model and compare the result with torch's, bit for bit
 	@$(VENV) examples/demo.py
 
-test: build  ## run the tests that are quick (5 minutes on 2 cores)
+test: build  ## run the tests that are quick (3 minutes on 2 cores)
 	RECAST_FAULTS=quick cargo test --quiet --features faults
 	$(PYTEST) -m 'not slow and not gpu'
 

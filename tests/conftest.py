@@ -1,11 +1,9 @@
 """What all tests share: small models, the command, and which tests need torch."""
 
-import gc
 import importlib.util
 import os
 import re
 import struct
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,8 +13,7 @@ import pytest
 import recast
 from checksums import all_kinds
 from interrupted import KIB, sharded
-from recast import cli
-from support import raw_bytes
+from support import raw_bytes, recast_here
 
 # The workers, and the processes that tests start, share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -108,22 +105,16 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run() -> Run:
     """`run(*arguments, codes=...)`: the command, in this process, and what it prints. What does not
     end with an exit code of its own is an exception here."""
 
     def run(*arguments: object, codes: tuple[int, ...] = (0, 1, 65)) -> str:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["recast", *map(str, arguments)])
-        try:
-            code = cli._run()
-        finally:
-            gc.enable()
-        printed = capsys.readouterr()
-        assert code in codes, printed.err[:1000]
-        assert len(printed.out + printed.err) < 100_000
-        assert not printed.err or printed.err.startswith("error: ")
-        return printed.out + printed.err
+        result = recast_here(*arguments)
+        assert result.returncode in codes, result.stderr[:1000]
+        assert len(result.stdout + result.stderr) < 100_000
+        assert not result.stderr or result.stderr.startswith("error: ")
+        return result.stdout + result.stderr
 
     return run
 

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file
-from support import environment, fp32_bytes, heed_interrupts, raw_bytes, tree
+from support import environment, fp32_bytes, heed_interrupts, raw_bytes, recast_here, tree
 
 KIB, MIB = 1 << 10, 1 << 20
 HANG = 60
@@ -61,11 +61,15 @@ def slow(path: Path) -> Path:
     return sharded(path, [256 * KIB] * 3 + [48 * MIB])
 
 
-def command(source: Path, dest: Path, *options: object) -> list[str]:
-    """`recast convert source dest`, to bf16 unless `options` say otherwise."""
+def words(source: Path, dest: Path, *options: object) -> list[str]:
+    """`convert source dest`, to bf16 unless `options` say otherwise."""
     to = () if "--to" in options else ("--to", "bf16")
-    run = [sys.executable, "-m", "recast", "convert", str(source), str(dest)]
-    return [*run, *map(str, (*to, *options))]
+    return list(map(str, ("convert", source, dest, *to, *options)))
+
+
+def command(source: Path, dest: Path, *options: object) -> list[str]:
+    """The same as the command of a new process."""
+    return [sys.executable, "-m", "recast", *words(source, dest, *options)]
 
 
 def start(source: Path, dest: Path, *options: object) -> "subprocess.Popen[str]":
@@ -86,7 +90,8 @@ def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str
 
 
 def convert(source: Path, dest: Path, *options: object) -> "subprocess.CompletedProcess[str]":
-    return finish(start(source, dest, *options))
+    """A run that nothing happens to, and so one in this process."""
+    return recast_here(*words(source, dest, *options))
 
 
 def converted(source: Path, dest: Path, *options: object) -> dict[str, bytes]:

@@ -1,7 +1,10 @@
 """What the tests share: files written by hand, trees as data, the command as a process."""
 
+import contextlib
 import fcntl
+import gc
 import hashlib
+import io
 import json
 import os
 import pty
@@ -11,13 +14,19 @@ import struct
 import subprocess
 import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from recast import cli
 
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+AS_MAIN_DOES: Any = {"encoding": "utf-8", "errors": "backslashreplace"}
+"""How `main` has the streams encode."""
 
 Raw = tuple[str, str, list[int], bytes]
 
@@ -99,6 +108,36 @@ def recast_process(*arguments: object, **options: Any) -> "subprocess.CompletedP
     )
 
 
+def recast_here(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """The same in this process, without the seconds that a process needs to import torch.
+
+    What does not end with an exit code of its own, such as a warning, is an exception here.
+    """
+    words = list(map(str, arguments))
+    with contextlib.chdir(cwd or Path.cwd()):
+        streams = [io.TextIOWrapper(io.BytesIO(), **AS_MAIN_DOES) for _ in range(2)]
+        code = _run_here(words, environment() if env is None else env, *streams)
+    for stream in streams:
+        stream.seek(0)
+    return subprocess.CompletedProcess(words, code, *(stream.read() for stream in streams))
+
+
+def _run_here(words: list[str], env: dict[str, str], out: TextIO, complaint: TextIO) -> int:
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(complaint),
+        patch.dict(os.environ, env, clear=True),
+        patch.object(sys, "argv", ["recast", *words]),
+    ):
+        try:
+            return cli._run()
+        finally:
+            # `inspect` switches it off.
+            gc.enable()
+
+
 def slow(*values: object) -> list[Any]:
     """Values of a parameter that only `make test-slow` tries."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
@@ -117,20 +156,15 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONUTF8": "1", **changes}
 
 
-def on_terminal(
-    command: list[str], *, stdout: bool = False, columns: int = 80, code: int = 0, **changes: str
-) -> tuple[str, str]:
-    """Runs `command` with stderr, or all output, on a terminal; what it drew, and its stdout."""
+def terminal(columns: int) -> tuple[int, int]:
+    """Both ends of a terminal of so many columns: ours, and that of a program."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recast", *command],
-        stdin=theirs,
-        stdout=theirs if stdout else subprocess.PIPE,
-        stderr=theirs,
-        env=environment(**{"TERM": "xterm-256color", **changes}),
-    )
-    os.close(theirs)
+    return ours, theirs
+
+
+def drawn_on(ours: int) -> str:
+    """All that is drawn until the other end is closed."""
     drawn = b""
     while True:
         ready, _, _ = select.select([ours], [], [], 30)
@@ -142,6 +176,38 @@ def on_terminal(
             break
         drawn += part
     os.close(ours)
+    return drawn.decode()
+
+
+def on_terminal(
+    command: list[str], *, stdout: bool = False, columns: int = 80, code: int = 0, **changes: str
+) -> tuple[str, str]:
+    """Runs `command` with stderr, or all output, on a terminal; what it drew, and its stdout."""
+    ours, theirs = terminal(columns)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recast", *command],
+        stdin=theirs,
+        stdout=theirs if stdout else subprocess.PIPE,
+        stderr=theirs,
+        env=environment(**{"TERM": "xterm-256color", **changes}),
+    )
+    os.close(theirs)
+    drawn = drawn_on(ours)
     printed, _ = process.communicate(timeout=30)
     assert process.returncode == code, drawn
-    return drawn.decode(), (printed or b"").decode()
+    return drawn, (printed or b"").decode()
+
+
+def on_terminal_here(
+    command: list[str], *, columns: int = 80, code: int = 0, **changes: str
+) -> str:
+    """The same in this process, with all output on the terminal; what it drew."""
+    ours, theirs = terminal(columns)
+    # Where this process itself has a terminal, that would be asked for its width.
+    env = environment(**{"TERM": "xterm-256color", "COLUMNS": str(columns), **changes})
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(drawn_on, ours)
+        with open(theirs, "w", **AS_MAIN_DOES) as screen:
+            found = _run_here(command, env, screen, screen)
+        assert found == code, drawn.result()
+        return drawn.result()

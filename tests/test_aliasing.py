@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import files, fp32_bytes, raw_bytes, recast_process, tree
+from support import files, fp32_bytes, raw_bytes, recast_here, tree
 
 SHARD = "model.safetensors"
 
@@ -38,7 +38,7 @@ def mounted(model: Path, tmp_path: Path) -> Iterator[Path]:
 def refused(model: Path, source: Path, dest: Path) -> None:
     before = tree(model)
     for more in ((), ("--overwrite",)):
-        result = recast_process("convert", source, dest, "--to", "bf16", *more)
+        result = recast_here("convert", source, dest, "--to", "bf16", *more)
         assert result.returncode == 73, result.stderr
         assert "hint: " in result.stderr
         assert tree(model) == before
@@ -73,10 +73,10 @@ def test_an_old_model_of_links_to_the_source_is_replaced_by_files(
     for name in files(model):
         link(model / name, dest / name)
     before = tree(model)
-    plain = recast_process("convert", model, dest, "--to", "bf16")
+    plain = recast_here("convert", model, dest, "--to", "bf16")
     assert plain.returncode == 73
     assert tree(model) == before
-    result = recast_process("convert", model, dest, "--to", "bf16", "--overwrite")
+    result = recast_here("convert", model, dest, "--to", "bf16", "--overwrite")
     assert result.returncode == 0, result.stderr
     assert tree(model) == before
     for name in files(model):
@@ -89,6 +89,6 @@ def test_a_model_with_names_that_are_not_utf_8_is_replaced(model: Path, tmp_path
     (model / os.fsdecode(b"n\xffame.safetensors")).write_bytes((model / SHARD).read_bytes())
     dest = tmp_path / "out"
     for to, more in (("fp16", ()), ("bf16", ("--overwrite",))):
-        result = recast_process("convert", model, dest, "--to", to, *more)
+        result = recast_here("convert", model, dest, "--to", to, *more)
         assert result.returncode == 0, result.stderr
     assert files(dest) == files(model) | {"recast.json"}

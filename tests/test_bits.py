@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from recast.dtypes import CASTABLE
 from recast.errors import UsageError
 from recast.rounding import Cast, Value, parse, smallest_exponent
-from support import on_terminal, recast_process
+from support import on_terminal, on_terminal_here, recast_here
 from tensors import DTYPES
 
 ESCAPE = re.compile(r"\x1b\[[\d;]*m")
@@ -28,7 +28,7 @@ EXACT = Context(prec=2000)
 
 
 def as_json(*arguments: object) -> dict[str, Any]:
-    result = recast_process("bits", "--json", *arguments)
+    result = recast_here("bits", "--json", *arguments)
     assert (result.returncode, result.stderr) == (0, "")
     parsed: dict[str, Any] = json.loads(result.stdout)
     return parsed
@@ -79,7 +79,7 @@ def test_the_articles_second_mistake_is_fixed() -> None:
 
 
 def test_the_walk_is_plain_text_in_a_pipe() -> None:
-    result = recast_process("bits", "3.14", "--to", "fp16")
+    result = recast_here("bits", "3.14", "--to", "fp16")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.isascii()
     for line in (
@@ -350,7 +350,7 @@ def test_bits_json_keeps_the_contract() -> None:
     ],
 )
 def test_an_invalid_value_is_exit_code_2(arguments: list[str], said: str, hint: str) -> None:
-    result = recast_process("bits", *arguments)
+    result = recast_here("bits", *arguments)
     assert (result.returncode, result.stdout) == (2, "")
     error, last = result.stderr.splitlines()
     assert error.startswith("error: ")
@@ -367,7 +367,7 @@ def test_an_invalid_value_is_a_usage_error() -> None:
 @pytest.mark.parametrize("columns", [40, 80])
 @pytest.mark.parametrize("value", ["-0.1", "1e-40", "nan", "65520", "-1.1754942106924411e-38"])
 def test_no_line_of_the_walk_is_wider_than_the_terminal(columns: int, value: str) -> None:
-    drawn, _ = on_terminal(["bits", value], stdout=True, COLUMNS=str(columns))
+    drawn = on_terminal_here(["bits", value], columns=columns)
     assert max(len(line) for line in ESCAPE.sub("", drawn).splitlines()) <= columns
 
 
@@ -381,11 +381,11 @@ def test_there_is_no_cast_to_the_same_dtype() -> None:
 
 
 def test_overflow_names_the_option_of_convert() -> None:
-    assert "--on-overflow" in recast_process("bits", "65520", "--to", "fp16").stdout
-    assert "--on-overflow" not in recast_process("bits", "inf", "--to", "fp16").stdout
+    assert "--on-overflow" in recast_here("bits", "65520", "--to", "fp16").stdout
+    assert "--on-overflow" not in recast_here("bits", "inf", "--to", "fp16").stdout
 
 
 def test_the_title_says_that_a_value_is_out_of_range() -> None:
-    assert recast_process("bits", "1e39").stdout.startswith("1e39 in fp32 is beyond fp32: inf\n")
-    assert recast_process("bits", "1e-99").stdout.startswith("1e-99 in fp32 is too small: 0\n")
-    assert recast_process("bits", "0.5").stdout.startswith("0.5 is exact in fp32\n")
+    assert recast_here("bits", "1e39").stdout.startswith("1e39 in fp32 is beyond fp32: inf\n")
+    assert recast_here("bits", "1e-99").stdout.startswith("1e-99 in fp32 is too small: 0\n")
+    assert recast_here("bits", "0.5").stdout.startswith("0.5 is exact in fp32\n")

@@ -10,7 +10,7 @@ import recast
 from checksums import BLOCK, all_kinds, assert_right, flip, report_of
 from conftest import Save
 from recast.options import FloatName
-from support import recast_process, tree
+from support import recast_here, tree
 
 
 @pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
@@ -69,7 +69,7 @@ def test_sha256sum_accepts_the_sums_whatever_files_are_called(model: Path, tmp_p
     assert (done.returncode, done.stderr) == (0, b"")
     rows = report_of(tmp_path / "out")["published_files"]
     assert done.stdout.count(b": OK\n") == len(rows) - 1 == 2 * len(ODD_NAMES) + 2
-    assert recast_process("verify", tmp_path / "out").returncode == 0
+    assert recast_here("verify", tmp_path / "out").returncode == 0
     flip(tmp_path / "out" / os.fsdecode(ODD_NAMES[1]), 0)
     done = subprocess.run(check, cwd=tmp_path / "out", capture_output=True, check=False)
     assert done.returncode == 1

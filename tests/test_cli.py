@@ -15,7 +15,7 @@ import pytest
 import recast
 from recast import _core
 from recast.cli import cli
-from support import environment, files, on_terminal, raw_bytes, recast_process, tree
+from support import environment, files, on_terminal, raw_bytes, recast_here, recast_process, tree
 
 ROOT = Path(__file__).parents[1]
 COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
@@ -247,7 +247,7 @@ def test_a_value_that_does_not_fit_is_exit_code_1(tmp_path: Path) -> None:
     + [(word, "bf16") for word in ("bf16", "bfloat16", "torch.bfloat16")],
 )
 def test_every_spelling_of_a_dtype_is_understood(spelling: str, to: str, model: Path) -> None:
-    result = recast_process("convert", model, "out", "--to", spelling, "--dry-run", "--json")
+    result = recast_here("convert", model, "out", "--to", spelling, "--dry-run", "--json")
     assert json.loads(result.stdout)["to"] == to
 
 

@@ -12,14 +12,14 @@ import recast
 import torch
 from conftest import Save
 from recast.verification import publishing, values
-from support import environment, raw_bytes, recast_process, stored, tree
+from support import environment, raw_bytes, recast_here, stored, tree
 from test_cli import assert_fits
 from test_verify_command import SHARD, VERIFY, spoil
 
 
 def test_convert_verify_publishes_what_passes_and_reports_it(model: Path, tmp_path: Path) -> None:
     command = ("convert", model, tmp_path / "out", "--to", "bf16", "--verify", "cpu", "--json")
-    result = recast_process(*command)
+    result = recast_here(*command)
     assert (result.returncode, result.stderr) == (0, "")
     found = json.loads(result.stdout)["verification"]
     assert_fits(found, VERIFY)
@@ -28,8 +28,8 @@ def test_convert_verify_publishes_what_passes_and_reports_it(model: Path, tmp_pa
     assert found["values_checked"] == 6
     published = json.loads((tmp_path / "out" / "recast.json").read_text())
     assert published.items() <= json.loads(result.stdout).items()
-    assert recast_process("verify", model, tmp_path / "out").returncode == 0
-    text = recast_process("convert", model, tmp_path / "b", "--to", "bf16", "--verify", "cpu")
+    assert recast_here("verify", model, tmp_path / "out").returncode == 0
+    text = recast_here("convert", model, tmp_path / "b", "--to", "bf16", "--verify", "cpu")
     assert "verified  6 values in 1 tensor on cpu" in text.stdout
 
 

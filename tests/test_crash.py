@@ -18,7 +18,6 @@ from interrupted import (
     assert_loads,
     assert_whole,
     content,
-    convert,
     converted,
     finish,
     is_publishing,
@@ -60,7 +59,7 @@ class Killer:
     def run_through(self, note: str) -> None:
         """Runs to the end, which must make the right tree."""
         phase, started = self.phase(), time.monotonic()
-        result = convert(self.source, self.dest, *self.options)
+        result = finish(start(self.source, self.dest, *self.options))
         if phase in ("not begun", "staging"):
             self.times.append(time.monotonic() - started)
         assert result.returncode == 0, f"{note}: {result.stderr}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import recast
 from interrupted import KIB, assert_whole, convert, converted, sharded
-from support import fp32_bytes, raw_bytes, recast_process, tree
+from support import fp32_bytes, raw_bytes, recast_here, tree
 
 SHARD = "model.safetensors"
 NOBODY = 65534
@@ -93,7 +93,7 @@ def test_a_single_file_is_never_replaced_by_its_own_result(tmp_path: Path, mount
             result = convert(source, dest, *options)
             assert result.returncode == 73, (number, result.stderr)
             assert (tree(tmp_path / "a"), tree(tmp_path / "b")) == before, number
-    result = recast_process(
+    result = recast_here(
         *("convert", SHARD, ".", "--to", "bf16", "--overwrite"), cwd=tmp_path / "a"
     )
     assert result.returncode == 73, result.stderr

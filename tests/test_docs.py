@@ -11,7 +11,7 @@ import recast
 from blocks import FENCE, GPU, ROOT, RUN, Block, blocks, pages, run
 from messages import Message, general, of_the_core, of_the_package, of_verification
 from recast import _core
-from support import recast_process
+from support import recast_here
 
 pytestmark = [pytest.mark.docs, pytest.mark.torch]
 
@@ -165,7 +165,7 @@ def test_no_entry_is_of_a_message_that_no_longer_exists() -> None:
     ],
 )
 def test_what_click_says_has_an_entry(arguments: list[str]) -> None:
-    result = recast_process(*arguments)
+    result = recast_here(*arguments)
     assert result.returncode == 2
     said = result.stderr.splitlines()[0].removeprefix("error: ")
     starts = [re.split(r"'?NAME|TEXT|NUMBER", entry)[0] for entry in entries("Exit code 2:")]
@@ -191,7 +191,7 @@ def test_every_json_key_is_documented_and_every_documented_one_there(
         "verify": [model, tmp_path / "out", "--device", "cpu"],
     }
     for command, arguments in commands.items():
-        result = recast_process(command, *arguments, "--json")
+        result = recast_here(command, *arguments, "--json")
         assert set(json.loads(result.stdout)) == keys_of(command), command
 
 

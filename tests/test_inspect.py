@@ -12,7 +12,14 @@ import pytest
 import recast
 from conftest import Save, build
 from recast.show.inspect import inspection_text
-from support import environment, on_terminal, raw_bytes, recast_process
+from support import (
+    environment,
+    on_terminal,
+    on_terminal_here,
+    raw_bytes,
+    recast_here,
+    recast_process,
+)
 
 KIB, MIB = 1 << 10, 1 << 20
 ESCAPE = re.compile(r"\x1b\[[\d;]*m")
@@ -152,16 +159,16 @@ def test_a_huge_report_is_read_in_bounded_memory(row: str, model: Path) -> None:
 
 
 def test_a_report_that_is_not_a_file_or_too_large_is_not_read(model: Path) -> None:
-    expected = recast_process("inspect", model).stdout
+    expected = recast_here("inspect", model).stdout
     (model / "recast.json").symlink_to("/dev/null")
-    assert recast_process("inspect", model).stdout == expected
+    assert recast_here("inspect", model).stdout == expected
     (model / "recast.json").unlink()
     os.mkfifo(model / "recast.json")
-    assert recast_process("inspect", model).stdout == expected
+    assert recast_here("inspect", model).stdout == expected
     (model / "recast.json").unlink()
     (model / "recast.json").touch()
     os.truncate(model / "recast.json", 1 << 40)
-    assert recast_process("inspect", model).stdout == expected
+    assert recast_here("inspect", model).stdout == expected
 
 
 def test_a_link_to_a_report_is_followed_only_within_its_cache(model: Path, tmp_path: Path) -> None:
@@ -185,16 +192,16 @@ def test_a_module_and_a_stack_of_the_same_name_are_two_parts(tmp_path: Path) -> 
 def test_a_picture_of_many_parts_sums_up_the_rest(tmp_path: Path) -> None:
     names = [f"part{number}.weight" for number in range(300)]
     path = write(tmp_path / "model.safetensors", names)
-    result = recast_process("inspect", path)
+    result = recast_here("inspect", path)
     assert len(result.stdout.splitlines()) < 40
     assert "288 smaller parts" in result.stdout
-    assert len(json.loads(recast_process("inspect", path, "--json").stdout)["groups"]) == 300
+    assert len(json.loads(recast_here("inspect", path, "--json").stdout)["groups"]) == 300
 
 
 def test_a_bar_is_as_long_as_its_share(tmp_path: Path) -> None:
     rows = [("a.w", "F32", [3], b"\0" * 12), ("b.w", "F16", [2], b"\0" * 4)]
     (tmp_path / "model.safetensors").write_bytes(raw_bytes(rows))
-    result = recast_process("inspect", tmp_path / "model.safetensors")
+    result = recast_here("inspect", tmp_path / "model.safetensors")
     bars = {line.split()[0]: line.split()[-1] for line in result.stdout.splitlines() if "█" in line}
     # A whole bar is 24 columns: three quarters are 18, one quarter 6.
     assert bars == {"F32,": "█" * 18, "F16,": "█" * 6, "a": "█" * 18, "b": "█" * 6}
@@ -205,8 +212,8 @@ def test_a_bar_is_as_long_as_its_share(tmp_path: Path) -> None:
 def test_no_line_is_wider_than_the_terminal(
     columns: int, free: int | None, saved: Save, gpu: Any
 ) -> None:
-    changes = {"COLUMNS": str(columns), **({} if free is None else gpu(free))}
-    drawn, _ = on_terminal(["inspect", str(saved("bert", "fp32"))], stdout=True, **changes)
+    changes = {} if free is None else gpu(free)
+    drawn = on_terminal_here(["inspect", str(saved("bert", "fp32"))], columns=columns, **changes)
     lines = ESCAPE.sub("", drawn).splitlines()
     assert max(len(line) for line in lines) <= columns
     words = " ".join(" ".join(lines).split())
@@ -234,13 +241,13 @@ def test_the_picture_is_ascii_where_the_encoding_is(changes: dict[str, str], sav
 def test_color_is_for_terminals_and_respects_no_color(saved: Save) -> None:
     command = ["inspect", str(saved("llama", "fp32"))]
     assert COLOR.search(on_terminal(command, stdout=True)[0])
-    assert not COLOR.search(on_terminal(command, stdout=True, NO_COLOR="1")[0])
-    assert "\x1b" not in recast_process(*command).stdout
+    assert not COLOR.search(on_terminal_here(command, NO_COLOR="1"))
+    assert "\x1b" not in recast_here(*command).stdout
 
 
 def test_a_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", ["\x1b[2Jevil.weight", "[red]x[/].weight"])
-    result = recast_process("inspect", path)
+    result = recast_here("inspect", path)
     assert "\x1b" not in result.stdout
     assert "\\x1b[2Jevil" in result.stdout
     assert "[red]x[/]" in result.stdout
@@ -258,20 +265,20 @@ def test_a_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
 )
 def test_inspect_says_whether_it_fits_here(free: int, verdict: str, model: Path, gpu: Any) -> None:
     env = {**environment(), **gpu(free)}
-    printed = recast_process("inspect", model, env=env).stdout
+    printed = recast_here("inspect", model, env=env).stdout
     lines = [line for line in printed.splitlines() if "2.00 MiB" in line and "24 B" in line]
     assert "on Some GPU with" in printed
     assert len(lines) == 2
     assert all(line.endswith(f"2.00 MiB  {verdict}") for line in lines)
-    device = json.loads(recast_process("inspect", model, "--json", env=env).stdout)["device"]
+    device = json.loads(recast_here("inspect", model, "--json", env=env).stdout)["device"]
     assert device == {"name": "Some GPU", "free": free * MIB, "total": 1024 * MIB}
 
 
 def test_gpu_memory_is_that_of_the_allocators_settings(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", ["w"], elements=11 * MIB // 4)
-    default = json.loads(recast_process("inspect", path, "--json").stdout)
+    default = json.loads(recast_here("inspect", path, "--json").stdout)
     env = environment(PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
-    changed = json.loads(recast_process("inspect", path, "--json", env=env).stdout)
+    changed = json.loads(recast_here("inspect", path, "--json", env=env).stdout)
     # 11 MiB: a segment of 12, not split; or two blocks of a page of 20.
     assert list(default["gpu_memory"]["as_stored"].values()) == [11 * MIB, 12 * MIB, 12 * MIB]
     assert list(changed["gpu_memory"]["as_stored"].values()) == [11 * MIB, 11 * MIB, 20 * MIB]
@@ -283,7 +290,7 @@ def test_gpu_memory_is_that_of_the_allocators_settings(tmp_path: Path) -> None:
 
 def test_every_dtype_has_requested_allocated_and_reserved(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", ["w"], elements=11 * MIB // 4)
-    lines = [line.split("  ") for line in recast_process("inspect", path).stdout.splitlines()]
+    lines = [line.split("  ") for line in recast_here("inspect", path).stdout.splitlines()]
     table = {line[1].strip(): " ".join(line[2:]).split() for line in lines if len(line) > 3}
     assert table["as stored"] == table["fp32"] == ["11.00", "MiB", "12.00", "MiB", "12.00", "MiB"]
     # 5.5 MiB is split off a segment of 20.
@@ -298,7 +305,7 @@ def test_an_empty_checkpoint_is_drawn_too(tmp_path: Path) -> None:
 
 def test_inspect_without_a_gpu_says_so(model: Path) -> None:
     env = {**environment(), "PATH": "/nowhere"}
-    result = recast_process("inspect", model, env=env)
+    result = recast_here("inspect", model, env=env)
     assert result.returncode == 0
     assert "no GPU found here" in result.stdout
 
@@ -326,7 +333,7 @@ def test_the_gpu_is_the_first_visible_one(
     env = {**environment(), **gpu(20), "CUDA_VISIBLE_DEVICES": visible or ""}
     if visible is None:
         del env["CUDA_VISIBLE_DEVICES"]
-    device = json.loads(recast_process("inspect", model, "--json", env=env).stdout)["device"]
+    device = json.loads(recast_here("inspect", model, "--json", env=env).stdout)["device"]
     assert (device and device["name"]) == name
-    text = recast_process("inspect", model, env=env).stdout
+    text = recast_here("inspect", model, env=env).stdout
     assert ("no GPU found" in text) == (name is None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import recast
-from support import fp32_bytes, raw_bytes, recast_process, stored
+from support import fp32_bytes, raw_bytes, recast_here, stored
 
 FILES = {
     "unet/model.safetensors": ["conv_in.weight", "mid/attn/weight"],
@@ -38,7 +38,7 @@ def test_a_pattern_with_a_folder_keeps_that_component_and_no_other(
     pipeline: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = recast_process("convert", pipeline, out, "--to", "bf16", "--keep", "vae/*")
+    result = recast_here("convert", pipeline, out, "--to", "bf16", "--keep", "vae/*")
     assert result.returncode == 0, result.stderr
     for file, names in FILES.items():
         dtypes = {name: dtype for name, (dtype, *_) in stored(out / file).items()}

@@ -12,7 +12,7 @@ from conftest import Run
 from recast._core import Checkpoint
 from recast.options import Options
 from recast.terminal import plain, shown
-from support import environment, raw_bytes, raw_header, recast_process, stored
+from support import environment, raw_bytes, raw_header, recast_here, recast_process, stored
 
 SHARD, INDEX = "model.safetensors", "model.safetensors.index.json"
 LINE = "hint: evil"
@@ -200,7 +200,7 @@ def test_a_name_that_is_not_utf_8_is_one_path_from_end_to_end(
 ) -> None:
     dest = tmp_path / f"out-{STRANGE}"
     command = ("convert", strange, dest, "--to", "bf16", "--verify", "cpu")
-    done = recast_process(*command)
+    done = recast_here(*command)
     assert (done.returncode, done.stderr) == (0, "")
     assert stored(dest / f"{STRANGE}.fp32.safetensors")["layer.weight"][0] == "BF16"
     report = json.loads((dest / "recast.json").read_text())

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from recast import api
 from recast.cli import cli
 from recast.options import Options
-from support import recast_process
+from support import recast_here
 
 ROOT = Path(__file__).parents[1]
 NAMES = [field.name for field in fields(Options)]
@@ -126,7 +126,7 @@ def test_an_error_speaks_of_options_as_the_caller_has_them(model: Path, tmp_path
     assert "\n  to: bf16 there, fp16 here\n" in str(caught.value)
     assert "or overwrite=True to replace it" in str(caught.value)
     assert "--" not in str(caught.value)
-    said = recast_process("convert", model, tmp_path / "out", "--to", "fp16").stderr
+    said = recast_here("convert", model, tmp_path / "out", "--to", "fp16").stderr
     assert "\n  --to: bf16 there, fp16 here\n" in said
     assert "or --overwrite to replace it" in said
 

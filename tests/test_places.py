@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import recast
 from hostile import CANARY, SHARD, refused, unopened
-from support import recast_process, stored, tree
+from support import recast_here, stored, tree
 
 REVISIONS = ["a" * 40, "b" * 40]
 
@@ -107,7 +107,7 @@ def test_main_and_its_snapshot_are_not_followed_out_of_the_repository(
 def test_a_ref_that_is_a_pipe_is_not_waited_for(model: Path) -> None:
     folder = repository(model, REVISIONS, None)
     os.mkfifo(folder / "refs" / "main")
-    result = recast_process("inspect", folder)
+    result = recast_here("inspect", folder)
     assert result.returncode == 65
     assert "2 snapshots" in result.stderr
 
@@ -179,7 +179,7 @@ def test_an_address_is_refused_by_every_command_and_makes_no_directory(
 @pytest.mark.parametrize("name", commands(""))
 def test_an_address_is_a_usage_error_of_the_command(name: str, model: Path) -> None:
     before = tree(model.parent)
-    result = recast_process(*commands("s3://bucket/model")[name], cwd=model.parent)
+    result = recast_here(*commands("s3://bucket/model")[name], cwd=model.parent)
     assert result.returncode == 2
     assert "s3://" in result.stderr
     assert "hint: " in result.stderr

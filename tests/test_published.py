@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import recast
 from checksums import BLOCK, NOT_UTF8, REPORT, flip, report_of, segments
-from support import environment, raw_bytes, recast_process, tree
+from support import environment, raw_bytes, recast_here, recast_process, tree
 
 
 def problems(dest: Path) -> dict[str, str]:
     """What `recast verify DEST --json` finds: `{file: problem}`."""
-    done = recast_process("verify", dest, "--json")
+    done = recast_here("verify", dest, "--json")
     assert done.stderr == ""
     found = json.loads(done.stdout)
     assert done.returncode == (0 if found["passed"] else 1)
@@ -41,7 +41,7 @@ def places(path: Path) -> set[int]:
 
 
 def test_a_result_as_it_was_left_passes(result: Path) -> None:
-    done = recast_process("verify", result)
+    done = recast_here("verify", result)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"passed: {result}, 8 files, ")
     assert problems(result) == {}
@@ -164,7 +164,7 @@ def test_what_is_wrong_with_a_file_is_named(name: str, result: Path) -> None:
     damage, file, expected = DAMAGE[name]
     damage(result, file)
     assert problems(result) == expected
-    done = recast_process("verify", result)
+    done = recast_here("verify", result)
     assert done.returncode == 1
     for path, problem in expected.items():
         assert f"error: {path} {problem}\n" in done.stdout
@@ -173,7 +173,7 @@ def test_what_is_wrong_with_a_file_is_named(name: str, result: Path) -> None:
 
 def test_a_name_that_is_not_utf8_is_found_and_printed(result: Path) -> None:
     flip(result / NOT_UTF8, 0)
-    done = recast_process("verify", result)
+    done = recast_here("verify", result)
     assert done.returncode == 1
     assert "has other bytes" in done.stdout
     assert "caf" in done.stdout
@@ -232,7 +232,7 @@ REFUSED: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_report_that_cannot_be_read_is_an_error_of_the_input(name: str, result: Path) -> None:
     REFUSED[name](result / REPORT)
-    done = recast_process("verify", result)
+    done = recast_here("verify", result)
     assert (done.returncode, done.stdout) == (65, "")
     first, hint = done.stderr.splitlines()
     assert first.startswith("error: ")
@@ -268,7 +268,7 @@ def test_a_report_that_was_tampered_with_is_a_finding(name: str, result: Path) -
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), Path.touch])
 def test_what_is_no_result_is_refused(make: Callable[[Path], Any], tmp_path: Path) -> None:
     make(tmp_path / "out")
-    done = recast_process("verify", tmp_path / "out")
+    done = recast_here("verify", tmp_path / "out")
     assert done.returncode in (65, 73)
     assert (done.stdout, done.stderr.startswith("error: ")) == ("", True)
 
@@ -286,7 +286,7 @@ def test_what_is_no_result_is_refused(make: Callable[[Path], Any], tmp_path: Pat
 def test_options_that_need_a_source_are_refused_without_one(
     option: list[str], result: Path
 ) -> None:
-    done = recast_process("verify", result, *option)
+    done = recast_here("verify", result, *option)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"error: {option[0]} needs a source" in done.stderr
 

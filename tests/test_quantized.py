@@ -9,7 +9,7 @@ import recast
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import recast_process
+from support import recast_here
 
 Tensors = dict[str, torch.Tensor]
 
@@ -92,7 +92,7 @@ def test_quantized_weights_are_refused_by_name_without_any_config(
     scheme: str, to: str, tmp_path: Path
 ) -> None:
     source = save(tmp_path / "model", SCHEMES[scheme] | plain())
-    result = recast_process("convert", source, tmp_path / "out", "--to", to)
+    result = recast_here("convert", source, tmp_path / "out", "--to", to)
     assert result.returncode == 65, result.stderr
     assert f"quantized weights ({scheme})" in result.stderr
     assert next(iter(sorted(SCHEMES[scheme]))) in result.stderr

@@ -106,7 +106,7 @@ def usual_time(source: Path, dest: Path) -> float:
     times = []
     for _ in range(3):
         started = time.monotonic()
-        assert convert(source, dest, "--io", "read", "--threads", 1).returncode == 0
+        assert finish(start(source, dest, "--io", "read", "--threads", 1)).returncode == 0
         times.append(time.monotonic() - started)
         shutil.rmtree(dest)
     return sorted(times)[1]

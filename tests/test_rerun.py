@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from interrupted import SHARD, convert, converted, refused, replaced, reported, stats
-from support import recast_process, tree
+from support import recast_here, tree
 
 
 def test_the_same_command_after_it_is_done_says_so_and_touches_nothing(
@@ -81,12 +81,12 @@ def test_a_flipped_bit_in_the_result_is_found(name: str, small: Path, tmp_path: 
     assert result.returncode == 73, result.stderr
     assert f"{dest / name}: is missing, or was changed since recast wrote it" in result.stderr
     assert "--overwrite" in result.stderr.partition("hint: ")[2]
-    found = recast_process("verify", dest)
+    found = recast_here("verify", dest)
     assert found.returncode == 1, found.stderr
     assert name in found.stdout + found.stderr
     assert stats(dest) == places
     replaced(small, dest)
-    assert recast_process("verify", dest).returncode == 0
+    assert recast_here("verify", dest).returncode == 0
 
 
 def test_a_damaged_result_is_told_and_not_called_done(small: Path, tmp_path: Path) -> None:

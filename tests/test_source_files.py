@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import recast
 from hostile import CANARY, INDEX, SHARD, refused, state, unopened
-from support import raw_bytes, recast_process, tree
+from support import raw_bytes, recast_here, tree
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_special_file_is_refused_and_never_opened(kind: str, place: str, model
             ["convert", model, model.parent / "out", "--to", "bf16"],
         ):
             # The time limit is only for what would otherwise wait for ever.
-            result = recast_process(*arguments)
+            result = recast_here(*arguments)
             assert result.returncode == 65, result.stderr
             assert "special file" in result.stderr
     assert state(model.parent) == before
@@ -76,7 +76,7 @@ def test_a_special_file_is_refused_and_never_opened(kind: str, place: str, model
 def test_a_special_file_named_as_the_source_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / SHARD
     SPECIAL[kind](path)
-    result = recast_process("inspect", path)
+    result = recast_here("inspect", path)
     assert result.returncode == 65
     assert "special file" in result.stderr
 
@@ -85,7 +85,7 @@ def test_a_special_file_named_as_the_source_is_refused(kind: str, tmp_path: Path
 def test_a_special_config_beside_a_single_file_is_refused(kind: str, model: Path) -> None:
     (model / "config.json").unlink()
     SPECIAL[kind](model / "config.json")
-    result = recast_process("inspect", model / SHARD)
+    result = recast_here("inspect", model / SHARD)
     assert result.returncode == 65
     assert "config.json" in result.stderr
 

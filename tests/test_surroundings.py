@@ -15,7 +15,16 @@ import pytest
 import recast
 from recast import _core
 from recast.options import Options
-from support import environment, files, fp32_bytes, raw_bytes, recast_process, stored, tree
+from support import (
+    environment,
+    files,
+    fp32_bytes,
+    raw_bytes,
+    recast_here,
+    recast_process,
+    stored,
+    tree,
+)
 
 SHARD = "model.safetensors"
 
@@ -56,9 +65,7 @@ def test_an_error_that_cannot_be_printed_keeps_its_exit_code(model: Path, tmp_pa
 def test_a_number_of_threads_that_makes_no_sense_is_a_usage_error(
     threads: str, model: Path, tmp_path: Path
 ) -> None:
-    result = recast_process(
-        "convert", model, tmp_path / "out", "--to", "bf16", "--threads", threads
-    )
+    result = recast_here("convert", model, tmp_path / "out", "--to", "bf16", "--threads", threads)
     assert "Traceback" not in result.stderr
     assert result.returncode == 2
     assert not (tmp_path / "out").exists()
@@ -69,7 +76,7 @@ def test_names_that_are_not_utf_8_are_carried(model: Path, tmp_path: Path) -> No
     (model / f"{strange}.txt").write_text("kept")
     (model / f"{strange}.safetensors").write_bytes((model / SHARD).read_bytes())
     source, dest = model.rename(tmp_path / f"in-{strange}"), tmp_path / f"out-{strange}"
-    result = recast_process("convert", source, dest, "--to", "bf16", "--json")
+    result = recast_here("convert", source, dest, "--to", "bf16", "--json")
     assert result.returncode == 0, result.stderr
     assert (dest / f"{strange}.txt").read_text() == "kept"
     assert stored(dest / f"{strange}.safetensors")["layer.weight"][0] == "BF16"
@@ -81,7 +88,7 @@ def test_a_link_that_leads_nowhere_is_bad_input_with_a_way_out(
 ) -> None:
     (model / name).unlink(missing_ok=True)
     (model / name).symlink_to("../blobs/never-downloaded")
-    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16")
+    result = recast_here("convert", model, tmp_path / "out", "--to", "bf16")
     assert name in result.stderr
     assert result.returncode == 65
     assert "hint: " in result.stderr
@@ -90,7 +97,7 @@ def test_a_link_that_leads_nowhere_is_bad_input_with_a_way_out(
 
 def test_a_link_in_a_circle_is_bad_input_with_a_way_out(model: Path, tmp_path: Path) -> None:
     (model / "circle").symlink_to("circle")
-    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16")
+    result = recast_here("convert", model, tmp_path / "out", "--to", "bf16")
     assert "circle" in result.stderr
     assert result.returncode == 65
     assert "hint: " in result.stderr
@@ -102,7 +109,7 @@ def test_a_destination_that_cannot_be_made_is_refused_with_a_way_out(
 ) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     before = tree(tmp_path)
-    result = recast_process("convert", model, dest, "--to", "bf16", cwd=tmp_path)
+    result = recast_here("convert", model, dest, "--to", "bf16", cwd=tmp_path)
     assert result.returncode == 73
     assert "hint: " in result.stderr
     assert tree(tmp_path) == before
@@ -112,7 +119,7 @@ def test_a_source_file_called_like_the_staging_folder_leaves_nothing(
     model: Path, tmp_path: Path
 ) -> None:
     (model / ".recast").write_text("a file of that name")
-    result = recast_process("convert", model, tmp_path / "out", "--to", "bf16")
+    result = recast_here("convert", model, tmp_path / "out", "--to", "bf16")
     if result.returncode == 0:
         assert (tmp_path / "out" / ".recast").read_text() == "a file of that name"
     else:
@@ -187,7 +194,7 @@ def test_whenever_a_signal_comes_the_result_is_whole_or_not_there(tmp_path: Path
 def test_a_destination_never_leads_back_to_the_source(model: Path, tmp_path: Path) -> None:
     """Not by '..' behind a directory that does not exist, nor from inside the staging folder."""
     before = tree(model)
-    result = recast_process("convert", model, f"typo/../{model.name}", "--to", "bf16", cwd=tmp_path)
+    result = recast_here("convert", model, f"typo/../{model.name}", "--to", "bf16", cwd=tmp_path)
     assert result.returncode == 73
     assert "hint: " in result.stderr
     assert tree(model) == before
@@ -197,7 +204,7 @@ def test_a_destination_never_leads_back_to_the_source(model: Path, tmp_path: Pat
     left.parent.mkdir(parents=True)
     model.rename(left)
     for source in (left, left / SHARD):
-        result = recast_process("convert", source, tmp_path / "out", "--to", "bf16")
+        result = recast_here("convert", source, tmp_path / "out", "--to", "bf16")
         assert result.returncode == 73, source
         assert tree(left) == before
 

@@ -11,7 +11,7 @@ import recast
 import torch
 from conftest import Save
 from recast.verification import devices
-from support import environment, recast_process, slow, stored
+from support import environment, recast_here, recast_process, slow, stored
 from test_cli import assert_fits
 
 SHARD = "model.safetensors"
@@ -45,7 +45,7 @@ def spoil(folder: Path, value: bytes = b"\x81\x3f") -> None:
 
 
 def test_a_good_result_is_exit_code_0_and_says_so(model: Path, out: Path) -> None:
-    result = recast_process("verify", model, out, "--device", "cpu")
+    result = recast_here("verify", model, out, "--device", "cpu")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("passed: ")
     assert "all 6 in 1 tensor\n" in result.stdout
@@ -69,7 +69,7 @@ def test_verify_json_keeps_the_contract(spoiled: bool, model: Path, out: Path) -
     if spoiled:
         spoil(out)
     command = ("verify", model, out, "--device", "cpu", "--json", "--samples", 3, "--seed", 7)
-    result = recast_process(*command)
+    result = recast_here(*command)
     assert result.returncode == int(spoiled)
     printed = json.loads(result.stdout)
     assert_fits(printed, VERIFY)
@@ -98,7 +98,7 @@ def test_what_cannot_be_verified_is_an_error_that_says_why(
     arguments: list[str], code: int, says: str, model: Path, out: Path
 ) -> None:
     filled = [argument.format(model=model, out=out) for argument in arguments]
-    result = recast_process("verify", *filled, "--device", "cpu", *filled[2:])
+    result = recast_here("verify", *filled, "--device", "cpu", *filled[2:])
     assert (result.returncode, result.stdout) == (code, "")
     assert says in result.stderr
 
@@ -108,12 +108,12 @@ def test_what_cannot_be_verified_is_an_error_that_says_why(
 def test_a_missing_gpu_is_an_error_with_a_hint(
     device: str, model: Path, out: Path, tmp_path: Path
 ) -> None:
-    result = recast_process("verify", model, out, "--device", device)
+    result = recast_here("verify", model, out, "--device", device)
     assert (result.returncode, result.stdout) == (2, "")
     assert device in result.stderr
     assert "hint: use --device=cpu" in result.stderr
     dest = tmp_path / "other"
-    result = recast_process("convert", model, dest, "--to", "bf16", "--verify", device)
+    result = recast_here("convert", model, dest, "--to", "bf16", "--verify", device)
     assert result.returncode == 2
     # Nothing was written.
     assert not dest.exists()
@@ -155,7 +155,7 @@ def test_without_torch_the_error_says_what_to_install(
 def test_the_transformers_loader_needs_a_config(model: Path, tmp_path: Path) -> None:
     recast.convert(model / SHARD, tmp_path / "lone", to="bf16", sync=False)
     command = ("verify", model / SHARD, tmp_path / "lone", "--device", "cpu")
-    result = recast_process(*command, "--loader", "transformers")
+    result = recast_here(*command, "--loader", "transformers")
     assert result.returncode == 65
     assert "config.json" in result.stderr
 
@@ -175,7 +175,7 @@ def test_what_transformers_cannot_load_fails_and_is_still_compared(
     assert changed[fault] != data
     path.write_bytes(changed[fault])
     command = ("verify", saved("t5", "fp32"), tmp_path / "out", "--device", "cpu", "--json")
-    result = recast_process(*command, "--loader", "transformers")
+    result = recast_here(*command, "--loader", "transformers")
     assert result.returncode == 1, result.stderr
     printed = json.loads(result.stdout)
     assert printed["problems"]
@@ -188,7 +188,7 @@ def test_the_transformers_loader_runs_quietly_and_names_the_class(
 ) -> None:
     recast.convert(saved("llama", "fp32"), tmp_path / "out", to="bf16", sync=False)
     command = ("verify", saved("llama", "fp32"), tmp_path / "out", "--loader", "transformers")
-    result = recast_process(*command, "--device", "cpu")
+    result = recast_here(*command, "--device", "cpu")
     assert (result.returncode, result.stderr) == (0, "")
     assert "LlamaForCausalLM" in result.stdout
 

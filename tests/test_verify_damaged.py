@@ -4,13 +4,15 @@ import json
 import math
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import recast
 from recast.verification import files, header
-from support import raw_bytes, raw_header, recast_process, slow
+from support import raw_bytes, raw_header, recast_here
 
 SHARD = "model.safetensors"
 
@@ -70,7 +72,7 @@ def test_a_special_file_is_a_problem_and_never_opened(what: str, model: Path, re
             os.mkfifo(path)
         else:
             path.symlink_to("/dev/null" if what == "device" else "nowhere")
-    found = json.loads(recast_process("verify", model, result, "--json").stdout)
+    found = json.loads(recast_here("verify", model, result, "--json").stdout)
     said = [*messages(found), *found["notes"]]
     for name in names:
         assert any(text.startswith(name) or f"no {name}" in text for text in said), said
@@ -81,7 +83,19 @@ LIMIT = 100_000_000
 GIB = 1 << 30
 
 
-@pytest.mark.parametrize("loader", ["safetensors", *slow("transformers")])
+@contextmanager
+def no_more_memory_than(size: int) -> Iterator[None]:
+    """This process can map no more than `size` bytes in addition to what it has mapped."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize("loader", ["safetensors", "transformers"])
 @pytest.mark.parametrize(
     ("name", "start"),
     [
@@ -97,17 +111,16 @@ GIB = 1 << 30
 def test_a_file_of_absurd_size_is_a_problem_and_not_read(
     name: str, start: bytes, loader: str, model: Path, result: Path
 ) -> None:
+    command = ("verify", model, result, "--device", "cpu", "--json", "--loader", loader)
+    # What it imports takes more.
+    recast_here(*command)
     (result / name).write_bytes(start)
     os.truncate(result / name, 40 * GIB + len(start))
     # A file that transformers itself would read.
     (result / "generation_config.json").touch()
     os.truncate(result / "generation_config.json", 40 * GIB)
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (6 * GIB, 6 * GIB))
-
-    command = ("verify", model, result, "--device", "cpu", "--json", "--loader", loader)
-    done = recast_process(*command, preexec_fn=limit)
+    with no_more_memory_than(2 * GIB):
+        done = recast_here(*command)
     assert done.stderr == ""
     found = json.loads(done.stdout)
     said = [text for text in [*messages(found), *found["notes"]] if text.startswith(name)]

@@ -13,7 +13,7 @@ from recast import cli
 from recast.verification.loaders import LOADERS, LoaderName
 from recast.verification.problems import SENTENCES, Kind
 from safetensors.torch import load_file, save_file
-from support import raw_bytes, recast_process
+from support import raw_bytes, recast_here
 from tensors import floats
 
 SHARD = "model.safetensors"
@@ -21,7 +21,7 @@ SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "schema" / "verify.jso
 
 
 def verify_lines(source: Path, dest: Path, *options: object, code: int) -> list[str]:
-    done = recast_process("verify", source, dest, "--device", "cpu", *options)
+    done = recast_here("verify", source, dest, "--device", "cpu", *options)
     assert (done.returncode, done.stderr) == (code, "")
     return done.stdout.splitlines()
 
