@@ -198,16 +198,20 @@ def on_terminal(
     return drawn, (printed or b"").decode()
 
 
-def on_terminal_here(
-    command: list[str], *, columns: int = 80, code: int = 0, **changes: str
-) -> str:
+def on_terminal_here(command: list[str], *, code: int = 0, **changes: Any) -> str:
     """The same in this process, with all output on the terminal; what it drew."""
+    drawn, found = drawn_here(command, **changes)
+    assert found == code, drawn
+    return drawn
+
+
+def drawn_here(command: list[str], *, columns: int = 80, **changes: str) -> tuple[str, int]:
+    """What `command` draws on a terminal, and its exit code."""
     ours, theirs = terminal(columns)
     # Where this process itself has a terminal, that would be asked for its width.
     env = environment(**{"TERM": "xterm-256color", "COLUMNS": str(columns), **changes})
     with ThreadPoolExecutor(1) as pool:
         drawn = pool.submit(drawn_on, ours)
         with open(theirs, "w", **AS_MAIN_DOES) as screen:
-            found = _run_here(command, env, screen, screen)
-        assert found == code, drawn.result()
-        return drawn.result()
+            code = _run_here(command, env, screen, screen)
+        return drawn.result(), code

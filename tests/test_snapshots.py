@@ -4,6 +4,7 @@ To accept an intended change: `RECAST_UPDATE_SNAPSHOTS=1 .venv/bin/python -m pyt
 tests/test_snapshots.py`, and look at the difference before it is committed.
 """
 
+import contextlib
 import os
 import re
 import struct
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Save
-from support import environment, raw_bytes, recast_here, recast_process
+from support import drawn_here, environment, raw_bytes, recast_here, recast_process
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UPDATE = bool(os.environ.get("RECAST_UPDATE_SNAPSHOTS"))
@@ -57,6 +58,27 @@ SESSIONS = {
         "bits many",
     ],
 }
+# The same lines again, on terminals.
+SCREEN = [
+    f"{CONVERT} --dry-run",
+    "convert old out --to bf16 --quiet",
+    "convert old out --to bf16",
+    CONVERT,
+    "convert model kept --to fp16 --keep *norm* --keep lm_head.* --verify cpu",
+    "convert huge overflow --to fp16",
+    "convert model kept --to bf16 --keep nothing.*",
+    "convert model",
+    "inspect model",
+    "inspect nowhere",
+    "verify huge out --device cpu",
+    "verify old out --device cpu --seed 7",
+    "verify out",
+    "verify out --full",
+    "verify model",
+    "bits 3.14",
+    "bits -65520 --to fp16",
+]
+SESSIONS |= {"terminal-80": SCREEN, "terminal-120": SCREEN}
 # In processes of their own, as a person has it: every stream and some exit codes.
 REAL = {"convert", "errors", "version"}
 # A time, a rate, and what a machine is.
@@ -84,16 +106,45 @@ def folder(saved: Save, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def screen(drawn: str) -> str:
+    """The lines on a terminal in the end: colors aside, and a bar that was removed again."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", drawn):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif part == "\r":
+            column = 0
+        elif part.endswith("A") and part[0] == "\x1b":
+            row -= int(part[2:-1])
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part[0] != "\x1b":
+            lines[row] = lines[row].ljust(column)[:column] + part
+            column += len(part)
+    return "\n".join(lines)
+
+
 def session(name: str, folder: Path) -> str:
     """What a person who types these commands in `folder` would see, with each exit code but 0."""
     seen, start = [], recast_process if name in REAL else recast_here
+    # No GPU, whatever this machine has.
+    machine = {"PATH": "/nowhere", "CUDA_VISIBLE_DEVICES": ""}
     for command in SESSIONS[name]:
-        # No GPU, whatever this machine has; the width a pipe gets.
-        env = environment(PATH="/nowhere", CUDA_VISIBLE_DEVICES="", COLUMNS="100")
-        result = start(*command.split(), cwd=folder, env=env)
-        seen += [f"$ recast {command}\n", result.stdout, result.stderr]
-        if result.returncode:
-            seen.append(f"[exit code {result.returncode}]\n")
+        seen.append(f"$ recast {command}\n")
+        if name.startswith("terminal-"):
+            width = int(name.removeprefix("terminal-"))
+            with contextlib.chdir(folder):
+                drawn, code = drawn_here(command.split(), columns=width, **machine)
+            seen.append(screen(drawn))
+        else:
+            # The width a pipe gets.
+            env = environment(COLUMNS="100", **machine)
+            result = start(*command.split(), cwd=folder, env=env)
+            seen += [result.stdout, result.stderr]
+            code = result.returncode
+        if code:
+            seen.append(f"[exit code {code}]\n")
     text = "".join(seen).replace(str(folder), "/folder")
     for pattern, placeholder in VARYING:
         text = pattern.sub(placeholder, text)

@@ -163,6 +163,8 @@ def test_progress_needs_no_more_columns_than_there_are(tmp_path: Path) -> None:
         assert drawn.isascii()
         assert shown in drawn
         assert not any(text in drawn for text in missing)
+        # Not "0/? bytes", before anything is known of how much there is to do.
+        assert "?" not in re.sub(ESCAPE, "", drawn)
         assert printed.count("\n") == 6
 
 

@@ -285,7 +285,7 @@ def _check_paths(context: click.Context, paths: tuple[str, ...]) -> None:
         if len(paths) == 1 and given and parameter.name not in ("paths", "as_json"):
             raise UsageError(
                 f"{parameter.opts[0]} needs a source: DEST alone is checked by its checksums only",
-                "`recast verify SOURCE DEST` has it",
+                "give the source too: recast verify SOURCE DEST",
             )
 
 

@@ -221,13 +221,18 @@ def _columns(console: "Console") -> list["ProgressColumn"]:
                 "" if speed is None else f"{size(int(speed))}/s", style="progress.data.speed"
             )
 
+    class Done(rich_progress.DownloadColumn):
+        def render(self, task: rich_progress.Task) -> Text:
+            # Before the first step, there is nothing to say of how much.
+            return Text() if task.total is None else super().render(task)
+
     columns: list[ProgressColumn] = [rich_progress.TaskProgressColumn()]
     if console.width >= 20:
         columns.insert(0, rich_progress.TextColumn("{task.description}"))
     if console.width >= 80 and draws_blocks(sys.stderr):
         columns.insert(1, rich_progress.BarColumn(bar_width=20))
     if console.width >= 40:
-        columns.append(rich_progress.DownloadColumn(binary_units=True))
+        columns.append(Done(binary_units=True))
     if console.width >= 60:
         columns += [Speed(), rich_progress.TimeRemainingColumn()]
     return columns

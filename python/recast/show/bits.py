@@ -112,6 +112,4 @@ def _error(cast: Cast) -> str:
         return "infinite"
     if absolute == 0:
         return "none"
-    return (
-        f"{absolute:.6g} absolute, {relative:.6g} relative, {ulps:.6g} ulp (1 ulp is 2^{cast.ulp})"
-    )
+    return f"{absolute:.6g} absolute, {relative:.6g} relative, {ulps:.6g} ulp of 2^{cast.ulp}"
