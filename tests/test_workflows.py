@@ -80,13 +80,24 @@ def test_a_release_is_published_from_a_tag_by_trust_alone() -> None:
     assert release[True]["push"] == {"tags": ["v*"]}
 
 
-def test_a_release_stops_while_its_addresses_are_placeholders() -> None:
+@pytest.mark.parametrize("urls", [False, True])
+@pytest.mark.parametrize("repository", [False, True])
+def test_a_release_stops_while_it_does_not_say_where_the_repository_is(
+    urls: bool, repository: bool, tmp_path: Path
+) -> None:
     steps = workflow("release.yml")["jobs"]["sdist"]["steps"]
-    (check,) = [step["run"] for step in steps if "OWNER/" in step.get("run", "")]
-    done = subprocess.run(["bash", "-c", check], cwd=ROOT, capture_output=True, check=False)
-    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
-    cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["repository"]
-    assert (done.returncode != 0) == any("OWNER/" in url for url in [cargo, *urls.values()])
+    (check,) = [step["run"] for step in steps if "project.urls" in step.get("run", "")]
+    (tmp_path / "pyproject.toml").write_text("[project.urls]\nHomepage = ''\n" if urls else "#\n")
+    (tmp_path / "Cargo.toml").write_text("repository = ''\n" if repository else "#\n")
+    done = subprocess.run(["bash", "-c", check], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode == 0) == (urls and repository)
+
+
+def test_the_metadata_points_to_no_place_that_does_not_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
+    places = [*project.get("urls", {}).values(), package.get("repository", "")]
+    assert not any("OWNER" in place for place in places)
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
