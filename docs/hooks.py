@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
-from recast.cli import cli
+from recast.commands import cli
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -14,7 +14,7 @@ import click
 import pytest
 import recast
 from recast import _core
-from recast.cli import cli
+from recast.commands import cli
 from support import environment, files, on_terminal, raw_bytes, recast_here, recast_process, tree
 
 ROOT = Path(__file__).parents[1]

@@ -11,6 +11,7 @@ from imports import Graph, circles, python_imports, rust_imports, tokens
 PYTHON = [
     {"__main__"},
     {"cli"},
+    {"commands"},
     {"recast"},
     {"api"},
     {"show"},

@@ -10,7 +10,7 @@ import pytest
 import recast
 from click.testing import CliRunner
 from recast import api
-from recast.cli import cli
+from recast.commands import cli
 from recast.options import Options
 from support import recast_here
 

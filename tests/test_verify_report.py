@@ -9,7 +9,7 @@ import pytest
 import recast
 import torch
 from conftest import build
-from recast import cli
+from recast import commands
 from recast.verification.loaders import LOADERS, LoaderName
 from recast.verification.problems import SENTENCES, Kind
 from safetensors.torch import load_file, save_file
@@ -150,7 +150,7 @@ def test_every_kind_of_problem_has_a_sentence_and_is_in_the_schema() -> None:
 
 
 def test_every_loader_has_the_same_name_everywhere() -> None:
-    (option,) = (each for each in cli.verify.params if each.name == "loader")
+    (option,) = (each for each in commands.verify.params if each.name == "loader")
     choices = list(option.type.choices)  # type: ignore[attr-defined]
     assert list(get_args(LoaderName)) == list(LOADERS) == choices
     assert choices == SCHEMA["properties"]["loader"]["enum"]
