@@ -194,6 +194,7 @@ mod tests {
             (r#"{"quantization_config": {"dtype": "float32"}, "c": 2}"#, r#"{ "c": 2}"#),
             (r#"{ "compression_config": {} }"#, "{ }"),
             (r#"{"a": {"quantization": {"bits": 4}}, "b": 1}"#, r#"{"a": {}, "b": 1}"#),
+            (r#"{"a": [[{"quantization": {}}, 2]]}"#, r#"{"a": [[{}, 2]]}"#),
             (
                 r#"{"dtype": "float32", "quantization_config": {}, "quantization": {}}"#,
                 r#"{"dtype": "float16"}"#,

@@ -76,29 +76,29 @@ fn escape(text: &str, out: &mut String) -> usize {
 /// Puts the number that `text` starts with, and gives its length; zero where it is none that
 /// has to be replaced.
 fn number(text: &str, out: &mut String) -> usize {
-    if let Some(word) = ["Infinity", "NaN"].into_iter().find(|word| text.starts_with(word)) {
+    let is_part = |c: char| c.is_ascii_digit() || matches!(c, '.' | 'e' | 'E' | '+' | '-');
+    let word = ["Infinity", "NaN"].into_iter().find(|word| text.starts_with(word));
+    if let Some(word) = word {
+        // What would go on in the number that replaces it, and a sign that Python does not allow.
+        if text[word.len()..].starts_with(is_part) || (word == "NaN" && out.ends_with('-')) {
+            return 0;
+        }
         out.push('1');
         out.extend(std::iter::repeat_n('0', word.len() - 1));
         return word.len();
     }
-    let is_part = |c: char| c.is_ascii_digit() || matches!(c, '.' | 'e' | 'E' | '+' | '-');
     let length = text.find(|c| !is_part(c)).unwrap_or(text.len());
     let number = &text[..length];
-    if !number.parse::<f64>().is_ok_and(f64::is_infinite) {
+    // From here on serde_json may find a number too large that is not.
+    let is_large = number.parse::<f64>().is_ok_and(|number| number >= 1e300);
+    let is_digit = |at| number.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    let has_zero = number.starts_with('0') && is_digit(1);
+    let has_bare_point = number.find('.').is_some_and(|point| !is_digit(point + 1));
+    if !is_large || has_zero || has_bare_point {
         return 0;
     }
-    match number.find(['e', 'E']) {
-        // What is before the exponent is checked by whoever reads it.
-        Some(exponent) => {
-            out.push_str(&number[..=exponent]);
-            out.extend(std::iter::repeat_n('0', length - exponent - 1));
-        }
-        None if number.bytes().all(|byte| byte.is_ascii_digit()) && !number.starts_with('0') => {
-            out.push_str("1e");
-            out.extend(std::iter::repeat_n('0', length - 2));
-        }
-        None => return 0,
-    }
+    out.push_str("1e");
+    out.extend(std::iter::repeat_n('0', length - 2));
     length
 }
 
@@ -127,6 +127,8 @@ fn remove_from(
     goes: &dyn Fn(&str, &RawValue) -> bool,
     edits: &mut Vec<Edit>,
 ) {
+    let items = serde_json::from_str::<Vec<&RawValue>>(object).unwrap_or_default();
+    items.iter().for_each(|item| remove_from(whole, item.get(), goes, edits));
     let Ok(members) = Object::parse(object) else { return };
     let begin = object.as_ptr().addr() - whole.as_ptr().addr();
     let mut end = begin + object.find('{').map_or(0, |brace| brace + 1);
@@ -197,7 +199,11 @@ mod tests {
             ("1NaN", "1NaN"),
             ("[0.Infinity]", "[0.Infinity]"),
             ("1e-Infinity", "1e-Infinity"),
-            ("[1e999, -12.5E+400,1e9]", "[1e000, -12.5E0000,1e9]"),
+            ("[-NaN]", "[-NaN]"),
+            ("[Infinity1]", "[Infinity1]"),
+            ("[1e999, -12.5E+400,1e9]", "[1e000, -1e0000000,1e9]"),
+            ("[1.7976931348623157e+308]", "[1e000000000000000000000]"),
+            ("[01e999, 1.e999]", "[01e999, 1.e999]"),
             (
                 r#"["\ud800", "a\udc00", "\ud83d\ude00", "\\ud800"]"#,
                 r#"["\ufffd", "a\ufffd", "\ud83d\ude00", "\\ud800"]"#,

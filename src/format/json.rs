@@ -129,11 +129,15 @@ mod tests {
     #[test]
     fn what_python_reads_is_read() {
         let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
-        for good in ["[1e999, -1E+400, NaN]", r#"{"\ud800": "\udc00 \ud83d\ude00"}"#, &deep] {
+        let long = format!("[{}.5, 1.7976931348623158e308]", "1".repeat(400));
+        for good in ["[1e999, -1E+400, NaN]", &long, r#"{"\ud800": "\udc00 \ud83d\ude00"}"#, &deep]
+        {
             text(Path::new("c"), good.into()).expect(good);
         }
         let deeper = format!("[{deep}]");
-        for bad in ["[01e999]", "[1.e999]", r#"["\ud80"]"#, "[1e999", &deeper, &"[".repeat(1 << 20)]
+        let open = "[".repeat(1 << 20);
+        for bad in
+            ["[01e999]", "[1.e999]", "[-NaN]", "[NaN1]", r#"["\ud80"]"#, "[1e999", &deeper, &open]
         {
             text(Path::new("c"), bad.into()).expect_err(bad);
         }
