@@ -104,6 +104,52 @@ def test_shards_in_a_folder_are_taken_and_converted(
     assert recast.verify(model, tmp_path / "out").passed
 
 
+def test_an_index_may_name_models_in_folders_below(plain: tuple[Path, Tensors]) -> None:
+    model, tensors = plain
+    names = sorted(tensors)
+    shards = {"a": f"a/{NAME}", "b": f"b/{NAME}"}
+    for shard, part in zip(shards.values(), (names[::2], names[1::2]), strict=True):
+        (model / shard).parent.mkdir()
+        save_file({n: tensors[n] * 0 + 2 for n in part}, model / shard, {"format": "pt"})
+    weight_map = dict.fromkeys(names[::2], shards["a"]) | dict.fromkeys(names[1::2], shards["b"])
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (model / f"{NAME}.index.json").write_text(json.dumps(index))
+    save_file(marked(tensors, 3), model / "copy.safetensors", {"format": "pt"})
+    assert loaded_by_transformers(model) == 2
+    assert counted(model) == set(shards.values())
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "half.safetensors.index.json"])
+def test_the_file_that_a_config_names_is_taken_first(
+    plain: tuple[Path, Tensors], name: str
+) -> None:
+    model, tensors = plain
+    save_file(marked(tensors, 1), model / NAME, {"format": "pt"})
+    write_shards(model, marked(tensors, 2), stem="half")
+    save_file(marked(tensors, 4), model / "consolidated.safetensors", {"format": "pt"})
+    config = json.loads((model / "config.json").read_text()) | {"transformers_weights": name}
+    (model / "config.json").write_text(json.dumps(config))
+    taken = {4: {name}, 2: {f"half-{n:05}-of-00002.safetensors" for n in (1, 2)}}
+    assert counted(model) == taken[int(loaded_by_transformers(model))]
+
+
+def test_a_pipeline_takes_all_networks_of_a_component(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    model = tmp_path / "model"
+    sizes = {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
+    more = {"cross_attention_dim": 4, "conditioning_embedding_out_channels": (16,)}
+    nets = [diffusers.ControlNetModel(**sizes, **blocks, **more) for _ in range(2)]
+    diffusers.MultiControlNetModel(nets).save_pretrained(str(model / "controlnet"))
+    shutil.copytree(model / "controlnet", model / "controlnet_old")
+    listed = {"_class_name": "X", "controlnet": ["diffusers", "MultiControlNetModel"]}
+    (model / "model_index.json").write_text(json.dumps(listed))
+    found = diffusers.MultiControlNetModel.from_pretrained(str(model / "controlnet"))
+    folders = ["controlnet", "controlnet_1"]
+    assert len(found.nets) == len(folders)
+    assert counted(model) == {f"{it}/diffusion_pytorch_model.safetensors" for it in folders}
+
+
 def test_diffusers_takes_the_index_before_the_single_file(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     model, stem = tmp_path / "model", "diffusion_pytorch_model"

@@ -2,7 +2,7 @@
 
 use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Checkpoint, Kind, SourceFile};
 use crate::error::Error;
@@ -130,25 +130,34 @@ impl Checkpoint {
         let mut listing = Listing { shards, indexes, ..Listing::default() };
         for file in &self.files {
             let (path, name) = (file.path(), file.path().file_name().unwrap_or_default());
+            let folder = path.parent().unwrap_or(Path::new(""));
+            if let Kind::Config(config) = &file.kind {
+                let named = config.weights.iter().map(|file| plain(&folder.join(file)));
+                listing.named.extend(named.map(|file| (folder.to_owned(), file)));
+            }
             if name != PIPELINE && name != MODULES {
                 continue;
             }
             // Whatever else is called so lists nothing.
             let bytes = read_small(&*self.place, path, MAX_CONFIG).unwrap_or_default();
             let text = String::from_utf8(bytes).unwrap_or_default();
-            let folder = path.parent().unwrap_or(Path::new(""));
-            let below = |names: Vec<String>| {
-                let names = names.into_iter().filter(|name| !name.is_empty());
-                names.map(|name| folder.join(name)).collect::<BTreeSet<PathBuf>>()
+            let parts = match name == PIPELINE {
+                true => listing::components(&text),
+                false => listing::modules(&text),
             };
-            if name == PIPELINE {
-                listing.pipelines.insert(folder.to_owned(), below(listing::components(&text)));
-            } else {
-                listing.modules.append(&mut below(listing::modules(&text)));
+            let mut parts: BTreeSet<PathBuf> =
+                parts.iter().map(|part| plain(&folder.join(part))).collect();
+            if !parts.is_empty() {
+                listing.parts.entry(folder.to_owned()).or_default().append(&mut parts);
             }
         }
         listing
     }
+}
+
+/// A path without what names the folder it stands in.
+fn plain(path: &Path) -> PathBuf {
+    path.components().filter(|part| !matches!(part, Component::CurDir)).collect()
 }
 
 fn state(file: &Path, shard: &Shard) -> BTreeSet<usize> {

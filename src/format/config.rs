@@ -19,6 +19,8 @@ pub struct Config {
     pub class_names: Vec<String>,
     /// What it says first of `tie_word_embeddings`.
     pub ties: Option<bool>,
+    /// The file with the weights, where it names one (`transformers_weights` in transformers 5.24).
+    pub weights: Option<String>,
     /// What it says of quantization: the key, and the method where it names one.
     pub quantized: Option<String>,
 }
@@ -38,7 +40,9 @@ impl Config {
             }
             _ => {}
         });
-        Ok(Config { text, model_types, class_names, ties, quantized })
+        let weights = Object::parse(&strict).ok();
+        let weights = weights.and_then(|object| string(object.get("transformers_weights")?));
+        Ok(Config { text, model_types, class_names, ties, weights, quantized })
     }
 
     /// The text with every `dtype` and `torch_dtype` that names a float saying `to`, and without

@@ -10,14 +10,23 @@ pub const PIPELINE: &str = "model_index.json";
 /// The file that makes a directory a chain of modules of sentence-transformers.
 pub const MODULES: &str = "modules.json";
 
+/// How many networks a component is looked for that is made of several.
+const MOST_NETWORKS: usize = 100;
+
 /// The folders of the components that a `model_index.json` lists: each maps its name to a library
 /// and a class, and one that is left out to nulls. Nothing where the text is no such file.
 pub fn components(text: &str) -> Vec<String> {
     let strict = edit::strict(text);
     let members = Object::parse(&strict).map(|object| object.0).unwrap_or_default();
-    let is_class = |value: &RawValue| serde_json::from_str::<[String; 2]>(value.get()).is_ok();
-    let listed = members.into_iter().filter(|(_, value)| is_class(value));
-    listed.map(|(name, _)| name.into_owned()).collect()
+    let class = |value: &RawValue| serde_json::from_str::<[String; 2]>(value.get()).ok();
+    let listed = members.iter().filter_map(|(name, value)| Some((name, class(value)?)));
+    let folders = listed.flat_map(|(name, [_, class])| {
+        // `MultiControlNetModel` has its second network in `controlnet_1`.
+        let networks = if class.starts_with("Multi") { MOST_NETWORKS } else { 1 };
+        let others = (1..networks).map(move |number| format!("{name}_{number}"));
+        std::iter::once(name.to_string()).chain(others)
+    });
+    folders.collect()
 }
 
 /// The folders of the modules that a `modules.json` lists. Nothing where the text is no such file.
@@ -39,6 +48,8 @@ mod tests {
         let text = r#"{"_class_name": "X", "vae": ["diffusers", "AutoencoderKL"], "guidance": 3.5,
                        "safety_checker": [null, null], "tokenizer": ["transformers", "T"]}"#;
         assert_eq!(components(text), ["vae", "tokenizer"]);
+        let several = components(r#"{"controlnet": ["diffusers", "MultiControlNetModel"]}"#);
+        assert_eq!(several[..2], ["controlnet", "controlnet_1"]);
         assert_eq!(components("[]"), [""; 0]);
     }
 

@@ -10,10 +10,11 @@ pub struct Listing<'a> {
     pub shards: Vec<&'a Path>,
     /// Each index, and the shards it names.
     pub indexes: HashMap<&'a Path, BTreeSet<PathBuf>>,
-    /// The folder of each diffusers pipeline, and the folders of its components.
-    pub pipelines: HashMap<PathBuf, BTreeSet<PathBuf>>,
-    /// The folders of the modules of sentence-transformers.
-    pub modules: BTreeSet<PathBuf>,
+    /// The folder of each model that lists its parts (the components of a diffusers pipeline, the
+    /// modules of sentence-transformers), and the folders of those.
+    pub parts: HashMap<PathBuf, BTreeSet<PathBuf>>,
+    /// The folder of each config that names its weights, and the file that it names.
+    pub named: HashMap<PathBuf, PathBuf>,
 }
 
 /// How a loader calls the file with all weights; the index is called after it.
@@ -23,10 +24,12 @@ struct Name {
     index_first: bool,
 }
 
+const TRANSFORMERS: &str = "model.safetensors";
+
 /// transformers, diffusers and peft: `_get_resolved_checkpoint_files` in transformers 5.24,
 /// `ModelMixin.from_pretrained` in diffusers 0.42.
 const NAMES: [Name; 3] = [
-    Name { file: "model.safetensors", index_first: false },
+    Name { file: TRANSFORMERS, index_first: false },
     Name { file: "diffusion_pytorch_model.safetensors", index_first: true },
     Name { file: "adapter_model.safetensors", index_first: false },
 ];
@@ -39,12 +42,13 @@ impl Listing<'_> {
         // Of each folder with files that a loader looks for, which those are.
         let taken: HashMap<&Path, BTreeSet<PathBuf>> =
             folders.into_iter().filter_map(|it| Some((it, self.taken(it)?))).collect();
-        let takers: HashMap<&Path, &Path> = taken
-            .iter()
-            .flat_map(|(folder, taken)| taken.iter().map(|shard| (shard.as_path(), *folder)))
-            .collect();
+        // An index may name what a loader would also take that is given the folder it is in.
+        let mut takers: HashMap<&Path, Vec<&Path>> = HashMap::new();
+        for (folder, shards) in &taken {
+            shards.iter().for_each(|shard| takers.entry(shard).or_default().push(folder));
+        }
         let is_loaded = |shard: &Path| match takers.get(shard) {
-            Some(folder) => self.is_reached(folder, &taken),
+            Some(folders) => folders.iter().any(|folder| self.is_reached(folder, &taken)),
             None => !taken.contains_key(folder(shard)) && self.is_reached(folder(shard), &taken),
         };
         let left = (0..self.shards.len()).filter(|number| !is_loaded(self.shards[*number]));
@@ -56,9 +60,15 @@ impl Listing<'_> {
 
     /// What a loader takes of a folder; nothing where it finds no file that it looks for.
     fn taken(&self, folder: &Path) -> Option<BTreeSet<PathBuf>> {
+        let single = |file: PathBuf| self.shards.contains(&&*file).then(|| BTreeSet::from([file]));
+        let named = self.named.get(folder);
+        let named = named
+            .and_then(|file| self.indexes.get(&**file).cloned().or_else(|| single(file.clone())));
         let of = |name: &Name| {
-            let single = folder.join(name.file);
-            let single = self.shards.contains(&&*single).then(|| BTreeSet::from([single]));
+            if name.file == TRANSFORMERS && named.is_some() {
+                return named.clone();
+            }
+            let single = single(folder.join(name.file));
             let index = folder.join(format!("{}.index.json", name.file));
             let index = self.indexes.get(&*index).cloned();
             if name.index_first { index.or(single) } else { single.or(index) }
@@ -71,18 +81,16 @@ impl Listing<'_> {
 
     /// Whether whoever is given the whole directory looks into a folder.
     fn is_reached(&self, folder: &Path, taken: &HashMap<&Path, BTreeSet<PathBuf>>) -> bool {
-        for above in folder.ancestors() {
-            if let Some(components) = self.pipelines.get(above) {
-                return components.iter().any(|component| folder.starts_with(component));
+        folder.ancestors().all(|above| match self.parts.get(above) {
+            Some(parts) => {
+                let is_part =
+                    |part: &PathBuf| folder == part || (part != above && folder.starts_with(part));
+                // A part that is not in a folder of its own may have folders that it does not list.
+                let is_open = parts.contains(above) && !taken.contains_key(above);
+                parts.iter().any(is_part) || is_open
             }
-            if self.modules.contains(above) {
-                return true;
-            }
-            if above != folder && taken.contains_key(above) {
-                return false;
-            }
-        }
-        true
+            None => above == folder || !taken.contains_key(above),
+        })
     }
 }
 

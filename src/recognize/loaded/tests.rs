@@ -56,7 +56,7 @@ fn a_model_below_a_model_is_left_unless_it_is_a_module() {
     let shards =
         ["2_Dense/model.safetensors", "checkpoint-5/model.safetensors", "model.safetensors"];
     let found = left(&shards, |it| {
-        it.modules.insert("2_Dense".into());
+        it.parts.insert("".into(), ["".into(), "2_Dense".into()].into());
     });
     assert_eq!(found, ["checkpoint-5/model.safetensors"]);
 }
@@ -71,12 +71,55 @@ fn a_pipeline_takes_its_components() {
         "vae/diffusion_pytorch_model.safetensors",
     ];
     let found = left(&shards, |it| {
-        it.pipelines.insert("".into(), ["text_encoder".into(), "vae".into()].into());
+        it.parts.insert("".into(), ["text_encoder".into(), "vae".into()].into());
     });
     assert_eq!(
         found,
         ["flux.safetensors", "old/model.safetensors", "text_encoder/model.fp16.safetensors"]
     );
+}
+
+#[test]
+fn shards_that_would_be_taken_of_their_own_folder_too_count() {
+    let shards = ["a/model.safetensors", "b/model.safetensors", "c/model.safetensors"];
+    // The order of hashed folders differs between any two.
+    for _ in 0..20 {
+        let found = left(&shards, |it| index(it, INDEX, &shards[..2]));
+        assert_eq!(found, ["c/model.safetensors"]);
+    }
+}
+
+#[test]
+fn a_model_of_parts_in_a_checkpoint_beside_such_a_model_is_left() {
+    let shards = ["a/model.safetensors", "old/a/model.safetensors"];
+    let found = left(&shards, |it| {
+        it.parts.insert("".into(), ["a".into()].into());
+        it.parts.insert("old".into(), ["old/a".into()].into());
+    });
+    assert_eq!(found, ["old/a/model.safetensors"]);
+}
+
+#[test]
+fn what_a_module_at_the_root_does_not_list_counts_where_no_file_is_at_the_root() {
+    let shards = ["2_Dense/model.safetensors", "query_0/model.safetensors"];
+    let found = left(&shards, |it| {
+        it.parts.insert("".into(), ["".into(), "2_Dense".into()].into());
+    });
+    assert_eq!(found, [""; 0]);
+}
+
+#[test]
+fn what_a_config_names_is_taken_before_anything_else() {
+    let shards = ["a.safetensors", "model.safetensors"];
+    for file in ["a.safetensors", "a.safetensors.index.json"] {
+        let found = left(&shards, |it| {
+            index(it, "a.safetensors.index.json", &["a.safetensors"]);
+            it.named.insert("".into(), file.into());
+        });
+        assert_eq!(found, ["model.safetensors"]);
+    }
+    let found = left(&shards, |it| drop(it.named.insert("".into(), "gone".into())));
+    assert_eq!(found, ["a.safetensors"]);
 }
 
 #[test]
