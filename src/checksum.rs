@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use twox_hash::XxHash3_128;
@@ -156,13 +157,15 @@ pub struct Sums {
     blocks: Blocks,
     /// Zero, which is no block's digest but by a chance of 2^-128, is one that was not seen.
     digests: Mutex<Vec<Digest>>,
+    /// Whether a block was not the same when it was seen again.
+    differs: AtomicBool,
 }
 
 impl Sums {
     /// Of a file with these blocks, none of which was seen.
     pub fn new(blocks: Blocks) -> Sums {
         let digests = Mutex::new(vec![Digest::default(); blocks.count()]);
-        Sums { blocks, digests }
+        Sums { blocks, digests, differs: AtomicBool::new(false) }
     }
 
     /// Takes in bytes that start at `offset`; what of them is not a whole block is left out.
@@ -175,7 +178,10 @@ impl Sums {
             }
             let from = (start - offset) as usize;
             let digest = Digest::of(&bytes[from..from + count as usize]);
-            held(&self.digests)[number] = digest;
+            let before = std::mem::replace(&mut held(&self.digests)[number], digest);
+            if before != Digest::default() && before != digest {
+                self.differs.store(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -187,6 +193,11 @@ impl Sums {
             .filter(|(_, digest)| **digest == Digest::default())
             .map(|((_, start, bytes), _)| (start, bytes))
             .collect()
+    }
+
+    /// Whether a block was not the same whenever it was seen.
+    pub fn differs(&self) -> bool {
+        self.differs.load(Ordering::Relaxed)
     }
 
     /// The file's digest, once all blocks were seen.

@@ -233,8 +233,11 @@ impl<'a, S: Sinks> Job<'a, S> {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped);
             }
-            let (object, mut own) = (&open.sources[extent.source].object, Vec::new());
+            let OpenSource { object, sums, .. } = &open.sources[extent.source];
+            let mut own = Vec::new();
             let read = object.get(extent.start, extent.bytes as usize, &mut own)?;
+            // What changes between this and when its values are made is seen by its checksum.
+            sums.add(extent.start, read);
             buffer.clear();
             buffer.extend_from_slice(read);
             object.release(extent.start, extent.bytes as usize);
@@ -321,13 +324,17 @@ impl OpenSource {
         // What no span, or more than one, is made from was not seen as whole blocks.
         check::complete(&*self.object, &self.sums)?;
         let (marks, seen) = (self.object.marks()?, self.sums.finish());
+        let changed = || Error::Changed { path: place.name(&recipe.sources[index].key) };
+        if self.sums.differs() {
+            return Err(changed());
+        }
         if marks == self.marks {
             return Ok((marks, seen));
         }
         // Other marks need not mean other bytes; only reading tells.
         let digest = check::digest(&*self.object, &recipe.source_blocks(index), &|_| true)?;
         if seen != digest {
-            return Err(Error::Changed { path: place.name(&recipe.sources[index].key) });
+            return Err(changed());
         }
         Ok((self.object.marks()?, digest))
     }

@@ -1,7 +1,7 @@
 //! A recipe makes the same bytes whole, in pieces, in any range and anywhere; what it says is
 //! written down and read again. The judge of the values is the crate `half`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -65,14 +65,12 @@ fn example() -> (Memory, Recipe, Vec<u8>) {
     (place, Recipe { sources, spans, overflow: Overflow::Infinity }, expected)
 }
 
+const OPTIONS: make::Options =
+    make::Options { level: LEVEL, threads: None, mmap: false, stop_at_overflow: false };
+
 fn made(place: &Memory, recipe: &Recipe, threads: usize) -> (Vec<u8>, make::Made) {
     let sink = MemorySinks::default();
-    let options = make::Options {
-        level: LEVEL,
-        threads: Some(threads),
-        mmap: false,
-        stop_at_overflow: false,
-    };
+    let options = make::Options { threads: Some(threads), ..OPTIONS };
     let files = [File { number: 7, recipe }];
     make(&files, place, &sink, &options, &mut |_| true).expect("made");
     let (number, bytes, made) = sink.files().pop().expect("a file");
@@ -221,6 +219,61 @@ fn a_source_that_is_not_the_one_that_was_planned_is_refused() {
     place.put("values", floats(1_000));
     let error = make::range(&recipe, &place, LEVEL, 0..100).expect_err("another length");
     assert!(matches!(error, crate::error::Error::Changed { .. }), "{error}");
+}
+
+#[test]
+fn a_source_that_changes_after_it_was_hashed_is_refused() {
+    let (place, mut recipe, _) = example();
+    recipe.spans[0] = Span::Hashed { text: [b'_'; SHA256_DIGITS].to_vec(), at: vec![0] };
+    let (options, sinks) = (make::Options { threads: Some(1), ..OPTIONS }, MemorySinks::default());
+    let files = [File { number: 7, recipe: &recipe }];
+    make(&files, &place, &sinks, &options, &mut |_| true).expect("the same each time");
+    let error = make(&files, &Changing(place), &sinks, &options, &mut |_| true);
+    let error = error.expect_err("another when it is read again");
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
+}
+
+/// A place whose objects have other values, and no other marks, when they are read again.
+#[derive(Debug)]
+struct Changing(Memory);
+
+impl Place for Changing {
+    fn list(&self) -> Result<Vec<PathBuf>, Error> {
+        self.0.list()
+    }
+
+    fn look(&self, key: &Path) -> Result<ObjectInfo, Error> {
+        self.0.look(key)
+    }
+
+    fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
+        Ok(Box::new(Changed(self.0.open(key, mmap)?, Mutex::default())))
+    }
+
+    fn name(&self, key: &Path) -> PathBuf {
+        self.0.name(key)
+    }
+}
+
+struct Changed(Box<dyn Object>, Mutex<HashSet<u64>>);
+
+impl Object for Changed {
+    fn marks(&self) -> Result<Marks, Error> {
+        self.0.marks()
+    }
+
+    fn get<'a>(
+        &'a self,
+        start: u64,
+        bytes: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Error> {
+        *buffer = self.0.get(start, bytes, &mut Vec::new())?.to_vec();
+        if bytes > 0 && !held(&self.1).insert(start) {
+            buffer[0] ^= 1;
+        }
+        Ok(buffer)
+    }
 }
 
 type Bytes = Arc<Vec<u8>>;
