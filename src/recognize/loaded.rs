@@ -151,7 +151,7 @@ pub fn missing_number<'a>(shards: impl Iterator<Item = &'a Path>) -> Option<Path
 
 /// The parts of `STEM-NUMBER-of-COUNT.REST`, with five digits each.
 fn numbered(name: &str) -> Option<(&str, usize, usize, &str)> {
-    let at = name.find("-of-")?;
+    let at = name.rfind("-of-")?;
     let (before, after) = (&name[..at], &name[at + 4..]);
     let (count, rest) = after.split_at_checked(5)?;
     let (stem, number) = before.rsplit_once('-')?;

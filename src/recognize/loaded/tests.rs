@@ -134,6 +134,8 @@ fn a_missing_number_is_named() {
     assert_eq!(missing(&[one, "m/model-00002-of-00003.safetensors", three]), None);
     assert_eq!(missing(&["a-00000-of-00002.safetensors", "a-00001-of-00002.safetensors"]), None);
     assert_eq!(missing(&["model.safetensors", "out-of-place.safetensors", "-of-.x"]), None);
+    let best = missing(&["best-of-8-00001-of-00002.safetensors"]);
+    assert_eq!(best.as_deref(), Some("best-of-8-00002-of-00002.safetensors"));
     let variant = missing(&["model-00002-of-00002.fp16.safetensors"]);
     assert_eq!(variant.as_deref(), Some("model-00001-of-00002.fp16.safetensors"));
 }
