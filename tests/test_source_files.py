@@ -378,6 +378,21 @@ def test_configs_and_indexes_are_read_as_python_reads_json(model: Path, tmp_path
     written = (tmp_path / "out" / "model.safetensors.index.json").read_text()
     assert written.replace('"total_size": 12, ', "") == index
 
+    # What json.loads refuses, transformers cannot load.
+    mantissas = ("0", "01", "1.", ".5", "1" * 400 + ".5", "1.79769313486231580")
+    exponents = ("", "e5", "E+400", "e308", "e-999", "e", "e+")
+    numbers = [mantissa + exponent for mantissa in mantissas for exponent in exponents]
+    numbers += ["NaN", "Infinity", "Infinity1", "NaN.5", "nan", "true", "1_0", "0x1"]
+    for number in (sign + number for sign in ("", "-", "+") for number in numbers):
+        (model / "config.json").write_text(f'{{"limit": [{number}]}}')
+        try:
+            json.loads((model / "config.json").read_text())
+        except ValueError:
+            with pytest.raises(recast.InputError):
+                recast.plan(model, to="bf16")
+        else:
+            recast.plan(model, to="bf16")
+
     (model / "config.json").write_text("[" * 501 + "]" * 501)
     with pytest.raises(recast.InputError, match="nested 501 levels deep, and recast reads at most"):
         recast.plan(model, to="bf16")
