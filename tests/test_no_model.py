@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import recast
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,34 @@ def test_optimizer_state_of_torch_is_carried(tmp_path: Path) -> None:
     assert load_file(out / "optimizer.safetensors")["anything"].dtype == torch.float32
     assert any("because they are optimizer state" in warning for warning in report.warnings)
     assert recast.verify(source, out).passed
+
+
+OPTIMIZERS = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD"]
+OPTIMIZERS += ["NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_every_optimizer_of_torch_is_carried(name: str, tmp_path: Path) -> None:
+    module = torch.nn.Linear(16, 16)
+    options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    optimizer = getattr(torch.optim, name)(module.parameters(), lr=0.1, **options)
+    module(torch.randn(4, 16)).sum().backward()
+    optimizer.step()
+    state = {
+        f"state.{number}.{key}": value.clone()
+        for number, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+        if torch.is_tensor(value)
+    }
+    assert state
+    source = tmp_path / "training.safetensors"
+    save_file({**state, "layer.weight": torch.randn(4, 4)}, source)
+    recast.convert(source, tmp_path / "out", to="bf16")
+    found = load_file(tmp_path / "out" / source.name)
+    assert found.pop("layer.weight").dtype == torch.bfloat16
+    assert {key: value.dtype for key, value in found.items()} == {
+        key: value.dtype for key, value in state.items()
+    }
 
 
 def test_a_parameter_called_step_is_a_parameter(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 //! Optimizer state saved as safetensors: moments, and counts of steps that are stored as floats. It is
 //! no part of a model, and a training that goes on with rounded state goes on from somewhere else.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
-/// What torch's optimizers call their state of a parameter (`torch/optim/*.py` in torch 2.15), where
-/// no module calls a parameter so.
-const STATE: [&str; 12] = [
+/// What the optimizers of torch (`torch/optim/*.py` in torch 2.15) and transformers (Adafactor) call
+/// their state of a parameter, where no module calls a parameter so.
+const STATE: [&str; 15] = [
     "exp_avg",
     "exp_avg_sq",
+    "exp_avg_sq_col",
+    "exp_avg_sq_row",
     "max_exp_avg_sq",
     "exp_inf",
     "momentum_buffer",
@@ -17,11 +19,20 @@ const STATE: [&str; 12] = [
     "acc_delta",
     "sum_of_squares",
     "mu_product",
-    "prev_grad",
+    "row_var",
+    "col_var",
     "exp_avg_slow",
 ];
 /// What stands beside it under a name that says less.
-const BESIDE: [&str; 5] = ["step", "sum", "ax", "eta", "mu"];
+const BESIDE: [&str; 6] = ["step", "sum", "ax", "eta", "mu", "RMS"];
+/// What says less, but is state where all of it stands together: Adagrad, Adafactor (of a vector),
+/// Rprop, ASGD.
+const TOGETHER: [&[&str]; 4] = [
+    &["step", "sum"],
+    &["step", "variance"],
+    &["step", "prev", "step_size"],
+    &["step", "eta", "mu", "ax"],
+];
 
 /// The positions of the tensors of a file that are optimizer state.
 pub fn of(file: &Path, names: &[&str]) -> BTreeSet<usize> {
@@ -32,13 +43,19 @@ pub fn of(file: &Path, names: &[&str]) -> BTreeSet<usize> {
     if is_whole_file {
         return (0..names.len()).collect();
     }
-    let of_states =
-        names.iter().filter_map(|name| split(name).filter(|(_, it)| STATE.contains(it)));
-    let parameters: HashSet<&str> = of_states.map(|(parameter, _)| parameter).collect();
+    let mut parameters: HashMap<&str, HashSet<&str>> = HashMap::new();
+    for (parameter, last) in names.iter().filter_map(|name| split(name)) {
+        parameters.entry(parameter).or_default().insert(last);
+    }
     let is_state = |name: &str| {
-        split(name).is_some_and(|(parameter, last)| {
-            parameters.contains(parameter) && (STATE.contains(&last) || BESIDE.contains(&last))
-        })
+        let Some((parameter, last)) = split(name) else { return false };
+        let beside = &parameters[parameter];
+        let is_moment = |last: &str| STATE.contains(&last);
+        is_moment(last)
+            || (BESIDE.contains(&last) && beside.iter().any(|last| is_moment(last)))
+            || TOGETHER
+                .iter()
+                .any(|all| all.contains(&last) && all.iter().all(|other| beside.contains(other)))
     };
     (0..names.len()).filter(|number| is_state(names[*number])).collect()
 }
@@ -60,6 +77,8 @@ mod tests {
     fn moments_and_the_step_beside_them_are_state() {
         let names = ["layer.weight", "state.0.exp_avg", "state.0.step", "other.step", "state.1.mu"];
         assert_eq!(found("training.safetensors", &names), [1, 2]);
+        let names = ["0.step", "0.sum", "0.mu", "1.sum", "2.step", "2.prev", "3.step_size"];
+        assert_eq!(found("training.safetensors", &names), [0, 1]);
     }
 
     #[test]
