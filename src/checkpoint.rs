@@ -187,7 +187,7 @@ impl Checkpoint {
         })
     }
 
-    /// The shards that no loader takes that is given the directory.
+    /// The shards that loaders do not take when they are given the directory.
     pub fn not_loaded(&self) -> impl Iterator<Item = &Path> {
         let shards = self.shards().enumerate();
         let left = shards.filter(|(number, _)| self.parts.not_loaded.contains(number));

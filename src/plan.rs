@@ -44,7 +44,7 @@ pub struct Plan {
     /// The files, in the order of publication: weights, other files, indexes, configs, and last
     /// the config (or index) at the root.
     pub files: Vec<PlannedFile>,
-    /// The shards that no loader takes unless it is asked to.
+    /// The shards that loaders do not take unless they are asked to.
     pub not_loaded: HashSet<PathBuf>,
     pub warnings: Vec<Warning>,
     /// The digest of all recipes, but for what becomes of values that overflow.
@@ -290,8 +290,8 @@ causes! {
         Tied { tensors: Names = Names::example("TENSORS") }
             "named in an index, but in no shard; loaders tie them to the embedding: {tensors}";
         NotLoaded { files: Names = Names::example("FILES") }
-            "converted too, but no loader takes them unless it is asked to, because it finds \
-             others first: {files}";
+            "converted too, though transformers, diffusers and peft take other files of this \
+             directory: {files}";
         KeptInVain { to: &'static str = "DTYPE", tensors: Names = Names::example("TENSORS") }
             "kept in the result, but transformers casts them to {to} when it loads the model: \
              {tensors}";

@@ -80,6 +80,19 @@ def test_a_hash_that_cannot_be_made_again_is_removed_with_a_warning(tmp_path: Pa
     ]
 
 
+def test_verify_sees_a_hash_that_is_not_that_of_the_weights(tmp_path: Path) -> None:
+    source, out = lora(tmp_path / "lora.safetensors"), tmp_path / "out"
+    recast.convert(source, out, to="bf16")
+    metadata, digest = parts(out / source.name)
+    data = (out / source.name).read_bytes()
+    (out / source.name).write_bytes(data.replace(metadata[KOHYA].encode(), b"0" * 64))
+    found = recast.verify(source, out)
+    assert [(problem.kind, problem.file) for problem in found.problems] == [
+        ("hash", source.name)
+    ] * 2
+    assert digest in str(found.problems[0])
+
+
 def test_a_damaged_header_beside_a_hash_is_seen(tmp_path: Path) -> None:
     source, out = lora(tmp_path / "lora.safetensors"), tmp_path / "out"
     recast.convert(source, out, to="bf16")

@@ -175,8 +175,8 @@ def test_what_is_not_loaded_is_converted_named_and_not_in_the_gpu_memory(
     both = recast.convert(model, tmp_path / "both", to="bf16")
     assert both.gpu_memory == alone.gpu_memory
     assert both.warnings == [
-        "converted too, but no loader takes them unless it is asked to, because it finds others "
-        "first: consolidated.safetensors"
+        "converted too, though transformers, diffusers and peft take other files of this "
+        "directory: consolidated.safetensors"
     ]
     copy = load_file(tmp_path / "both" / "consolidated.safetensors")
     assert {tensor.dtype for tensor in copy.values()} == {torch.bfloat16}

@@ -152,7 +152,7 @@ class Plan:
         """The bytes of each tensor in the result, in the order of `tensors`."""
     @property
     def loaded_tensor_bytes(self) -> list[int]:
-        """The same without the tensors of shards that no loader takes unless it is asked to."""
+        """The same without those of shards that loaders do not take unless they are asked to."""
     @property
     def warnings(self) -> list[str]:
         """What is legal and should be known, as text."""

@@ -61,8 +61,8 @@ class Inspection:
     files: int
     """Shards: files that hold tensors. This, and what follows, counts those that are loaded."""
     not_loaded: list[str]
-    """Shards that no loader takes unless it is asked to, because it finds others first: copies,
-    variants, and models in folders below that no pipeline lists."""
+    """Shards that transformers, diffusers and peft do not take unless they are asked to, because
+    they find others first: copies, variants, and models in folders below that no pipeline lists."""
     tensors: int
     parameters: int
     """Elements of all tensors."""

@@ -185,8 +185,8 @@ class Report:
     audit: AuditCounts
     kept: list[Kept] = field(repr=False)
     gpu_memory: MemoryDict = field(repr=False)
-    """What the result takes on a GPU once it is loaded with PyTorch, without the files that no
-    loader takes unless it is asked to."""
+    """What the result takes on a GPU once it is loaded with PyTorch, without the files that
+    loaders do not take unless they are asked to."""
     warnings: list[str] = field(repr=False)
     resumed_files: int = 0
     """Files that were staged before this run, by one that was interrupted or beside it."""

@@ -18,7 +18,7 @@ use crate::shown::Shown;
 /// What was found while the shards were checked.
 #[derive(Debug, Default)]
 pub struct Shards {
-    /// Those that no loader takes that is given the directory, as positions in
+    /// Those that loaders do not take when they are given the directory, as positions in
     /// [`Checkpoint::shards`].
     pub not_loaded: BTreeSet<usize>,
     /// Of each shard, the positions of the tensors that are optimizer state.

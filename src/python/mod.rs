@@ -88,7 +88,7 @@ impl Checkpoint {
             .collect()
     }
 
-    /// The shards that no loader takes that is given the directory.
+    /// The shards that loaders do not take when they are given the directory.
     #[getter]
     fn not_loaded(&self) -> Vec<OsString> {
         self.0.not_loaded().map(text).collect()
@@ -211,7 +211,7 @@ impl Plan {
         self.0.tensors().map(|(.., planned)| planned.bytes).collect()
     }
 
-    /// The same without the tensors of shards that no loader takes unless it is asked to.
+    /// The same without the tensors of shards that loaders do not take unless they are asked to.
     #[getter]
     fn loaded_tensor_bytes(&self) -> Vec<u64> {
         let loaded = self.0.tensors().filter(|(file, ..)| !self.0.not_loaded.contains(&file.path));

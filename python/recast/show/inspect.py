@@ -40,7 +40,7 @@ def inspection_text(inspection: Inspection) -> str:
         more = f" and {len(left) - LISTED:,} more" if len(left) > LISTED else ""
         names = ", ".join(map(shown, left[:LISTED])) + more
         notes.append(
-            f"note: not counted, because no loader takes them unless it is asked to: {names}"
+            f"note: not counted, because transformers, diffusers and peft take other files: {names}"
         )
     return render(
         heading(inspection.path),

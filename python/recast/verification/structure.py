@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from recast.verification import configs
+from recast.verification import configs, hashes
 from recast.verification.expectation import Expectation
 from recast.verification.files import is_index, shards, walk
 from recast.verification.header import Headers
@@ -23,7 +23,10 @@ def differences(expected: Expectation, dest: Path, headers: Headers) -> Iterator
             yield problem("file_size", file, found=path.stat().st_size, expected=facts.bytes)
     for file in sorted(set(shards(dest)) - planned.keys()):
         yield problem("file_unexpected", file)
-    yield from _tensors(expected, {file: headers[file] for file in headers if file in planned})
+    found = {file: headers[file] for file in headers if file in planned}
+    yield from _tensors(expected, found)
+    for file in found:
+        yield from hashes.differences(dest / file, file)
     for file in walk(dest):
         if is_index(file):
             yield from configs.index_differences(expected, dest, file, headers)
