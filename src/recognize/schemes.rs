@@ -93,8 +93,9 @@ pub const SCHEMES: &[Scheme] = &[
     ]),
     scheme("GPTQ", ".scales", &[".qweight"], PACKED),
     scheme("Marlin", ".s", &[".B", ".B_24"], &["I32"]).also(&[".B_meta", ".workspace"]),
-    scheme("EXL2", ".q_scale", &[".q_weight"], PACKED)
-        .also(&[".q_scale_max", ".q_groups", ".q_group_map", ".q_invperm", ".q_perm"])
+    // Not by `q_scale`, which attention with normalized queries has as well.
+    scheme("EXL2", ".q_scale_max", &[".q_weight"], PACKED)
+        .also(&[".q_scale", ".q_groups", ".q_group_map", ".q_invperm", ".q_perm"])
         .unmistakable(),
     scheme("EXL3", ".suh", &[".trellis"], PACKED).also(&[".svh", ".mcg", ".mul1"]).unmistakable(),
     // transformers calls the biases `qbiases`.
@@ -118,9 +119,11 @@ pub const SCHEMES: &[Scheme] = &[
         "_zero_point",
         "_g_idx",
     ]),
-    scheme("ModelOpt NVFP4", "_scale_2", &["", "_packed"], &["U8", "F4"])
-        .also(&["_scale"])
+    // Only the whole name is unmistakable: PoolFormer has parameters called `layer_scale_2`.
+    scheme("ModelOpt NVFP4", "weight_scale_2", &["weight", "weight_packed"], &["U8", "F4"])
+        .also(&["weight_scale"])
         .unmistakable(),
+    scheme("ModelOpt NVFP4", "_scale_2", &["", "_packed"], &["U8", "F4"]).also(&["_scale"]),
     scheme("ModelOpt NVFP4", "_weight_scale_2", &[""], &["U8", "F4"]).also(&["_weight_scale"]),
     // Before `_scale`, and for a layer whose own weight is called `weight`.
     scheme("fp8", "_scale_inv", &[""], FP8).also(&["_scale_2"]).unmistakable(),

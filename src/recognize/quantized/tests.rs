@@ -172,6 +172,16 @@ fn every_scheme_is_recognized_by_its_tensors_alone() {
             &[("a.weight", "I8", &[8, 8]), ("a.SCB", "F32", &[8]), ("a.weight_format", "U8", &[])],
         ),
         (
+            "EXL2",
+            &[
+                ("a.q_weight", "I32", &[32, 64]),
+                ("a.q_scale", "I32", &[2, 8]),
+                ("a.q_scale_max", "F16", &[2]),
+                ("a.q_groups", "I16", &[4]),
+                ("a.q_invperm", "I32", &[128]),
+            ],
+        ),
+        (
             "SVDQuant",
             &[
                 ("a.qweight", "I8", &[64, 32]),
@@ -234,6 +244,7 @@ fn codes_without_a_scale_and_scales_without_codes_are_orphans() {
         Some(Part::Scale)
     );
     assert_eq!(parts(&[("a.qzeros", "I32", &[1, 8])]), [Some(Part::Scale)]);
+    assert_eq!(parts(&[("a.weight_scale_2", "F32", &[])]), [Some(Part::Scale)]);
 }
 
 #[test]
@@ -255,6 +266,10 @@ fn what_only_looks_quantized_is_plain() {
         ("embeddings.position_ids", "I32", &[1, 512]),
         ("quantizer.codebook.weight", "F32", &[8, 8]),
         ("vq.centroids.weight", "F32", &[8, 8]),
+        ("block.0.layer_scale_1", "F32", &[8]),
+        ("block.0.layer_scale_2", "F32", &[8]),
+        ("attn.q_scale", "F32", &[8]),
+        ("attn.k_scale", "F32", &[8]),
     ];
     assert_eq!(parts(rows), vec![None; rows.len()]);
 }
