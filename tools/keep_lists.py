@@ -42,7 +42,7 @@ REASONS = {
         "one measured bias went from 238 distinct values to 8 and 98.5 % of tokens were routed "
         "differently (sgl-project/sglang#37133, vllm-project/vllm#50761)",
     ),
-    r"(gate|router|classifier)\.(weight|global_scale)|\.gate\.$": (
+    r"(gate|router|classifier)[._](weight|global_scale)|\.gate\.$": (
         "router weight: the loader computes the routing in fp32",
         "",
     ),

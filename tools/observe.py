@@ -103,6 +103,7 @@ def modules(model_type: str) -> Iterator[Any]:
 
 def shrunk(config: PretrainedConfig, seen: tuple[int, ...] = ()) -> None:
     """Makes a configuration's models shallow, which changes no name but the numbers in it."""
+    choose_layers(config)
     for key, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig) and id(value) not in seen:
             shrunk(value, (*seen, id(config)))
@@ -111,6 +112,26 @@ def shrunk(config: PretrainedConfig, seen: tuple[int, ...] = ()) -> None:
             if value > most and (DEPTHS.fullmatch(key) or EXPERTS.fullmatch(key)):
                 with contextlib.suppress(Exception):
                     setattr(config, key, most)
+
+
+def choose_layers(config: PretrainedConfig) -> None:
+    """Moves layers of a kind that begins late to the front, where lists say what each is."""
+    depth = getattr(config, "num_hidden_layers", None)
+    if not isinstance(depth, int) or depth <= MAX_DEPTH:
+        return
+    lists = {
+        key: value
+        for key, value in vars(config).items()
+        if isinstance(value, list | tuple) and len(value) == depth
+    }
+    kinds: dict[str, int] = {}
+    for layer, kind in enumerate(zip(*lists.values(), strict=True)):
+        kinds.setdefault(repr(kind), layer)
+    late = [layer for layer in kinds.values() if layer >= MAX_DEPTH]
+    if late:
+        layers = [*range(MAX_DEPTH - len(late)), *late]
+        for key, value in lists.items():
+            setattr(config, key, [value[layer] for layer in layers])
 
 
 def filled(config: PretrainedConfig) -> None:

@@ -50,6 +50,7 @@ fn names_on_disk_are_known() {
         ("deepseek_v4", "layers.0.hc_ffn_fn"),
         ("kimi_k2", "model.layers.1.mlp.gate.e_score_correction_bias"),
         ("kimi_k25", "language_model.model.layers.1.mlp.gate.weight"),
+        ("dots3_note", "vision_encoder.blocks.25.mlp.gate_weight"),
     ] {
         for to in [Float::F16, Float::Bf16] {
             assert_eq!(kept(to, model, &[name]), [true], "{model} {name}");
