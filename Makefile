@@ -21,8 +21,8 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-crash test-exhaustive test-model test-gpu lint format \
-    build bench bench-against bench-scale bench-cast docs dist picture constraints clean tools
+.PHONY: help demo test test-all test-slow test-crash test-exhaustive test-model test-sweep test-gpu \
+    lint format build bench bench-against bench-scale bench-cast docs dist picture constraints clean tools
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -34,7 +34,7 @@ test: build  ## run the tests that are quick (3 minutes on 2 cores)
 	RECAST_FAULTS=quick cargo test --quiet --features faults
 	$(PYTEST) -m 'not slow and not gpu'
 
-test-all: test test-slow test-model  ## all that needs no GPU, and the model of publishing (over an hour)
+test-all: test test-slow test-model test-sweep  ## all that needs no GPU, and the model of publishing (over an hour)
 
 test-slow: build test-crash test-exhaustive  ## what `make test` leaves out, but for the model
 	cargo test --quiet --features faults --test faults  # every call, frozen runs
@@ -48,6 +48,9 @@ test-exhaustive: build  ## every input of every cast, at every level, against to
 
 test-model:  ## try every schedule of publishing runs with two preemptions (an hour)
 	$(VENV) tests/test_publishing_model.py --preemptions 2
+
+test-sweep: build  ## load a result of every model class of transformers and diffusers (20 minutes)
+	$(VENV) tests/sweep.py
 
 test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 inputs (41 GB on disk)
 	$(VENV) -m pytest tests/gpu -rs -s --timeout 3600
