@@ -102,6 +102,10 @@ fn is_other_weights(name: &str) -> bool {
         "part",
     ];
     let name = name.to_ascii_lowercase();
+    // The voices of Qwen2.5-Omni, without which transformers does not load it.
+    if name == "spk_dict.pt" {
+        return false;
+    }
     // Parts of one file: model.onnx_data_1, bert.ckpt.data-00000-of-00001, bert.ckpt.index.
     let is_part = |suffix: &str| {
         matches!(suffix, "onnx" | "onnx_data" | "ckpt")
@@ -143,9 +147,15 @@ mod tests {
             assert!(is_other_weights(name), "{name}");
         }
         assert!(is_other_weights("pytorch_model.bin.index.json"));
-        for name in
-            ["tokenizer.json", "README.md", "merges.txt", "tokenizer.model", "bin", "ckpt_notes.md"]
-        {
+        for name in [
+            "tokenizer.json",
+            "README.md",
+            "merges.txt",
+            "tokenizer.model",
+            "bin",
+            "ckpt_notes.md",
+            "spk_dict.pt",
+        ] {
             assert!(!is_other_weights(name), "{name}");
         }
     }
