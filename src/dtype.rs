@@ -2,9 +2,13 @@
 //! writer sorts it, and whether recast casts it. Nothing else in the core or in Python keeps such
 //! data of its own.
 
+mod layout;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use layout::{Layout, Special};
 
 /// A dtype recast casts from and to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,73 +77,6 @@ impl Float {
 impl fmt::Display for Float {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// How the bits of a floating dtype are laid out: the sign, then the exponent, then the mantissa.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Whether there is a sign bit.
-    pub signed: bool,
-    /// Bits of the exponent.
-    pub exponent_bits: u32,
-    /// Bits of the mantissa; the leading 1 of a normal number is not stored.
-    pub mantissa_bits: u32,
-    /// What is added to an exponent before it is stored.
-    pub bias: u32,
-    /// Which codes are not finite.
-    pub special: Special,
-}
-
-/// Which codes of a floating dtype are not finite numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Special {
-    /// Those of the largest exponent: infinity, and NaN above it, as in IEEE 754.
-    LargestExponent,
-    /// The one with every bit set, the sign aside: NaN. There is no infinity (`FN`).
-    AllOnes,
-    /// That of negative zero: NaN. There is no infinity (`FNUZ`).
-    NegativeZero,
-    /// None: every code is a finite number.
-    None,
-}
-
-impl Layout {
-    const fn new(exponent_bits: u32, mantissa_bits: u32, bias: u32, special: Special) -> Layout {
-        Layout { signed: true, exponent_bits, mantissa_bits, bias, special }
-    }
-
-    const fn unsigned(self) -> Layout {
-        Layout { signed: false, ..self }
-    }
-
-    const fn bits(self) -> u64 {
-        (self.signed as u32 + self.exponent_bits + self.mantissa_bits) as u64
-    }
-
-    /// Whether infinity has a code.
-    pub const fn has_infinity(self) -> bool {
-        matches!(self.special, Special::LargestExponent)
-    }
-
-    /// Whether NaN has a code.
-    pub const fn has_nan(self) -> bool {
-        !matches!(self.special, Special::None)
-    }
-
-    /// The largest finite value, exactly.
-    pub const fn largest(self) -> f64 {
-        let (exponent, mantissa) = (self.exponent_bits, self.mantissa_bits);
-        let all_ones = (1_u64 << (exponent + mantissa)) - 1;
-        let code = match self.special {
-            Special::LargestExponent => (((1 << exponent) - 1) << mantissa) - 1,
-            Special::AllOnes => all_ones - 1,
-            Special::NegativeZero | Special::None => all_ones,
-        };
-        // Its exponent is not zero, so it is a normal number, and one of binary64 too.
-        let exponent = (code >> mantissa) + 1023 - self.bias as u64;
-        let fraction = (code & ((1 << mantissa) - 1)) << (52 - mantissa);
-        f64::from_bits(exponent << 52 | fraction)
     }
 }
 
@@ -301,54 +238,4 @@ impl fmt::Display for Dtype {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_is_in_the_official_writers_order() {
-        use safetensors::Dtype as Official;
-        let official = [
-            Official::BOOL,
-            Official::F4,
-            Official::F6_E2M3,
-            Official::F6_E3M2,
-            Official::U8,
-            Official::I8,
-            Official::F8_E5M2,
-            Official::F8_E4M3,
-            Official::F8_E8M0,
-            Official::F8_E4M3FNUZ,
-            Official::F8_E5M2FNUZ,
-            Official::I16,
-            Official::U16,
-            Official::F16,
-            Official::BF16,
-            Official::I32,
-            Official::U32,
-            Official::F32,
-            Official::C64,
-            Official::F64,
-            Official::I64,
-            Official::U64,
-        ];
-        assert!(official.is_sorted());
-        for (row, official) in DTYPES.iter().zip(official) {
-            assert_eq!(row.name, official.to_string());
-            assert_eq!(row.bits, official.bitsize() as u64);
-        }
-    }
-
-    #[test]
-    fn every_alias_of_the_command_line_is_understood() {
-        for (float, names) in [
-            (Float::F32, ["fp32", "float32", "f32"].as_slice()),
-            (Float::F16, &["fp16", "float16", "half", "f16", "torch.float16"]),
-            (Float::Bf16, &["bf16", "bfloat16", "BF16", "torch.bfloat16"]),
-        ] {
-            for name in names {
-                assert_eq!(Float::parse(name), Some(float), "{name}");
-            }
-        }
-        assert_eq!(Float::parse("fp64"), None);
-    }
-}
+mod tests;
