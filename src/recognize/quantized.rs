@@ -2,7 +2,9 @@
 //! alone. Casting one of them would round a scale or a code, and so every weight made of it.
 
 use crate::format::safetensors::{Shard, Tensor};
-use crate::recognize::schemes::{BESIDE, CODES_ONLY, FP8, PACKED, SCALE_WORDS, SCHEMES, Scheme};
+use crate::recognize::schemes::{
+    BESIDE_CACHES, BESIDE_WEIGHTS, CODES_ONLY, FP8, PACKED, SCALE_WORDS, SCHEMES, Scheme,
+};
 
 /// A tensor: the position of its shard, and its own in the shard.
 pub type At = (usize, usize);
@@ -106,8 +108,9 @@ impl<'a, 'p> Component<'a, 'p> {
         }
         self.claim_shared_scales();
         self.claim_unknown();
-        let is_quantized = self.claim_beside();
-        self.name_orphans(is_quantized);
+        self.claim_beside();
+        self.name_orphans();
+        self.name_unscaled();
     }
 
     /// The tensors of that name.
@@ -208,25 +211,21 @@ impl<'a, 'p> Component<'a, 'p> {
         }
     }
 
-    /// What goes with quantized weights and is part of none; whether there is any such weight.
-    fn claim_beside(&mut self) -> bool {
+    /// What goes with quantized weights and is part of none.
+    fn claim_beside(&mut self) {
         let mut parts = self.names.iter().filter_map(|(_, (shard, at), _)| self.parts[*shard][*at]);
-        let Some(part) = parts.next() else { return false };
+        let Some(part) = parts.next() else { return };
         for number in 0..self.names.len() {
             let (name, at, _) = self.names[number];
-            let is_beside = BESIDE.iter().any(|last| {
-                name.strip_suffix(last)
-                    .is_some_and(|rest| matches!(rest.as_bytes().last(), None | Some(b'.' | b'_')))
-            });
-            if is_beside && self.is_free(at) {
+            let mut beside = BESIDE_WEIGHTS.iter().chain(BESIDE_CACHES);
+            if self.is_free(at) && beside.any(|last| ends_in(name, last)) {
                 self.mark(name, part);
             }
         }
-        true
     }
 
     /// Codes without a scale, and scales without codes.
-    fn name_orphans(&mut self, is_quantized: bool) {
+    fn name_orphans(&mut self) {
         for number in 0..self.names.len() {
             let (name, at, tensor) = self.names[number];
             if !self.is_free(at) {
@@ -235,7 +234,7 @@ impl<'a, 'p> Component<'a, 'p> {
             let (dtype, matrix) = (tensor.dtype.name(), tensor.shape.len() >= 2);
             let scale = |scheme: &Scheme| scheme.unmistakable && name.ends_with(scheme.scale);
             let part = if FP8.contains(&dtype) {
-                if is_quantized { Part::Codes } else { Part::Unscaled }
+                continue;
             } else if SCHEMES.iter().any(scale) || dtype == "F8_E8M0" {
                 Part::Scale
             } else if CODES_ONLY.contains(&dtype) || matrix && is_codes(name, dtype) {
@@ -246,6 +245,27 @@ impl<'a, 'p> Component<'a, 'p> {
             self.mark(name, part);
         }
     }
+
+    /// 8-bit floats that no scale belongs to: in a component with anything else of quantized
+    /// weights, their scales are lost.
+    fn name_unscaled(&mut self) {
+        let is_said = |name: &str| BESIDE_WEIGHTS.iter().any(|last| ends_in(name, last));
+        let is_quantized =
+            self.names.iter().any(|(name, at, _)| !self.is_free(*at) || is_said(name));
+        let part = if is_quantized { Part::Codes } else { Part::Unscaled };
+        for number in 0..self.names.len() {
+            let (name, at, tensor) = self.names[number];
+            if self.is_free(at) && FP8.contains(&tensor.dtype.name()) {
+                self.mark(name, part);
+            }
+        }
+    }
+}
+
+/// Whether that is the last part of a name, or of its last part.
+fn ends_in(name: &str, last: &str) -> bool {
+    let rest = name.strip_suffix(last);
+    rest.is_some_and(|rest| matches!(rest.as_bytes().last(), None | Some(b'.' | b'_')))
 }
 
 /// Whether a matrix of that name and dtype holds codes: no plain weight is made of integers.

@@ -152,9 +152,9 @@ pub const SCHEMES: &[Scheme] = &[
     ]),
 ];
 
-/// What the last part of a name is called that goes with quantized activations or a quantized
-/// cache, or that marks a layer or a file as quantized: no part of any weight's value.
-pub const BESIDE: &[&str] = &[
+/// What the last part of a name is called that goes with quantized activations, or that marks a
+/// layer or a file as quantized: no part of any weight's value.
+pub const BESIDE_WEIGHTS: &[&str] = &[
     "input_scale",
     "input_global_scale",
     "input_zero_point",
@@ -166,14 +166,12 @@ pub const BESIDE: &[&str] = &[
     "scale_input",
     "qscale_act",
     "pre_quant_scale",
-    "q_scale",
-    "k_scale",
-    "v_scale",
-    "kv_scale",
-    "prob_scale",
     "comfy_quant",
     "scaled_fp8",
 ];
+
+/// The same for a quantized cache, which unquantized weights may have as well.
+pub const BESIDE_CACHES: &[&str] = &["q_scale", "k_scale", "v_scale", "kv_scale", "prob_scale"];
 
 /// What the name of a tensor has somewhere that goes with packed codes of a scheme not named here.
 pub const SCALE_WORDS: &[&str] = &["scale", "zeros", "zero_point", "absmax", "codebook", "quant"];

@@ -248,6 +248,31 @@ fn codes_without_a_scale_and_scales_without_codes_are_orphans() {
 }
 
 #[test]
+fn fp8_without_a_scale_is_codes_where_anything_is_said_of_quantization() {
+    let fp8: Row = ("b.weight", "F8_E4M3", &[8, 8]);
+    for other in [
+        ("a.weight_scale_inv", "F32", [1, 1].as_slice()),
+        ("a.weight", "I32", &[8, 8]),
+        ("a.scale", "F8_E8M0", &[1, 1]),
+        ("b.input_scale", "F32", &[]),
+        ("scaled_fp8", "F8_E4M3", &[2]),
+        ("b.comfy_quant", "U8", &[27]),
+    ] {
+        assert_eq!(parts(&[fp8, other])[0], Some(Part::Codes), "{other:?}");
+    }
+    for plain in [
+        ("b.bias", "BF16", [8].as_slice()),
+        ("a.weight", "F8_E5M2", &[8, 8]),
+        ("logit_scale", "F32", &[]),
+        ("norm.scale", "F32", &[8]),
+        ("attn.k_scale", "F32", &[]),
+        ("position_ids", "I64", &[1, 512]),
+    ] {
+        assert_eq!(parts(&[fp8, plain])[0], Some(Part::Unscaled), "{plain:?}");
+    }
+}
+
+#[test]
 fn what_only_looks_quantized_is_plain() {
     let rows: &[Row] = &[
         ("logit_scale", "F32", &[]),
