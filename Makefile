@@ -43,7 +43,7 @@ test-slow: build test-crash test-exhaustive  ## what `make test` leaves out, but
 test-crash: build  ## kill 300 conversions at random moments and look at what is left
 	RECAST_KILLS=$(RECAST_KILLS) $(VENV) -m pytest -s --timeout 3600 tests/test_crash.py
 
-test-exhaustive: build  ## every input of every cast, at every level, against torch
+test-exhaustive: build  ## every input of every cast (of fp64, the hard ones), at every level, against torch
 	$(VENV) tests/exhaustive.py
 
 test-model:  ## try every schedule of publishing runs with two preemptions (an hour)

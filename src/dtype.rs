@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use layout::{Layout, Special};
 
-/// A dtype recast casts from and to.
+/// A dtype recast casts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Float {
@@ -23,7 +23,7 @@ pub enum Float {
 }
 
 impl Float {
-    /// The castable dtypes, in the order reports list them.
+    /// The targets, in the order reports list them.
     pub const ALL: [Float; 3] = [Float::F32, Float::F16, Float::Bf16];
 
     /// Bytes per element.
@@ -49,15 +49,86 @@ impl Float {
 
     /// The safetensors dtype that stores this float.
     pub const fn dtype(self) -> Dtype {
-        Dtype::Known(self.index() as u8)
+        Dtype::Known(self.castable().index() as u8)
     }
 
     /// The float a user or a config file means by `text`, in any of the usual spellings,
     /// with or without torch's prefix.
     pub fn parse(text: &str) -> Option<Float> {
-        let text = text.strip_prefix("torch.").unwrap_or(text);
-        let is_it = |float: &Float| float.row().spellings().any(|n| n.eq_ignore_ascii_case(text));
-        Float::ALL.into_iter().find(is_it)
+        let castable = Castable::parse(text)?;
+        Float::ALL.into_iter().find(|float| float.castable() == castable)
+    }
+
+    /// The same as a dtype to cast from.
+    pub const fn castable(self) -> Castable {
+        match self {
+            Float::F32 => Castable::F32,
+            Float::F16 => Castable::F16,
+            Float::Bf16 => Castable::Bf16,
+        }
+    }
+
+    const fn row(self) -> &'static Row {
+        self.castable().row()
+    }
+}
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A dtype recast casts from: what it casts to, and two kinds more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Castable {
+    /// IEEE 754 binary64.
+    F64,
+    F32,
+    F16,
+    Bf16,
+    /// 8 bits, of which 5 are the exponent and 2 the mantissa.
+    #[serde(rename = "f8_e5m2")]
+    F8E5m2,
+    #[serde(rename = "f8_e4m3")]
+    F8E4m3,
+    #[serde(rename = "f8_e4m3fnuz")]
+    F8E4m3Fnuz,
+    #[serde(rename = "f8_e5m2fnuz")]
+    F8E5m2Fnuz,
+}
+
+impl Castable {
+    /// Bytes per element.
+    pub const fn bytes(self) -> usize {
+        self.row().bits as usize / 8
+    }
+
+    /// recast's own short name, such as `fp64` and `fp8_e4m3`.
+    pub const fn name(self) -> &'static str {
+        let Row { short_name, .. } = self.row();
+        short_name
+    }
+
+    /// How its bits are laid out.
+    pub const fn layout(self) -> Layout {
+        self.row().layout.expect("every castable dtype has a layout")
+    }
+
+    /// Whether it is an 8-bit float, which may as well be a code of a quantized weight.
+    pub const fn is_fp8(self) -> bool {
+        self.row().bits == 8
+    }
+
+    /// The dtype that a user or a config file means by `text`, as [`Float::parse`] has it.
+    pub fn parse(text: &str) -> Option<Castable> {
+        named(text).and_then(|row| row.castable)
+    }
+
+    /// Whether recast casts to it, too.
+    pub fn is_target(self) -> bool {
+        Float::ALL.into_iter().any(|float| float.castable() == self)
     }
 
     const fn row(self) -> &'static Row {
@@ -67,17 +138,30 @@ impl Float {
     const fn index(self) -> usize {
         let mut index = 0;
         // Neither iterators nor `==` of an enum are const.
-        while !matches!(DTYPES[index].float, Some(float) if float as u8 == self as u8) {
+        while !matches!(DTYPES[index].castable, Some(other) if other as u8 == self as u8) {
             index += 1;
         }
         index
     }
 }
 
-impl fmt::Display for Float {
+impl From<Float> for Castable {
+    fn from(float: Float) -> Castable {
+        float.castable()
+    }
+}
+
+impl fmt::Display for Castable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// The row of the dtype that `text` names in any of the usual spellings, with or without torch's
+/// prefix.
+fn named(text: &str) -> Option<&'static Row> {
+    let text = text.strip_prefix("torch.").unwrap_or(text);
+    DTYPES.iter().find(|row| row.spellings().any(|name| name.eq_ignore_ascii_case(text)))
 }
 
 /// What recast knows of a dtype.
@@ -96,7 +180,7 @@ pub struct Row {
     /// How they are laid out in a floating dtype.
     pub layout: Option<Layout>,
     /// What it is to the casts, when recast casts it.
-    pub float: Option<Float>,
+    pub castable: Option<Castable>,
 }
 
 impl Row {
@@ -109,7 +193,7 @@ impl Row {
             aliases: &[],
             bits,
             layout: None,
-            float: None,
+            castable: None,
         }
     }
 
@@ -121,7 +205,7 @@ impl Row {
             aliases: &[],
             bits: layout.bits(),
             layout: Some(layout),
-            float: None,
+            castable: None,
         }
     }
 
@@ -129,8 +213,8 @@ impl Row {
         Row { torch_name: Some(name), ..self }
     }
 
-    const fn castable(self, float: Float, aliases: &'static [&'static str]) -> Row {
-        Row { float: Some(float), aliases, ..self }
+    const fn castable(self, castable: Castable, aliases: &'static [&'static str]) -> Row {
+        Row { castable: Some(castable), aliases, ..self }
     }
 
     /// Every name a user or a config file may give it.
@@ -153,29 +237,36 @@ pub static DTYPES: [Row; 22] = {
         Row::opaque("U8", 8, "uint8"),
         Row::opaque("I8", 8, "int8"),
         Row::floating("F8_E5M2", "fp8_e5m2", Layout::new(5, 2, 15, LargestExponent))
-            .torch("float8_e5m2"),
-        Row::floating("F8_E4M3", "fp8_e4m3", Layout::new(4, 3, 7, AllOnes)).torch("float8_e4m3fn"),
+            .torch("float8_e5m2")
+            .castable(Castable::F8E5m2, &[]),
+        Row::floating("F8_E4M3", "fp8_e4m3", Layout::new(4, 3, 7, AllOnes))
+            .torch("float8_e4m3fn")
+            .castable(Castable::F8E4m3, &[]),
         Row::floating("F8_E8M0", "fp8_e8m0", Layout::new(8, 0, 127, AllOnes).unsigned())
             .torch("float8_e8m0fnu"),
         Row::floating("F8_E4M3FNUZ", "fp8_e4m3fnuz", Layout::new(4, 3, 8, NegativeZero))
-            .torch("float8_e4m3fnuz"),
+            .torch("float8_e4m3fnuz")
+            .castable(Castable::F8E4m3Fnuz, &[]),
         Row::floating("F8_E5M2FNUZ", "fp8_e5m2fnuz", Layout::new(5, 2, 16, NegativeZero))
-            .torch("float8_e5m2fnuz"),
+            .torch("float8_e5m2fnuz")
+            .castable(Castable::F8E5m2Fnuz, &[]),
         Row::opaque("I16", 16, "int16"),
         Row::opaque("U16", 16, "uint16"),
         Row::floating("F16", "fp16", Layout::new(5, 10, 15, LargestExponent))
             .torch("float16")
-            .castable(Float::F16, &["half"]),
+            .castable(Castable::F16, &["half"]),
         Row::floating("BF16", "bf16", Layout::new(8, 7, 127, LargestExponent))
             .torch("bfloat16")
-            .castable(Float::Bf16, &[]),
+            .castable(Castable::Bf16, &[]),
         Row::opaque("I32", 32, "int32"),
         Row::opaque("U32", 32, "uint32"),
         Row::floating("F32", "fp32", Layout::new(8, 23, 127, LargestExponent))
             .torch("float32")
-            .castable(Float::F32, &["float"]),
+            .castable(Castable::F32, &["float"]),
         Row::opaque("C64", 64, "complex64"),
-        Row::floating("F64", "fp64", Layout::new(11, 52, 1023, LargestExponent)).torch("float64"),
+        Row::floating("F64", "fp64", Layout::new(11, 52, 1023, LargestExponent))
+            .torch("float64")
+            .castable(Castable::F64, &["double"]),
         Row::opaque("I64", 64, "int64"),
         Row::opaque("U64", 64, "uint64"),
     ]
@@ -220,14 +311,26 @@ impl Dtype {
         self.row().is_some_and(|row| row.layout.is_some())
     }
 
+    /// Whether its elements may be floating numbers: complex ones are pairs of such, and a dtype
+    /// that is not known may be anything.
+    pub fn may_be_float(&self) -> bool {
+        self.is_float() || matches!(self.name(), "C64") || self.row().is_none()
+    }
+
     /// Bits per element; `None` for a dtype that is not known.
     pub fn bits(&self) -> Option<u64> {
         self.row().map(|row| row.bits)
     }
 
-    /// The float this dtype is, when recast can cast it.
+    /// The float this dtype is, when files of it are converted.
     pub fn float(&self) -> Option<Float> {
-        self.row().and_then(|row| row.float)
+        let castable = self.castable()?;
+        Float::ALL.into_iter().find(|float| float.castable() == castable)
+    }
+
+    /// What it is to the casts, when recast can cast it.
+    pub fn castable(&self) -> Option<Castable> {
+        self.row().and_then(|row| row.castable)
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cast::{self, Audit, Level, Overflow};
 use crate::checksum::{BLOCK, Blocks, Digest, Hasher, SHA256_DIGITS};
-use crate::dtype::Float;
+use crate::dtype::{Castable, Float};
 use crate::names;
 use crate::place::Source;
 
@@ -41,11 +41,11 @@ pub enum Span {
     /// The bytes of a source.
     Copy(Extent),
     /// The bytes of a source, which are audited as if they were cast.
-    Keep { values: Extent, from: Float, to: Float },
+    Keep { values: Extent, from: Castable, to: Float },
     /// Values, cast.
     Cast {
         values: Extent,
-        from: Float,
+        from: Castable,
         /// What they become.
         to: Float,
     },

@@ -204,7 +204,7 @@ fn rows<'a>(plan: &'a Plan, audits: &'a Audits) -> impl Iterator<Item = Row<'a>>
     let cast = audited(plan, audits).filter(|(.., planned, _)| planned.action == Action::Cast);
     cast.map(|(file, tensor, _, audit)| {
         let Audit { to_inf, to_zero, nan, inf, exact, .. } = *audit;
-        let max_abs = f64::from(audit.max_abs());
+        let max_abs = audit.max_abs();
         Row { name: &tensor.name, file, to_inf, to_zero, nan, inf, max_abs, exact }
     })
 }

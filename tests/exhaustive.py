@@ -1,7 +1,9 @@
-"""Every input of every cast against torch, numpy and ml_dtypes, at every level this CPU runs.
+"""Every input of every cast (of fp64, the hard ones) against torch, numpy and ml_dtypes, at every
+level that this CPU runs.
 
-`make test-exhaustive` runs it: 2^32 binary32 patterns to binary16 and to bfloat16, and the 65,536
-inputs of the four casts from 16 bits. NaN is compared by class, everything else by bits.
+`make test-exhaustive` runs it: 2^32 binary32 patterns to binary16 and to bfloat16, the 65,536
+inputs of the four casts from 16 bits, the 256 of those from 8, and those of binary64 that
+`sources.py` chooses. NaN is compared by class, everything else by bits.
 """
 
 import os
@@ -14,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import recast
+import sources
 import torch
 
 Row = tuple[str, int, int, float]
@@ -70,15 +73,27 @@ def from_16_bits() -> Iterator[Row]:
             )
 
 
+def from_64_and_8_bits() -> Iterator[Row]:
+    """All inputs of 8 bits, and many of 64."""
+    started = time.perf_counter()
+    for name, inputs, wrong in sources.compared():
+        yield name, inputs, wrong, time.perf_counter() - started
+        started = time.perf_counter()
+
+
 def main() -> int:
     """One level when it is given in the environment, else all of them."""
     from recast import _core
 
     if "RECAST_SIMD" in os.environ:
         failed = 0
-        for name, inputs, wrong, seconds in [*from_16_bits(), *from_fp32()]:
+        for name, inputs, wrong, seconds in [
+            *from_64_and_8_bits(),
+            *from_16_bits(),
+            *from_fp32(),
+        ]:
             level = _core.simd_level()
-            print(f"{level:9} {name:20} {inputs:>13,} inputs {wrong} wrong {seconds:.1f} s")
+            print(f"{level:9} {name:26} {inputs:>13,} inputs {wrong} wrong {seconds:.1f} s")
             failed += wrong
         return int(failed > 0)
     failed = 0

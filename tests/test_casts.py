@@ -172,7 +172,10 @@ def test_a_tensor_that_is_not_on_the_cpu_is_a_clear_error() -> None:
 
 def test_what_cannot_be_cast_is_a_clear_error() -> None:
     bad: Any
-    for bad in (np.zeros(3), np.zeros(3, np.int32), torch.zeros(3, dtype=torch.int64), [1.0], 1.0):
+    complex_ = np.zeros(3, np.complex64)
+    scales = np.zeros(3, ml_dtypes.float8_e8m0fnu)
+    integers = (np.zeros(3, np.int32), torch.zeros(3, dtype=torch.int64))
+    for bad in (complex_, scales, np.zeros(3, ">f8"), *integers, [1.0], 1.0):
         with pytest.raises(recast.UsageError):
             recast.cast(bad, "bf16")
 

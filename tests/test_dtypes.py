@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from recast import _core
-from recast.dtypes import CASTABLE
+from recast.dtypes import CASTABLE, SOURCES
 from recast.options import FloatName, Spelling
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +103,14 @@ def test_only_castable_dtypes_are_targets() -> None:
     for dtype in _core.DTYPES:
         expected = dtype.short_name if dtype.castable else None
         assert {_core.float_name(spelling) for spelling in dtype.spellings} == {expected}
+
+
+def test_what_is_cast_is_every_float_of_a_whole_number_of_bytes_but_scales() -> None:
+    floats = {dtype.name for dtype in _core.DTYPES if dtype.exponent_bits and dtype.bits >= 8}
+    sources = {dtype.name for dtype in SOURCES.values()}
+    assert sources == {dtype.name for dtype in _core.DTYPES if dtype.is_source}
+    assert sources == floats - {"F8_E8M0"}
+    assert {dtype.name for dtype in CASTABLE.values()} < sources
 
 
 def test_the_types_of_the_options_name_the_castable_dtypes() -> None:

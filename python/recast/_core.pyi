@@ -48,6 +48,9 @@ class DtypeInfo:
     @property
     def castable(self) -> bool:
         """Whether recast casts from it and to it."""
+    @property
+    def is_source(self) -> bool:
+        """Whether recast casts from it."""
 
 DTYPES: tuple[DtypeInfo, ...]
 """The dtype table, in the order in which safetensors sorts dtypes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from recast import _core
 from recast._core import DtypeInfo
-from recast.dtypes import CASTABLE, one_of
+from recast.dtypes import CASTABLE, SOURCES, one_of
 from recast.errors import CastOverflowError, UsageError
 from recast.options import Dtype, OnOverflow, check_policy, float_name
 
@@ -50,16 +50,16 @@ def cast(
 ) -> Any:
     """Casts an array or tensor of any shape; the result is the same kind, in the same shape.
 
-    `x` is a numpy array or a CPU torch tensor of float32, float16 or bfloat16 (numpy's is
-    `ml_dtypes.bfloat16`); it may have any strides and is not changed. `to` is a name such as
-    `"bf16"` or a numpy or torch dtype. The result is always new memory, in C order, and does not
-    require grad; it is `out`, when that is given: a writeable contiguous array or tensor of the
-    right shape and dtype that shares no memory with `x`.
+    `x` is a numpy array or a CPU torch tensor of float64, float32, float16, bfloat16 or an 8-bit
+    float (numpy's are those of `ml_dtypes`); it may have any strides and is not changed. `to` is a
+    name such as `"bf16"` or a numpy or torch dtype: one of 32 or 16 bits. The result is always new
+    memory, in C order, and does not require grad; it is `out`, when that is given: a writeable
+    contiguous array or tensor of the right shape and dtype that shares no memory with `x`.
 
-    Rounds to nearest even once. Finite values beyond the target's range become infinite
-    (`on_overflow="inf"`, what torch does), its largest finite value (`"saturate"`), or raise
-    `CastOverflowError` (`"error"`; the content of `out` is then unspecified). `threads` limits
-    the worker threads.
+    Rounds to nearest even once, float64 to 16 bits twice, by way of float32, as torch does. Finite
+    values beyond the target's range become infinite (`on_overflow="inf"`, what torch does), its
+    largest finite value (`"saturate"`), or raise `CastOverflowError` (`"error"`; the content of
+    `out` is then unspecified). `threads` limits the worker threads.
 
     Raises `UsageError` for any other kind, dtype or option.
     """
@@ -150,7 +150,8 @@ def _dtype_of(x: Any) -> DtypeInfo:
         )
     elif str(x.layout) != "torch.strided":
         _refuse(f"a torch tensor of layout {x.layout}")
-    return CASTABLE[_core.float_name(str(x.dtype)) or _refuse(f"a {kind} of {x.dtype}")]
+    name = str(x.dtype).removeprefix("torch.")
+    return SOURCES[name] if name in SOURCES else _refuse(f"a {kind} of {x.dtype}")
 
 
 def _new(x: Any, dtype: DtypeInfo) -> Any:
@@ -213,6 +214,5 @@ def _bits(x: Any, dtype: DtypeInfo) -> Bits:
 def _refuse(what: str) -> NoReturn:
     raise UsageError(
         f"cannot cast {what}",
-        "recast.cast accepts numpy arrays and CPU torch tensors of "
-        + one_of(map(_long_name, CASTABLE.values())),
+        "recast.cast accepts numpy arrays and CPU torch tensors of " + one_of(SOURCES),
     )

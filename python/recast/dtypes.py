@@ -10,6 +10,10 @@ CASTABLE: dict[str, DtypeInfo] = {
     dtype.short_name: dtype for dtype in _WIDEST_FIRST if dtype.castable
 }
 """The dtypes recast casts from and to, by short name."""
+SOURCES: dict[str, DtypeInfo] = {
+    str(dtype.torch_name): dtype for dtype in _WIDEST_FIRST if dtype.is_source
+}
+"""The dtypes recast casts from, by the name that torch, numpy and ml_dtypes give them."""
 
 
 def one_of(names: Iterable[str]) -> str:

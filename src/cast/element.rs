@@ -5,23 +5,41 @@
 //! NaN stays NaN with its sign and top payload bits, quieted.
 
 use super::lanes::{Binary16, LANES};
-use crate::dtype::Float;
+use crate::dtype::{Castable, Float};
 
 /// Bits of binary32 infinity; anything above it, the sign aside, is NaN.
 pub const INFINITY: u32 = 0x7F80_0000;
 /// Everything but the sign of a binary32.
 pub const MAGNITUDE: u32 = 0x7FFF_FFFF;
-const QUIET: u32 = 0x0040_0000;
+pub const QUIET: u32 = 0x0040_0000;
 
-/// A floating element type, seen through its exact binary32 value.
+/// A floating element type to cast from, seen through its binary32 value.
 ///
-/// Every binary16 and bfloat16 is exact in binary32, so a cast between any two is
+/// But for binary64, every value is exact in binary32, so a cast between any two types is
 /// `from_f32(to_f32(x))` and still rounds once.
-pub trait Element: Copy {
+pub trait Source: Copy {
+    /// Its row of the dtype table.
+    const CASTABLE: Castable;
+    /// The bytes of one element, little-endian.
+    const BYTES: usize = Self::CASTABLE.bytes();
+    /// The one whose bits are all zero.
+    const ZERO: Self;
+
+    /// Reads one element from its bytes, which may stand at any address.
+    fn load(bytes: &[u8]) -> Self;
+    /// The same value in binary32 bits; the nearest to a binary64.
+    fn to_f32(self) -> u32;
+    /// `to_f32` of many; a level's instructions may do it for binary16.
+    #[inline(always)]
+    fn widen<H: Binary16>(values: [Self; LANES]) -> [u32; LANES] {
+        values.map(Self::to_f32)
+    }
+}
+
+/// A floating element type to cast to.
+pub trait Element: Source {
     /// Its row of the dtype table, which the other constants follow from.
     const FLOAT: Float;
-    /// The bytes of one element, little-endian.
-    const BYTES: usize = Self::FLOAT.bytes();
     /// Mantissa bits a cast to this type drops from a binary32 in its normal range.
     const DROPPED: u32 = (1 << (23 - Self::FLOAT.layout().mantissa_bits)) - 1;
     /// The largest finite value, as binary32 bits.
@@ -41,19 +59,10 @@ pub trait Element: Copy {
         power_of_two(-(layout.bias as i32) - layout.mantissa_bits as i32)
     };
 
-    /// Reads one element from its bytes, which may stand at any address.
-    fn load(bytes: &[u8]) -> Self;
     /// Writes one element's bytes.
     fn store(self, bytes: &mut [u8]);
-    /// The same value in binary32 bits.
-    fn to_f32(self) -> u32;
     /// The nearest value to these binary32 bits.
     fn from_f32(bits: u32) -> Self;
-    /// `to_f32` of many; a level's instructions may do it for binary16.
-    #[inline(always)]
-    fn widen<H: Binary16>(values: [Self; LANES]) -> [u32; LANES] {
-        values.map(Self::to_f32)
-    }
     /// `from_f32` of many; a level's instructions may do it for binary16.
     #[inline(always)]
     fn narrow<H: Binary16>(bits: [u32; LANES]) -> [Self; LANES] {
@@ -92,14 +101,22 @@ macro_rules! with_element {
 }
 pub(super) use with_element;
 
-macro_rules! little_endian {
+/// How the elements of `$bits` are read.
+macro_rules! load {
     ($bits:ty) => {
+        const ZERO: Self = Self(0);
         #[inline(always)]
         fn load(bytes: &[u8]) -> Self {
             let mut array = [0; size_of::<$bits>()];
             array.copy_from_slice(bytes);
             Self(<$bits>::from_le_bytes(array))
         }
+    };
+}
+pub(super) use load;
+
+macro_rules! store {
+    () => {
         #[inline(always)]
         fn store(self, bytes: &mut [u8]) {
             bytes.copy_from_slice(&self.0.to_le_bytes());
@@ -117,32 +134,44 @@ const fn power_of_two(exponent: i32) -> u32 {
 }
 
 #[inline(always)]
-fn select(condition: bool, then: u32, otherwise: u32) -> u32 {
+pub fn select(condition: bool, then: u32, otherwise: u32) -> u32 {
     if condition { then } else { otherwise }
 }
 
-impl Element for F32 {
-    const FLOAT: Float = Float::F32;
-    little_endian!(u32);
+impl Source for F32 {
+    const CASTABLE: Castable = Castable::F32;
+    load!(u32);
 
     #[inline(always)]
     fn to_f32(self) -> u32 {
         self.0
     }
+}
+
+impl Element for F32 {
+    const FLOAT: Float = Float::F32;
+    store!();
+
     #[inline(always)]
     fn from_f32(bits: u32) -> Self {
         F32(select(bits & MAGNITUDE > INFINITY, bits | QUIET, bits))
     }
 }
 
-impl Element for Bf16 {
-    const FLOAT: Float = Float::Bf16;
-    little_endian!(u16);
+impl Source for Bf16 {
+    const CASTABLE: Castable = Castable::Bf16;
+    load!(u16);
 
     #[inline(always)]
     fn to_f32(self) -> u32 {
         u32::from(self.0) << 16
     }
+}
+
+impl Element for Bf16 {
+    const FLOAT: Float = Float::Bf16;
+    store!();
+
     #[inline(always)]
     fn from_f32(bits: u32) -> Self {
         // Half a unit in the last place, less one when the kept part is even, carries into it.
@@ -151,17 +180,13 @@ impl Element for Bf16 {
     }
 }
 
-impl Element for F16 {
-    const FLOAT: Float = Float::F16;
-    little_endian!(u16);
+impl Source for F16 {
+    const CASTABLE: Castable = Castable::F16;
+    load!(u16);
 
     #[inline(always)]
     fn widen<H: Binary16>(values: [Self; LANES]) -> [u32; LANES] {
         H::widen(values.map(|value| value.0))
-    }
-    #[inline(always)]
-    fn narrow<H: Binary16>(bits: [u32; LANES]) -> [Self; LANES] {
-        H::narrow(bits).map(F16)
     }
 
     #[inline(always)]
@@ -178,6 +203,17 @@ impl Element for F16 {
         let finite = select(magnitude < 0x0080_0000, subnormal, normal);
         sign | select(magnitude >= 0x0F80_0000, special | quiet, finite)
     }
+}
+
+impl Element for F16 {
+    const FLOAT: Float = Float::F16;
+    store!();
+
+    #[inline(always)]
+    fn narrow<H: Binary16>(bits: [u32; LANES]) -> [Self; LANES] {
+        H::narrow(bits).map(F16)
+    }
+
     #[inline(always)]
     fn from_f32(bits: u32) -> Self {
         let magnitude = bits & MAGNITUDE;

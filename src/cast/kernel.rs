@@ -4,12 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::audit::{Audit, Summary};
-use super::element::{Element, F16, INFINITY, MAGNITUDE};
+use super::audit::{Audit, Summary, Tally};
+use super::element::{Element, F16, INFINITY, MAGNITUDE, Source};
 use super::lanes::{Binary16, LANES};
 
 /// Elements per block: source and result of one block stay in the first-level cache.
-const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 
 /// What becomes of a finite value whose magnitude the target cannot hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,12 +45,12 @@ impl Binary16 for Portable {
 
 /// Casts `src` into `dst`: `n * S::BYTES` bytes into `n * D::BYTES`, both at any address.
 #[inline(always)]
-pub fn cast_block<H: Binary16, S: Element, D: Element>(src: &[u8], dst: &mut [u8]) -> Summary {
+pub fn cast_block<H: Binary16, S: Source, D: Element>(src: &[u8], dst: &mut [u8]) -> Summary {
     let mut lanes = [Summary::EMPTY; LANES];
     let mut src = src.chunks_exact(LANES * S::BYTES);
     let mut dst = dst.chunks_exact_mut(LANES * D::BYTES);
     for (src, dst) in src.by_ref().zip(dst.by_ref()) {
-        let mut values = [S::from_f32(0); LANES];
+        let mut values = [S::ZERO; LANES];
         for (value, src) in values.iter_mut().zip(src.chunks_exact(S::BYTES)) {
             *value = S::load(src);
         }
@@ -77,20 +77,22 @@ pub fn cast_block<H: Binary16, S: Element, D: Element>(src: &[u8], dst: &mut [u8
 }
 
 #[inline(always)]
-pub fn run_blocks<H: Binary16, S: Element, D: Element>(run: Run<'_>) {
+pub fn run_blocks<H: Binary16, S: Source, D: Element>(run: Run<'_>) {
     let blocks = run.src.chunks(BLOCK * S::BYTES).zip(run.dst.chunks_mut(BLOCK * D::BYTES));
+    let mut tally = Tally::after(run.audit);
     for (src, dst) in blocks {
         let summary = cast_block::<H, S, D>(src, dst);
-        run.audit.add_block::<S, D>(summary, src);
+        tally.add_block::<S, D>(summary, src);
         if run.overflow == Overflow::Saturate && summary.largest >= D::INFINITE_FROM {
             saturate::<S, D>(src, dst);
         }
     }
+    run.audit.merge(&tally.finish());
 }
 
 /// Replaces the infinities that came from finite values.
 #[inline(always)]
-fn saturate<S: Element, D: Element>(src: &[u8], dst: &mut [u8]) {
+fn saturate<S: Source, D: Element>(src: &[u8], dst: &mut [u8]) {
     for (src, dst) in src.chunks_exact(S::BYTES).zip(dst.chunks_exact_mut(D::BYTES)) {
         let bits = S::load(src).to_f32();
         if (D::INFINITE_FROM..INFINITY).contains(&(bits & MAGNITUDE)) {

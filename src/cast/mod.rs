@@ -2,10 +2,13 @@
 //! by block, and audit each block while it is in cache. Knows nothing of files or threads.
 
 pub mod audit;
+mod byte;
+mod double;
 pub mod element;
 pub mod kernel;
 pub mod lanes;
 pub mod level;
+mod twice;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -13,9 +16,12 @@ pub use audit::Audit;
 pub use kernel::Overflow;
 pub use level::Level;
 
-use crate::dtype::Float;
-use element::{Bf16, Element, F16, F32, with_element};
-use kernel::{Portable, Run, run_blocks};
+use crate::dtype::{Castable, Float};
+use byte::{E4m3, E4m3Fnuz, E5m2, E5m2Fnuz};
+use double::F64;
+use element::{Bf16, Element, F16, F32, Source, with_element};
+use kernel::{Portable, Run};
+use lanes::Binary16;
 
 /// Casts `n` little-endian elements of dtype `from` in `src` to dtype `to` in `dst`, and adds
 /// what it did to `audit`. A cast to the same dtype copies the bytes and audits nothing.
@@ -27,21 +33,35 @@ use kernel::{Portable, Run, run_blocks};
 /// `level`.
 pub fn cast(
     level: Level,
-    (from, src): (Float, &[u8]),
+    (from, src): (impl Into<Castable>, &[u8]),
     (to, dst): (Float, &mut [u8]),
     overflow: Overflow,
     audit: &mut Audit,
 ) {
+    let from = from.into();
     assert!(src.len().is_multiple_of(from.bytes()), "source is not whole elements");
     assert_eq!(src.len() / from.bytes(), dst.len() / to.bytes(), "element counts differ");
     assert!(dst.len().is_multiple_of(to.bytes()), "destination is not whole elements");
     let run = Run { src, dst, overflow, audit };
-    with_element!(from, S => with_element!(to, D => dispatch::<S, D>(level, run)));
+    match from {
+        Castable::F64 => to_any::<F64>(level, to, run),
+        Castable::F32 => to_any::<F32>(level, to, run),
+        Castable::F16 => to_any::<F16>(level, to, run),
+        Castable::Bf16 => to_any::<Bf16>(level, to, run),
+        Castable::F8E5m2 => to_any::<E5m2>(level, to, run),
+        Castable::F8E4m3 => to_any::<E4m3>(level, to, run),
+        Castable::F8E4m3Fnuz => to_any::<E4m3Fnuz>(level, to, run),
+        Castable::F8E5m2Fnuz => to_any::<E5m2Fnuz>(level, to, run),
+    }
 }
 
-fn dispatch<S: Element, D: Element>(level: Level, run: Run<'_>) {
+fn to_any<S: Source>(level: Level, to: Float, run: Run<'_>) {
+    with_element!(to, D => dispatch::<S, D>(level, run));
+}
+
+fn dispatch<S: Source, D: Element>(level: Level, run: Run<'_>) {
     // In a const block, so that no kernel is compiled for these pairs.
-    if const { S::FLOAT as u8 == D::FLOAT as u8 } {
+    if const { S::CASTABLE as u8 == D::CASTABLE as u8 } {
         return run.dst.copy_from_slice(run.src);
     }
     assert!(level.available(), "this CPU does not run {}", level.name());
@@ -53,6 +73,16 @@ fn dispatch<S: Element, D: Element>(level: Level, run: Run<'_>) {
         // SAFETY: as above.
         Level::Avx512 => unsafe { x86::run_avx512::<S, D>(run) },
         _ => run_blocks::<Portable, S, D>(run),
+    }
+}
+
+/// Compiled once for each level.
+#[inline(always)]
+fn run_blocks<H: Binary16, S: Source, D: Element>(run: Run<'_>) {
+    if const { S::CASTABLE as u8 == Castable::F64 as u8 } {
+        twice::run_blocks::<H, D>(run);
+    } else {
+        kernel::run_blocks::<H, S, D>(run);
     }
 }
 

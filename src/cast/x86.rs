@@ -8,17 +8,18 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::element::Element;
-use super::kernel::{Run, run_blocks};
+use super::element::{Element, Source};
+use super::kernel::Run;
 use super::lanes::{Binary16, LANES};
+use super::run_blocks;
 
 #[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2")]
-pub fn run_avx2<S: Element, D: Element>(run: Run<'_>) {
+pub fn run_avx2<S: Source, D: Element>(run: Run<'_>) {
     run_blocks::<F16c, S, D>(run);
 }
 
 #[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn run_avx512<S: Element, D: Element>(run: Run<'_>) {
+pub fn run_avx512<S: Source, D: Element>(run: Run<'_>) {
     run_blocks::<Avx512, S, D>(run);
 }
 

@@ -56,6 +56,14 @@ impl Layout {
         !matches!(self.special, Special::None)
     }
 
+    /// Whether it has every number of another layout.
+    pub const fn holds(self, other: Layout) -> bool {
+        // The smallest number is 2^1 divided by two to the sum of bias and mantissa bits.
+        self.mantissa_bits >= other.mantissa_bits
+            && self.bias + self.mantissa_bits >= other.bias + other.mantissa_bits
+            && self.largest() >= other.largest()
+    }
+
     /// The largest finite value, exactly.
     pub const fn largest(self) -> f64 {
         let (exponent, mantissa) = (self.exponent_bits, self.mantissa_bits);

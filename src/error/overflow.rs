@@ -20,7 +20,7 @@ pub struct OverflowedTensor {
     pub file: PathBuf,
     pub overflowed: u64,
     pub elements: u64,
-    pub max_abs: f32,
+    pub max_abs: f64,
 }
 
 impl Overflow {
@@ -51,7 +51,12 @@ impl fmt::Display for Overflow {
             self.tensors.iter().take(NAMED)
         {
             let (name, file, elements) = (name.shown(), file.shown(), counted(*elements, "value"));
-            write!(f, "\n  {name} in {file}: {overflowed} of {elements}, max_abs {max_abs:e}")?;
+            write!(f, "\n  {name} in {file}: {overflowed} of {elements}, max_abs ")?;
+            // Of a number that binary32 holds, its shortest name there.
+            match *max_abs as f32 {
+                short if f64::from(short) == *max_abs => write!(f, "{short:e}")?,
+                _ => write!(f, "{max_abs:e}")?,
+            }
         }
         match self.tensors.len().saturating_sub(NAMED) {
             0 => Ok(()),

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use super::{File, Made, Sink, Sinks, make};
 use crate::cast::{Level, Overflow};
 use crate::checksum::{BLOCK, Digest, SHA256_DIGITS};
-use crate::dtype::Float;
+use crate::dtype::{Castable, Float};
 use crate::error::Error;
 use crate::held;
 use crate::make;
@@ -32,27 +32,39 @@ fn extent(source: usize, start: u64, bytes: u64) -> Extent {
     Extent { source, start, bytes }
 }
 
-/// Literal bytes, a cast, a copy, another cast and scaled values from two objects, of several
-/// pieces; and what it makes.
+/// Literal bytes, a copy, casts and scaled values from several objects, of several pieces; and what
+/// it makes.
 fn example() -> (Memory, Recipe, Vec<u8>) {
     let (values, scales) = (floats(900_000), floats(3_000));
     let place = Memory::default();
     place.put("values", values.clone());
     place.put("scales", scales.clone());
+    let doubles: Vec<u8> =
+        (0..300_000).flat_map(|index| (f64::from(index) * 0.37 - 1000.0).to_le_bytes()).collect();
+    let codes: Vec<u8> = (0..700_000).map(|index| (index % 127) as u8).collect();
+    place.put("doubles", doubles.clone());
+    place.put("codes", codes.clone());
     let (cast, group) = (1_200_000, 128);
     let spans = vec![
         Span::Literal(b"header".to_vec()),
-        Span::Cast { values: extent(0, 0, cast), from: Float::F32, to: Float::Bf16 },
+        Span::Cast { values: extent(0, 0, cast), from: Castable::F32, to: Float::Bf16 },
         Span::Copy(extent(0, cast, 7)),
         Span::Literal(Vec::new()),
-        Span::Cast { values: extent(1, 0, 8_000), from: Float::F16, to: Float::F32 },
+        Span::Cast { values: extent(1, 0, 8_000), from: Castable::F16, to: Float::F32 },
         Span::Scaled {
             codes: extent(0, 1_200_128, 4 * 128 * 2_900),
             scales: extent(1, 8, 4 * 2_900),
             group,
         },
+        Span::Cast { values: extent(2, 0, 2_400_000), from: Castable::F64, to: Float::F16 },
+        Span::Cast { values: extent(3, 0, 700_000), from: Castable::F8E4m3, to: Float::F32 },
     ];
-    let sources = vec![source("values", &values), source("scales", &scales)];
+    let sources = vec![
+        source("values", &values),
+        source("scales", &scales),
+        source("doubles", &doubles),
+        source("codes", &codes),
+    ];
     let float = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().expect("four"));
     let mut expected = b"header".to_vec();
     let narrow = |bytes: &[u8]| half::bf16::from_f32(float(bytes)).to_le_bytes();
@@ -65,6 +77,15 @@ fn example() -> (Memory, Recipe, Vec<u8>) {
         let scale = &scales[8 + index / 128 * 4..][..4];
         expected.extend((float(code) * float(scale)).to_le_bytes());
     }
+    expected.extend(doubles.chunks(8).flat_map(|bytes| {
+        let value = f64::from_le_bytes(bytes.try_into().expect("eight"));
+        half::f16::from_f32(value as f32).to_le_bytes()
+    }));
+    expected.extend(codes.iter().flat_map(|code| {
+        let (exponent, mantissa) = (i32::from(code >> 3), f32::from(code & 7));
+        let leading = if exponent > 0 { 8.0 } else { 0.0 };
+        ((leading + mantissa) * 2_f32.powi(exponent.max(1) - 10)).to_le_bytes()
+    }));
     (place, Recipe { sources, spans, overflow: Overflow::Infinity }, expected)
 }
 
@@ -102,7 +123,7 @@ fn any_range_of_a_result_can_be_made_alone() {
     let (place, recipe, expected) = example();
     let end = expected.len() as u64;
     let cuts =
-        [0, 1, 5, 6, 7, 9, 600_005, 600_006, 600_011, 600_013, 600_017, 616_100, end - 3, end];
+        [0, 1, 5, 6, 9, 600_005, 600_006, 600_013, 600_017, 616_100, end - 2_900_001, end - 3, end];
     for (index, start) in cuts.into_iter().enumerate() {
         for stop in cuts.into_iter().skip(index) {
             let found = make::range(&recipe, &place, LEVEL, start..stop).expect("made");
@@ -137,7 +158,7 @@ fn pieces_are_whole_blocks_of_the_result_and_of_what_it_is_made_from() {
     assert!(pieces.is_sorted() && pieces.len() > 1);
     let blocks = recipe.blocks();
     let starts: Vec<u64> = blocks.all().map(|(_, start, _)| start).collect();
-    let inputs: Vec<Vec<u64>> = (0..2)
+    let inputs: Vec<Vec<u64>> = (0..recipe.sources.len())
         .map(|source| recipe.source_blocks(source).all().map(|(_, start, _)| start).collect())
         .collect();
     let mut before = 0;
@@ -180,14 +201,15 @@ fn the_hash_is_of_all_that_decides_about_the_bytes_and_of_nothing_else() {
     let (_, recipe, _) = example();
     let hash = |recipe: &Recipe| recipe::hash([(Path::new("a"), false, recipe)].into_iter());
     // Another value here means that all recipes are other ones: then FORMAT must change too.
-    let pinned = Recipe { spans: recipe.spans[..5].to_vec(), ..recipe.clone() };
+    let (spans, sources) = (recipe.spans[..5].to_vec(), recipe.sources[..2].to_vec());
+    let pinned = Recipe { spans, sources, ..recipe.clone() };
     assert_eq!(hash(&pinned).to_string(), "043f8a504e4295e3f5ab22ad455e7aa7");
     let mut others = vec![recipe.clone(); 5];
     others[0].sources[0].key = "b".into();
     others[1].sources[0].version = Digest(1);
     others[2].spans[0] = Span::Literal(b"Header".to_vec());
     others[3].spans[1] =
-        Span::Cast { values: extent(0, 0, 1_200_000), from: Float::F32, to: Float::F16 };
+        Span::Cast { values: extent(0, 0, 1_200_000), from: Castable::F32, to: Float::F16 };
     others[4].spans.swap(2, 3);
     for other in &others {
         assert_ne!(hash(other), hash(&recipe));

@@ -241,8 +241,12 @@ impl Decisions {
             let Tensor { start, bytes, dtype, .. } = source(planned);
             let values = Extent { source: 0, start: *start, bytes: *bytes };
             match (planned.action, dtype.float()) {
-                (Action::Cast, Some(from)) => Span::Cast { values, from, to: self.to },
-                (Action::Keep, Some(from)) => Span::Keep { values, from, to: self.to },
+                (Action::Cast, Some(from)) => {
+                    Span::Cast { values, from: from.castable(), to: self.to }
+                }
+                (Action::Keep, Some(from)) => {
+                    Span::Keep { values, from: from.castable(), to: self.to }
+                }
                 _ => Span::Copy(values),
             }
         });

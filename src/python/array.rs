@@ -8,7 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::Audit;
-use super::options::{float, on_overflow as policy};
+use super::options::{castable, float, on_overflow as policy};
 use crate::cast::{self, Level};
 use crate::error::Error;
 use crate::make::threads;
@@ -27,7 +27,7 @@ pub fn cast_bytes(
     threads: Option<usize>,
     on_overflow: &str,
 ) -> PyResult<Audit> {
-    let (from, to) = (float(source_dtype)?, float(dtype)?);
+    let (from, to) = (castable(source_dtype)?, float(dtype)?);
     let overflow = policy(on_overflow)?.of_cast();
     let level = Level::current()?;
     let (src, dst) = (source.as_slice()?, out.as_slice_mut()?);

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::dtype::{DTYPES, Float, Row};
+use crate::dtype::{Castable, DTYPES, Float, Row};
 
 /// A row of the dtype table.
 #[pyclass(frozen, get_all, module = "recast._core")]
@@ -20,6 +20,7 @@ pub struct DtypeInfo {
     has_nan: bool,
     largest: Option<f64>,
     castable: bool,
+    is_source: bool,
 }
 
 #[pymethods]
@@ -44,7 +45,8 @@ impl DtypeInfo {
             has_infinity: layout.is_some_and(|layout| layout.has_infinity()),
             has_nan: layout.is_some_and(|layout| layout.has_nan()),
             largest: layout.map(|layout| layout.largest()),
-            castable: row.float.is_some(),
+            castable: row.castable.is_some_and(Castable::is_target),
+            is_source: row.castable.is_some(),
         })
     }
 }

@@ -261,7 +261,7 @@ struct Audit {
     to_zero: u64,
     nan: u64,
     inf: u64,
-    max_abs: f32,
+    max_abs: f64,
     exact: bool,
 }
 

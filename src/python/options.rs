@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 
 use crate::commit::{self, OnOverflow};
-use crate::dtype::Float;
+use crate::dtype::{Castable, Float};
 use crate::error::Error;
 use crate::plan;
 
@@ -50,6 +50,10 @@ impl Options {
 
 pub fn float(name: &str) -> PyResult<Float> {
     Float::parse(name).ok_or_else(|| Error::NoSuchDtype { name: name.to_owned() }.into())
+}
+
+pub fn castable(name: &str) -> PyResult<Castable> {
+    Castable::parse(name).ok_or_else(|| Error::NoSuchDtype { name: name.to_owned() }.into())
 }
 
 pub fn on_overflow(name: &str) -> PyResult<OnOverflow> {
