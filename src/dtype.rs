@@ -322,12 +322,6 @@ impl Dtype {
         self.row().map(|row| row.bits)
     }
 
-    /// The float this dtype is, when files of it are converted.
-    pub fn float(&self) -> Option<Float> {
-        let castable = self.castable()?;
-        Float::ALL.into_iter().find(|float| float.castable() == castable)
-    }
-
     /// What it is to the casts, when recast can cast it.
     pub fn castable(&self) -> Option<Castable> {
         self.row().and_then(|row| row.castable)

@@ -183,8 +183,10 @@ causes! {
              {tensors} hold integers", path.shown(), says.shown()
             => "convert the unquantized original, or dequantize with the tool that made it; \
                 --skip-quantized carries what is not a float and casts the rest";
-        LostScales { path: PathBuf = "PATH", tensors: Names = Names::example("TENSORS") }
-            "{}: has codes of quantized weights without their scales: {tensors}", path.shown()
+        LostScales { path: PathBuf = "PATH", said: Option<Names> = None,
+                     tensors: Names = Names::example("TENSORS") }
+            "{}: has codes of quantized weights without their scales{}: {tensors}", path.shown(),
+            said.as_ref().map(|said| format!(" ({said})")).unwrap_or_default()
             => "download the checkpoint again, with all its files; --skip-quantized carries these \
                 tensors as they are and casts the rest";
         LostCodes { path: PathBuf = "PATH", tensors: Names = Names::example("TENSORS") }
@@ -194,7 +196,8 @@ causes! {
         UnscaledFp8 { path: PathBuf = "PATH", tensors: Names = Names::example("TENSORS") }
             "{}: has fp8 tensors without scales: {tensors}; nothing tells whether these are the \
              values or codes whose scales are lost", path.shown()
-            => "--skip-quantized carries these tensors as they are and casts the rest";
+            => "--unscaled-fp8 says that they are the values and casts them; --skip-quantized \
+                carries these tensors as they are and casts the rest";
     }
 
     "OutputError" {
@@ -259,8 +262,11 @@ causes! {
     "CastOverflowError" {
         Overflow { overflow: Overflow = Overflow::example() }
             "{overflow}"
-            => "keep those tensors with --keep PATTERN, or choose --on-overflow=inf or \
-                --on-overflow=saturate; bf16 has the range of fp32";
+            => format!(
+                "keep those tensors with --keep PATTERN, or choose --on-overflow=inf or \
+                 --on-overflow=saturate{}",
+                if overflow.to == "fp16" { "; bf16 has the range of fp32" } else { "" }
+            );
     }
 
     "StorageError" {

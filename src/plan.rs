@@ -12,8 +12,9 @@ mod tensors;
 use crate::cast::Overflow;
 use crate::checkpoint::{Checkpoint, Kind, SourceFile};
 use crate::checksum::Digest;
-use crate::dtype::Float;
+use crate::dtype::{Castable, Float};
 use crate::error::{Error, causes};
+use crate::format::config::Stated;
 use crate::format::index::Index;
 use crate::format::listing::PIPELINE;
 use crate::format::safetensors::Tensor;
@@ -21,7 +22,7 @@ use crate::place::Place;
 use crate::recipe::{self, Extent, Recipe, Span};
 use crate::shown::{Names, Shown};
 use quantized::LeftOver;
-pub use quantized::described;
+pub use quantized::Parts;
 use tensors::Decisions;
 pub use tensors::{Action, Content, Options, PlannedTensor, Special};
 
@@ -54,13 +55,15 @@ pub struct Plan {
 impl Plan {
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
         let mut options = options.clone();
-        let left_over = quantized::examine(checkpoint, options.skip_quantized)?;
-        // Where nothing would have been refused, it makes no difference.
-        options.skip_quantized &= described(checkpoint).is_some();
+        let parts = Parts::new(checkpoint, options.unscaled_fp8);
+        let left_over = parts.examine(options.skip_quantized)?;
+        // Where nothing would have been refused, they make no difference.
+        options.skip_quantized &= parts.described().is_some();
+        options.unscaled_fp8 &= parts.has_unscaled();
         options.keep.sort();
         options.keep.dedup();
         let (to, overflow) = (options.to, options.overflow);
-        let decisions = Decisions::new(checkpoint, &options)?;
+        let decisions = Decisions::new(checkpoint, &parts, &options)?;
         options.auto_keep = options.auto_keep || !decisions.keeps_any(checkpoint);
         let mut sources: Vec<&SourceFile> = checkpoint.files.iter().collect();
         sources.sort_by_key(|file| publication_rank(file));
@@ -73,19 +76,20 @@ impl Plan {
         };
         // They come before what describes them.
         for (number, (file, shard)) in checkpoint.shards().enumerate() {
-            let special = |tensor| Special::of(checkpoint, (number, tensor));
+            let special = |tensor| Special::of(checkpoint, &parts, (number, tensor));
             let (content, spans) = decisions.shard(file, shard, &special, &left_over)?;
             add(&mut files, file, content, spans);
         }
         // Made once, because there may be many indexes, and only where there is one.
         let sizes = LazyCell::new(|| tensor_sizes(&files));
+        let stated = Stated { to, with_fp8: files.iter().any(PlannedFile::casts_fp8) };
         let mut others = Vec::new();
         for file in sources {
             let text = match &file.kind {
                 Kind::Shard(_) | Kind::OtherWeights | Kind::StaleIndex => continue,
-                Kind::Index(index) => index.updated(total_size(file, index, &sizes), to),
+                Kind::Index(index) => index.updated(total_size(file, index, &sizes), stated),
                 Kind::Config(config) | Kind::Settings(config) => {
-                    config.updated(to, left_over.contains(file.path()))
+                    config.updated(stated, left_over.contains(file.path()))
                 }
                 Kind::Sidecar if left_over.contains(file.path()) => continue,
                 Kind::Plain | Kind::Sidecar => {
@@ -113,8 +117,8 @@ impl Plan {
             plan.options.overflow = Overflow::Infinity;
             plan.files.iter_mut().for_each(|file| file.recipe.overflow = Overflow::Infinity);
         }
-        plan.warnings = plan.collect_warnings(checkpoint, &left_over);
-        if plan.options.auto_keep && decisions.is_nameless() && plan.narrows_fp32() {
+        plan.warnings = plan.collect_warnings(checkpoint, &parts, &left_over);
+        if plan.options.auto_keep && decisions.is_nameless() && plan.narrows_wide() {
             plan.warnings.push(Warning::Nameless);
         }
         Ok(plan)
@@ -149,13 +153,19 @@ impl Plan {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    fn narrows_fp32(&self) -> bool {
+    fn narrows_wide(&self) -> bool {
         self.tensors().any(|(_, tensor, planned)| {
-            planned.action == Action::Cast && tensor.dtype.float() == Some(Float::F32)
+            let from = tensor.dtype.castable();
+            planned.action == Action::Cast && from.is_some_and(|from| from.bytes() >= 4)
         })
     }
 
-    fn collect_warnings(&self, checkpoint: &Checkpoint, left_over: &LeftOver<'_>) -> Vec<Warning> {
+    fn collect_warnings(
+        &self,
+        checkpoint: &Checkpoint,
+        parts: &Parts<'_>,
+        left_over: &LeftOver<'_>,
+    ) -> Vec<Warning> {
         let snapshot = checkpoint.snapshot.iter().cloned();
         let mut warnings: Vec<_> = snapshot.map(|choice| Warning::Snapshot { choice }).collect();
         let to = self.options.to;
@@ -180,11 +190,10 @@ impl Plan {
         });
         let files = Names::of(hashes.map(|file| file.path.shown()));
         warnings.extend(files.map(|files| Warning::Hashes { files }));
-        warnings.extend(quantized::warnings(checkpoint, left_over));
+        warnings.extend(parts.warnings(left_over));
         let others = self.tensors().filter(|(_, tensor, planned)| {
-            tensor.dtype.is_float()
-                && tensor.dtype.float().is_none()
-                && planned.special == Special::None
+            let is_cast = tensor.dtype.castable().is_some();
+            tensor.dtype.may_be_float() && !is_cast && planned.special == Special::None
         });
         let tensors = Names::of(
             others.map(|(_, tensor, _)| format!("{} ({})", tensor.name.shown(), tensor.dtype)),
@@ -203,13 +212,13 @@ impl Plan {
             file.tensors().any(|(_, planned)| planned.action != Action::Copy)
                 && name
                     .split(['.', '-', '_'])
-                    .any(|part| Float::parse(part).is_some_and(|float| float != to))
+                    .any(|part| names_a_dtype(part) && Float::parse(part) != Some(to))
         });
         let to = to.name();
         let files = Names::of(misnamed.map(|file| file.path.shown()));
         warnings.extend(files.map(|files| Warning::Misnamed { to, files }));
         if self.tensors().all(|(_, _, planned)| planned.action == Action::Copy) {
-            let mut floats = self.tensors().filter(|(_, tensor, _)| tensor.dtype.is_float());
+            let mut floats = self.tensors().filter(|(_, tensor, _)| tensor.dtype.may_be_float());
             let all_are = floats.all(|(_, tensor, _)| tensor.dtype == self.options.to.dtype());
             warnings.push(match all_are {
                 true => Warning::NothingToCast { to },
@@ -231,9 +240,22 @@ impl PlannedFile {
         shard.zip(tensors).map(|(shard, planned)| (&shard.tensors[planned.tensor], planned))
     }
 
+    /// Whether an 8-bit float is cast.
+    fn casts_fp8(&self) -> bool {
+        self.tensors().any(|(tensor, planned)| {
+            let from = tensor.dtype.castable();
+            planned.action == Action::Cast && from.is_some_and(Castable::is_fp8)
+        })
+    }
+
     pub fn source_bytes(&self) -> u64 {
         self.recipe.sources[0].bytes
     }
+}
+
+/// Whether a part of a file's name names a dtype that is cast.
+fn names_a_dtype(part: &str) -> bool {
+    Castable::parse(part).is_some() || part.eq_ignore_ascii_case("fp8")
 }
 
 /// The bytes of the tensors of each planned shard, by its path.

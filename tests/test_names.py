@@ -42,7 +42,7 @@ def readable(run: Run) -> Readable:
 
 
 def tensors(path: Path, *names: str, dtype: str = "F32", value: float = 1.0) -> None:
-    data = struct.pack("<d" if dtype == "F64" else "<f", value)
+    data = struct.pack("<d" if dtype == "C64" else "<f", value)
     path.write_bytes(raw_bytes([(name, dtype, [1], data) for name in names], {"format": "pt"}))
 
 
@@ -81,7 +81,7 @@ def test_no_tensor_forges_a_line_of_a_summary_or_a_warning(
     name: str, model: Path, tmp_path: Path, readable: Readable
 ) -> None:
     tensors(model / SHARD, name, "x")
-    tensors(model / "double.safetensors", *(f"{name}{n}" for n in range(9)), dtype="F64")
+    tensors(model / "complex.safetensors", *(f"{name}{n}" for n in range(9)), dtype="C64")
     options = ("--to", "bf16", "--keep", "w*" if name is EVIL else "n*")
     readable("convert", model, tmp_path / "out", *options, "--dry-run", code=0)
     readable("convert", model, tmp_path / "out", *options, code=0)

@@ -22,6 +22,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "keep": (["--keep", "a.*", "--keep", "re:b"], ["a.*", "re:b"]),
     "auto_keep": (["--no-auto-keep"], False),
     "skip_quantized": (["--skip-quantized"], True),
+    "unscaled_fp8": (["--unscaled-fp8"], True),
     "on_overflow": (["--on-overflow", "saturate"], "saturate"),
     "verify": (["--verify", "cuda:1"], "cuda:1"),
     "threads": (["--threads", "3"], 3),

@@ -99,8 +99,8 @@ def folder(saved: Save, tmp_path: Path) -> Path:
     (tmp_path / "huge").mkdir()
     (tmp_path / "huge" / "model.safetensors").write_bytes(raw_bytes(rows))
     (tmp_path / "old").mkdir()
-    doubles = [("double", "F64", [1], bytes(8)), *rows]
-    (tmp_path / "old" / "model.fp32.safetensors").write_bytes(raw_bytes(doubles))
+    carried = [("complex", "C64", [1], bytes(8)), *rows]
+    (tmp_path / "old" / "model.fp32.safetensors").write_bytes(raw_bytes(carried))
     for number in range(30):
         (tmp_path / "old" / f"pytorch_model-{number:02}.bin").touch()
     return tmp_path

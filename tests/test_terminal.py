@@ -131,8 +131,8 @@ def test_the_summary_says_what_was_done_and_kept_and_why(model: Path, tmp_path: 
 
 
 def test_warnings_come_first_and_grouped_never_a_wall(model: Path, tmp_path: Path) -> None:
-    doubles = [(f"double.{number}", "F64", [1], bytes(8)) for number in range(500)]
-    (model / "fp32.safetensors").write_bytes(raw_bytes([*doubles, ("w", "F32", [1], bytes(4))]))
+    carried = [(f"complex.{number}", "C64", [1], bytes(8)) for number in range(500)]
+    (model / "fp32.safetensors").write_bytes(raw_bytes([*carried, ("w", "F32", [1], bytes(4))]))
     for number in range(1000):
         (model / f"pytorch_model-{number}.bin").write_bytes(b"")
     command = ["convert", model, tmp_path / "out", "--to", "bf16"]
@@ -146,11 +146,11 @@ def test_warnings_come_first_and_grouped_never_a_wall(model: Path, tmp_path: Pat
 
 
 def test_a_warning_is_about_a_tensor_whatever_it_is_called(tmp_path: Path) -> None:
-    rows = [("", "F64", [1], bytes(8)), ("w", "F32", [1], bytes(4))]
+    rows = [("", "C64", [1], bytes(8)), ("w", "F32", [1], bytes(4))]
     (tmp_path / "model.safetensors").write_bytes(raw_bytes(rows))
     (tmp_path / "config.json").write_text('{"model_type": "x"}')
     (warning,) = recast.plan(tmp_path, to="bf16").warnings
-    assert "(F64)" in warning
+    assert "(C64)" in warning
 
 
 def test_progress_needs_no_more_columns_than_there_are(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def plan(
     keep: Sequence[str] = (),
     auto_keep: bool = True,
     skip_quantized: bool = False,
+    unscaled_fp8: bool = False,
 ) -> Plan:
     """Returns what converting `source` will do, to the byte. Reads headers only, writes nothing.
 
@@ -52,12 +53,19 @@ def plan(
     `"bf16"`, another usual spelling, or a numpy or torch dtype. Tensors whose name matches a
     pattern of `keep` (a glob; `re:` starts a regular expression; `vae/*` is a component) keep
     their dtype, and so do those that are fp32 on purpose, unless `auto_keep` is false. Quantized
-    weights are refused, or, with `skip_quantized`, carried as they are.
+    weights are refused, or, with `skip_quantized`, carried as they are. So are fp8 tensors without
+    scales, unless `unscaled_fp8` says that they are plain values, which are cast.
 
     Raises `UsageError` for options that make no sense or a source that is not a local path, and
     `InputError` for a source that cannot be converted.
     """
-    options = Options(to=to, keep=keep, auto_keep=auto_keep, skip_quantized=skip_quantized)
+    options = Options(
+        to=to,
+        keep=keep,
+        auto_keep=auto_keep,
+        skip_quantized=skip_quantized,
+        unscaled_fp8=unscaled_fp8,
+    )
     return _plan(source, options)
 
 
@@ -73,6 +81,7 @@ def convert(
     keep: Sequence[str] = (),
     auto_keep: bool = True,
     skip_quantized: bool = False,
+    unscaled_fp8: bool = False,
     on_overflow: OnOverflow = "error",
     verify: Device | None = None,
     threads: int | None = None,
@@ -84,15 +93,16 @@ def convert(
 ) -> Report:
     """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
 
-    `source`, `to`, `keep`, `auto_keep` and `skip_quantized` are those of `plan`. Finite values
-    beyond the target's range stop the run (`on_overflow="error"`), become infinite (`"inf"`) or
-    the largest finite value (`"saturate"`). `verify` is a device (`"auto"`, `"cpu"`, `"cuda"`,
-    `"cuda:N"` or a `torch.device`) on which every value of the result is checked before it is
-    published; that requires torch. `threads` limits the worker threads. `io` is how the source is
-    read: `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without fsync: a
-    power failure can then lose the result. `overwrite` replaces the model in `dest` once the new
-    one is ready. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads. `progress(done, total)` is
-    called with bytes, written and then compared, from this thread; what it raises stops the run.
+    `source`, `to`, `keep`, `auto_keep`, `skip_quantized` and `unscaled_fp8` are those of `plan`.
+    Finite values beyond the target's range stop the run (`on_overflow="error"`), become infinite
+    (`"inf"`) or the largest finite value (`"saturate"`). `verify` is a device (`"auto"`, `"cpu"`,
+    `"cuda"`, `"cuda:N"` or a `torch.device`) on which every value of the result is checked before
+    it is published; that requires torch. `threads` limits the worker threads. `io` is how the
+    source is read: `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without
+    fsync: a power failure can then lose the result. `overwrite` replaces the model in `dest` once
+    the new one is ready. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads. `progress(done,
+    total)` is called with bytes, written and then compared, from this thread; what it raises stops
+    the run.
 
     Nothing is visible in `dest` before every file is complete. The same call again continues a
     conversion that was interrupted. Where it is done, it compares the result and the source with
@@ -108,6 +118,7 @@ def convert(
         keep=keep,
         auto_keep=auto_keep,
         skip_quantized=skip_quantized,
+        unscaled_fp8=unscaled_fp8,
         on_overflow=on_overflow,
         verify=verify,
         threads=threads,
@@ -251,6 +262,11 @@ def inspect(path: Path) -> Inspection:
             f"the checkpoint is quantized ({checkpoint.quantized}): recast does not convert it, "
             "so its GPU memory is given as stored only"
         )
+    elif checkpoint.has_unscaled_fp8:
+        notes.append(
+            "fp8 tensors have no scales: recast takes them for plain values only with "
+            "--unscaled-fp8, and the GPU memory is given for that"
+        )
     return Inspection(
         path=checkpoint.path,
         files=checkpoint.shards - len(left),
@@ -271,7 +287,8 @@ def _planned_sizes(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """The bytes of each tensor in each dtype; the plans, which are large, are not kept."""
     if checkpoint.quantized is not None:
         return {}
-    return {to: checkpoint.plan(Options(to=float_name(to))).loaded_tensor_bytes for to in CASTABLE}
+    options = {to: Options(to=float_name(to), unscaled_fp8=True) for to in CASTABLE}
+    return {to: checkpoint.plan(each).loaded_tensor_bytes for to, each in options.items()}
 
 
 @contextmanager

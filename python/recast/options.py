@@ -92,6 +92,9 @@ class Options:
     skip_quantized: Annotated[
         bool, About("Carry quantized weights as they are, and cast the rest.")
     ] = False
+    unscaled_fp8: Annotated[
+        bool, About("Cast fp8 tensors without scales: they are the values, not codes.")
+    ] = False
     on_overflow: Annotated[
         OnOverflow, About("What to do when finite values are beyond the target's range.")
     ] = "error"

@@ -7,8 +7,17 @@ use serde_json::value::RawValue;
 
 use super::edit::{self, Edit, Object};
 use super::json;
-use crate::dtype::Float;
+use crate::dtype::{Castable, Float};
 use crate::error::Error;
+
+/// What becomes of the dtypes that are stated.
+#[derive(Clone, Copy, Debug)]
+pub struct Stated {
+    /// What every float becomes.
+    pub to: Float,
+    /// Whether 8-bit floats count: where they are carried, they are stated still.
+    pub with_fp8: bool,
+}
 
 #[derive(Debug)]
 pub struct Config {
@@ -45,14 +54,14 @@ impl Config {
         Ok(Config { text, model_types, class_names, ties, weights, quantized })
     }
 
-    /// The text with every `dtype` and `torch_dtype` that names a float saying `to`, and without
-    /// what it says of quantization where that is left over from other weights.
-    pub fn updated(&self, to: Float, left_over: bool) -> String {
+    /// The text with every `dtype` and `torch_dtype` that names a float saying what is `stated`, and
+    /// without what it says of quantization where that is left over from other weights.
+    pub fn updated(&self, stated: Stated, left_over: bool) -> String {
         let strict = edit::strict(&self.text);
         let mut edits: Vec<Edit> = Vec::new();
         walk(&strict, &mut |key, value| {
             if key == "dtype" || key == "torch_dtype" {
-                edits.extend(dtype_edits(&strict, value, to));
+                edits.extend(dtype_edits(&strict, value, stated));
             }
         });
         if left_over {
@@ -113,18 +122,17 @@ fn is_nested(value: &RawValue) -> bool {
 
 /// The edits of a stated dtype, or of each in an object (transformers states one for each part of
 /// a model) or a list.
-fn dtype_edits(text: &str, value: &RawValue, to: Float) -> Vec<Edit> {
+fn dtype_edits(text: &str, value: &RawValue, stated: Stated) -> Vec<Edit> {
     let members = Object::parse(value.get()).map(|object| object.0).unwrap_or_default();
     let items = serde_json::from_str::<Vec<&RawValue>>(value.get()).unwrap_or_default();
     let own = [value].into_iter().chain(items).chain(members.into_iter().map(|(_, value)| value));
-    own.filter_map(|value| dtype_edit(text, value, to)).collect()
+    own.filter_map(|value| dtype_edit(text, value, stated)).collect()
 }
 
-/// The edit that makes a stated dtype say `to`, when `value` is the name of a float.
-pub fn dtype_edit(text: &str, value: &RawValue, to: Float) -> Option<Edit> {
-    let name = string(value)?;
-    let is_double = ["float64", "double"].contains(&name.trim_start_matches("torch."));
-    Float::parse(&name).is_some().then_some(()).or(is_double.then_some(()))?;
+/// The edit of a stated dtype, when `value` is the name of a float.
+pub fn dtype_edit(text: &str, value: &RawValue, stated: Stated) -> Option<Edit> {
+    let (Stated { to, with_fp8 }, name) = (stated, string(value)?);
+    Castable::parse(&name).filter(|from| with_fp8 || !from.is_fp8())?;
     let prefix = if name.starts_with("torch.") { "torch." } else { "" };
     Some((edit::span(text, value), format!("\"{prefix}{}\"", to.torch_name())))
 }
@@ -137,6 +145,9 @@ fn string(value: &RawValue) -> Option<String> {
 mod tests {
     use super::*;
 
+    const F16: Stated = Stated { to: Float::F16, with_fp8: false };
+    const BF16: Stated = Stated { to: Float::Bf16, with_fp8: false };
+
     fn config(text: &str) -> Config {
         Config::parse(Path::new("config.json"), text.into()).expect("valid")
     }
@@ -148,14 +159,14 @@ mod tests {
                     \"a\": {\"dtype\": null, \"torch_dtype\": \"auto\"}}\n\n";
         let expected =
             text.replace("torch.float32", "torch.bfloat16").replace("\"float16", "\"bfloat16");
-        assert_eq!(config(text).updated(Float::Bf16, false), expected);
+        assert_eq!(config(text).updated(BF16, false), expected);
     }
 
     #[test]
     fn what_python_writes_for_infinity_and_nan_is_read_and_kept() {
         let text = r#"{"limit": [0.0, Infinity, -Infinity, NaN], "s": "NaN \" Infinity", "dtype": "float32"}"#;
         let expected = text.replace("float32", "float16");
-        assert_eq!(config(text).updated(Float::F16, false), expected);
+        assert_eq!(config(text).updated(F16, false), expected);
     }
 
     #[test]
@@ -187,8 +198,17 @@ mod tests {
                 r#"{"transformers.js_config": {"dtype": "fp32"}}"#,
             ),
         ] {
-            assert_eq!(config(before).updated(Float::F16, false), after);
+            assert_eq!(config(before).updated(F16, false), after);
         }
+    }
+
+    #[test]
+    fn a_stated_fp8_changes_only_where_fp8_is_cast() {
+        let text = r#"{"torch_dtype": "float8_e4m3fn", "a": {"dtype": "torch.float8_e5m2"}}"#;
+        assert_eq!(config(text).updated(F16, false), text);
+        let with_fp8 = Stated { with_fp8: true, ..F16 };
+        let expected = r#"{"torch_dtype": "float16", "a": {"dtype": "torch.float16"}}"#;
+        assert_eq!(config(text).updated(with_fp8, false), expected);
     }
 
     #[test]
@@ -205,7 +225,7 @@ mod tests {
             ),
             (r#"{"quantization_config": {}, "compression_config": {}, "z": 0}"#, r#"{ "z": 0}"#),
         ] {
-            assert_eq!(config(before).updated(Float::F16, true), after);
+            assert_eq!(config(before).updated(F16, true), after);
         }
     }
 

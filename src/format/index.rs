@@ -3,10 +3,9 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::config::dtype_edit;
+use super::config::{Stated, dtype_edit};
 use super::edit::{self, Object};
 use super::json;
-use crate::dtype::Float;
 use crate::error::{Error, JsonFault};
 
 #[derive(Debug)]
@@ -53,8 +52,8 @@ impl Index {
     }
 
     /// The text with `metadata.total_size` saying `total_size` bytes, added when missing because
-    /// readers look it up, and `metadata.dtype` saying `to` where it names a float.
-    pub fn updated(&self, total_size: u64, to: Float) -> String {
+    /// readers look it up, and `metadata.dtype` saying what is `stated` where it names a float.
+    pub fn updated(&self, total_size: u64, stated: Stated) -> String {
         let strict = edit::strict(&self.text);
         let object = Object::parse(&strict).expect("parsed before");
         let size = format!("\"total_size\": {total_size}");
@@ -69,7 +68,7 @@ impl Index {
                     edits.push((after_brace(place.start), format!("{size}{comma}")));
                 }
                 let dtype = metadata.get("dtype");
-                edits.extend(dtype.and_then(|dtype| dtype_edit(&strict, dtype, to)));
+                edits.extend(dtype.and_then(|dtype| dtype_edit(&strict, dtype, stated)));
             }
             Some((place, Err(_))) => edits.push((place, format!("{{{size}}}"))),
             None => {
@@ -93,6 +92,9 @@ fn is_plain_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::Float;
+
+    const F16: Stated = Stated { to: Float::F16, with_fp8: false };
 
     fn index(text: &str) -> Index {
         Index::parse(Path::new("i"), text.into()).expect("valid")
@@ -103,7 +105,7 @@ mod tests {
         let text = "{\n  \"metadata\": {\n    \"total_parameters\": 5,\n    \"total_size\": 20.0,\n    \
                     \"dtype\": \"float32\"\n  },\n  \"weight_map\": {\"a\": \"s\"}\n}\n";
         let expected = text.replace("20.0", "10").replace("float32", "float16");
-        assert_eq!(index(text).updated(10, Float::F16), expected);
+        assert_eq!(index(text).updated(10, F16), expected);
     }
 
     #[test]
@@ -121,7 +123,7 @@ mod tests {
             ),
         ] {
             let text = |metadata: &str| format!(r#"{{{metadata}"weight_map": {{}}}}"#);
-            assert_eq!(index(&text(before)).updated(10, Float::F16), text(after));
+            assert_eq!(index(&text(before)).updated(10, F16), text(after));
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::quantized::LeftOver;
+use super::quantized::{LeftOver, Parts};
 use crate::cast::Overflow;
 use crate::checkpoint::{Checkpoint, SourceFile};
 use crate::checksum::SHA256_DIGITS;
@@ -28,12 +28,20 @@ pub struct Options {
     pub overflow: Overflow,
     /// Whether quantized weights are carried as they are; otherwise they are refused.
     pub skip_quantized: bool,
+    /// Whether fp8 tensors without scales are plain values and cast; otherwise they are refused.
+    pub unscaled_fp8: bool,
 }
 
 impl Options {
     pub fn to(to: Float) -> Options {
-        let (auto_keep, skip_quantized) = (true, false);
-        Options { to, keep: Vec::new(), auto_keep, overflow: Overflow::Infinity, skip_quantized }
+        Options {
+            to,
+            keep: Vec::new(),
+            auto_keep: true,
+            overflow: Overflow::Infinity,
+            skip_quantized: false,
+            unscaled_fp8: false,
+        }
     }
 }
 
@@ -55,8 +63,8 @@ pub enum Special {
 
 impl Special {
     /// That of a tensor: the number of its shard, and its position there.
-    pub fn of(checkpoint: &Checkpoint, tensor: (usize, usize)) -> Special {
-        match checkpoint.quantized.part(tensor) {
+    pub fn of(checkpoint: &Checkpoint, parts: &Parts<'_>, tensor: (usize, usize)) -> Special {
+        match parts.part(tensor) {
             Some(part) => Special::Quantized(part),
             None if checkpoint.is_state(tensor) => Special::State,
             None => Special::None,
@@ -99,7 +107,11 @@ pub struct Decisions {
 }
 
 impl Decisions {
-    pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Decisions, Error> {
+    pub fn new(
+        checkpoint: &Checkpoint,
+        parts: &Parts<'_>,
+        options: &Options,
+    ) -> Result<Decisions, Error> {
         let patterns =
             options.keep.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>, _>>()?;
         let shards: Vec<(String, &Shard)> =
@@ -115,7 +127,7 @@ impl Decisions {
             }
         }
         let (to, auto_keep) = (options.to, options.auto_keep);
-        Ok(Decisions { to, patterns, wide: wide(checkpoint, to), auto_keep })
+        Ok(Decisions { to, patterns, wide: wide(checkpoint, parts, to), auto_keep })
     }
 
     /// Whether casting also what is wide on purpose makes a difference.
@@ -143,10 +155,10 @@ impl Decisions {
     }
 
     fn decide(&self, component: &str, tensor: &Tensor) -> (Action, Cow<'_, str>) {
-        let Some(from) = tensor.dtype.float() else {
+        let Some(from) = tensor.dtype.castable() else {
             return (Action::Copy, format!("{} is not cast", tensor.dtype).into());
         };
-        if from == self.to {
+        if from == self.to.castable() {
             return (Action::Copy, format!("already {}", self.to).into());
         }
         let mut patterns = self.patterns.iter();
@@ -240,13 +252,9 @@ impl Decisions {
         let data = tensors.iter().map(|planned| {
             let Tensor { start, bytes, dtype, .. } = source(planned);
             let values = Extent { source: 0, start: *start, bytes: *bytes };
-            match (planned.action, dtype.float()) {
-                (Action::Cast, Some(from)) => {
-                    Span::Cast { values, from: from.castable(), to: self.to }
-                }
-                (Action::Keep, Some(from)) => {
-                    Span::Keep { values, from: from.castable(), to: self.to }
-                }
+            match (planned.action, dtype.castable()) {
+                (Action::Cast, Some(from)) => Span::Cast { values, from, to: self.to },
+                (Action::Keep, Some(from)) => Span::Keep { values, from, to: self.to },
                 _ => Span::Copy(values),
             }
         });
@@ -273,13 +281,13 @@ fn with_places(header: Vec<u8>, other: &[u8]) -> (Vec<u8>, Vec<usize>) {
 }
 
 /// What is wide on purpose in each component, by the configs in its folder and above it.
-fn wide(checkpoint: &Checkpoint, to: Float) -> HashMap<String, Wide> {
+fn wide(checkpoint: &Checkpoint, parts: &Parts<'_>, to: Float) -> HashMap<String, Wide> {
     let mut components: HashMap<String, Vec<wide::Tensor<'_>>> = HashMap::new();
     for (number, (file, shard)) in checkpoint.shards().enumerate() {
         let tensors = components.entry(component(file.path())).or_default();
         let own = shard.tensors.iter().enumerate();
-        let own =
-            own.filter(|(index, _)| Special::of(checkpoint, (number, *index)) == Special::None);
+        let own = own
+            .filter(|(index, _)| Special::of(checkpoint, parts, (number, *index)) == Special::None);
         tensors.extend(own.filter_map(|(_, tensor)| seen(tensor)));
     }
     let of = |(component, tensors): (String, Vec<wide::Tensor<'_>>)| {

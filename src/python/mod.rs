@@ -94,9 +94,16 @@ impl Checkpoint {
         self.0.not_loaded().map(text).collect()
     }
 
+    /// How weights are quantized; fp8 tensors without scales aside, which may be plain values.
     #[getter]
     fn quantized(&self) -> Option<String> {
-        plan::described(&self.0)
+        plan::Parts::new(&self.0, true).described()
+    }
+
+    /// Whether there are fp8 tensors without scales.
+    #[getter]
+    fn has_unscaled_fp8(&self) -> bool {
+        plan::Parts::new(&self.0, true).has_unscaled()
     }
 
     #[getter]

@@ -14,6 +14,7 @@ pub struct Options {
     keep: Vec<String>,
     auto_keep: bool,
     skip_quantized: bool,
+    unscaled_fp8: bool,
     on_overflow: String,
     threads: Option<usize>,
     io: String,
@@ -30,6 +31,7 @@ impl Options {
             keep: self.keep,
             auto_keep: self.auto_keep,
             skip_quantized: self.skip_quantized,
+            unscaled_fp8: self.unscaled_fp8,
             overflow: on_overflow(&self.on_overflow)?.of_cast(),
         })
     }

@@ -32,6 +32,11 @@ impl Tensor<'_> {
     fn is_wide(&self) -> bool {
         self.bits >= 32
     }
+
+    /// Whether it is of 8 bits, or of fewer, which are never plain.
+    fn is_fp8(&self) -> bool {
+        self.bits <= 8
+    }
 }
 
 /// Why a tensor stays wide.
@@ -48,6 +53,8 @@ const ITSELF: Reason = Reason {
     text: "fp32 in a checkpoint that is otherwise 16-bit",
     source: "vllm-project/vllm#47777, huggingface/transformers#46167",
 };
+const ITSELF_DOUBLE: Reason =
+    Reason { text: "fp64 in a checkpoint that is otherwise 16-bit", ..ITSELF };
 
 /// An entry of `libraries.json`.
 #[derive(Debug, Deserialize)]
@@ -147,7 +154,12 @@ impl Wide {
 
     /// Why `tensor`, a floating one of the component, stays as it is; `None` when it is cast.
     pub fn why(&self, tensor: Tensor) -> Option<Reason> {
-        let itself = || (self.itself && tensor.is_wide()).then_some(ITSELF);
+        // Plain fp8 is exact in every other dtype, and no loader computes with it.
+        if tensor.is_fp8() {
+            return None;
+        }
+        let own = if tensor.bits > 32 { ITSELF_DOUBLE } else { ITSELF };
+        let itself = || (self.itself && tensor.is_wide()).then_some(own);
         let dotted = format!(".{}.", tensor.name);
         if !self.any.as_ref().is_some_and(|any| any.is_match(&dotted)) {
             return itself();
@@ -175,11 +187,11 @@ impl Wide {
     }
 }
 
-/// Whether the few wide tensors of a component are wide on purpose: all others are narrower, and
-/// far more.
+/// Whether the few wide tensors of a component are wide on purpose: all others are 16-bit, and far
+/// more. Where weights are stored in fp8, the rest is merely what was not made so.
 fn deliberate<'a>(tensors: impl Iterator<Item = Tensor<'a>>) -> bool {
     let (mut wide, mut all) = (0_u64, 0_u64);
-    for tensor in tensors {
+    for tensor in tensors.filter(|tensor| !tensor.is_fp8()) {
         wide = wide.saturating_add(if tensor.is_wide() { tensor.elements } else { 0 });
         all = all.saturating_add(tensor.elements);
     }

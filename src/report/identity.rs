@@ -29,6 +29,9 @@ pub struct Options {
     keep: Vec<String>,
     auto_keep: bool,
     skip_quantized: bool,
+    /// Left out where it made none, so that the reports of other conversions are what they were.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unscaled_fp8: bool,
     /// `error` where nothing overflowed, whatever was asked for.
     on_overflow: String,
 }
@@ -73,6 +76,7 @@ impl Options {
             keep: plan.options.keep.clone(),
             auto_keep: plan.options.auto_keep,
             skip_quantized: plan.options.skip_quantized,
+            unscaled_fp8: plan.options.unscaled_fp8,
             on_overflow: overflow.to_owned(),
         }
     }
@@ -103,7 +107,8 @@ impl Identity {
 
     /// The options of the command that makes it, as far as they are not the default.
     pub fn arguments(&self) -> String {
-        let Options { to, keep, auto_keep, skip_quantized, on_overflow } = &self.options;
+        let Options { to, keep, auto_keep, skip_quantized, unscaled_fp8, on_overflow } =
+            &self.options;
         let mut text = format!("--to={to}");
         for pattern in keep {
             text.push_str(&format!(" --keep '{}'", pattern.shown()));
@@ -113,6 +118,9 @@ impl Identity {
         }
         if *skip_quantized {
             text.push_str(" --skip-quantized");
+        }
+        if *unscaled_fp8 {
+            text.push_str(" --unscaled-fp8");
         }
         if on_overflow != "error" {
             text.push_str(&format!(" --on-overflow={on_overflow}"));
@@ -149,6 +157,7 @@ impl Identity {
             ("--keep", listed(&left.keep), listed(&right.keep)),
             ("built-in keep list", used(left.auto_keep), used(right.auto_keep)),
             ("--skip-quantized", given(left.skip_quantized), given(right.skip_quantized)),
+            ("--unscaled-fp8", given(left.unscaled_fp8), given(right.unscaled_fp8)),
             ("--sha256", given(self.has_sums()), given(here.has_sums())),
         ];
         let setting = |(what, there, here)| Difference::Setting { what, there, here };

@@ -17,6 +17,8 @@ from recast.options import FloatName
 from recast.verification import devices
 from recast.verification.loaders import LoaderName
 from recast.verification.result import MemoryFigure
+from safetensors.torch import save_file
+from sources import FP8, as_torch, codes, double_edges
 from support import raw_bytes, raw_header, recast_process
 from tensors import DTYPES
 
@@ -156,6 +158,20 @@ def test_all_inputs_of_32_bits_are_cast_as_on_the_gpu(to: FloatName) -> None:
 def test_all_inputs_of_16_bits_are_cast_as_on_the_gpu(source: str, to: FloatName) -> None:
     x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(DTYPES[source])
     assert differences(recast.cast(x, to).cuda(), x.cuda().to(DTYPES[to])) == 0
+
+
+@pytest.mark.parametrize("to", ["fp32", "fp16", "bf16"])
+def test_doubles_and_all_inputs_of_8_bits_are_cast_as_on_the_gpu(
+    to: FloatName, tmp_path: Path
+) -> None:
+    edges = as_torch(double_edges())
+    tensors = {name: as_torch(codes()).view(getattr(torch, name)) for name in FP8}
+    tensors["double"] = edges[~edges.isnan()]
+    for x in tensors.values():
+        assert differences(recast.cast(x, to).cuda(), x.cuda().to(DTYPES[to])) == 0
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    options: dict[str, Any] = {"on_overflow": "saturate", "unscaled_fp8": True, "verify": "cuda"}
+    recast.convert(tmp_path / "model.safetensors", tmp_path / "out", to=to, **options)
 
 
 def model_of(kind: str) -> Any:

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use recast::checkpoint::{Checkpoint, Kind};
 use recast::dtype::Float;
-use recast::format::config::Config;
+use recast::format::config::{Config, Stated};
 use recast::format::index::Index;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -204,7 +204,8 @@ fn a_damaged_index_is_read_as_it_stands_or_refused_and_edited_only_where_it_stat
         if named.is_some() {
             before["metadata"]["dtype"] = Value::Null;
         }
-        let mut after: Value = serde_json::from_str(&ours.updated(7, Float::F16)).expect(&shown);
+        let mut after: Value =
+            serde_json::from_str(&ours.updated(7, all_state(Float::F16))).expect(&shown);
         if named.is_some() {
             after["metadata"]["dtype"] = Value::Null;
         } else if before["metadata"].get("dtype").is_none() {
@@ -242,7 +243,8 @@ fn a_damaged_config_is_refused_or_edited_only_where_it_states_a_dtype() {
         };
         accepted += 1;
         state_dtype(&mut tree);
-        let after: Value = serde_json::from_str(&ours.updated(Float::Bf16, false)).expect(&shown);
+        let after: Value =
+            serde_json::from_str(&ours.updated(all_state(Float::Bf16), false)).expect(&shown);
         assert_eq!(after, tree.value(), "{shown:?}");
     });
     println!("{accepted} accepted, {rejected} rejected");
@@ -271,15 +273,18 @@ fn state_dtype(tree: &mut Tree) {
     }
 }
 
+fn all_state(to: Float) -> Stated {
+    Stated { to, with_fp8: false }
+}
+
 /// The name of a float becomes bf16's.
 fn rename(value: &mut Tree) {
     let Tree::Text(name) = value else { return };
     let plain = name.strip_prefix("torch.");
     let prefix = if plain.is_some() { "torch." } else { "" };
     let floats = ["float32", "float", "fp32", "f32", "float16", "half", "fp16", "f16"];
-    let floats = floats.iter().chain(&["bfloat16", "bf16"]);
-    let is_float = floats.copied().any(|float| float.eq_ignore_ascii_case(plain.unwrap_or(name)));
-    if is_float || ["float64", "double"].contains(&plain.unwrap_or(name)) {
+    let floats = floats.iter().chain(&["bfloat16", "bf16", "float64", "double", "fp64", "f64"]);
+    if floats.copied().any(|float| float.eq_ignore_ascii_case(plain.unwrap_or(name))) {
         *name = format!("{prefix}bfloat16");
     }
 }

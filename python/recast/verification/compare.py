@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from recast.options import Progress
 from recast.verification import values
-from recast.verification.dtypes import FLOATS, torch_floats
+from recast.verification.dtypes import FLOATS, SOURCES, torch_floats
 from recast.verification.expectation import Expectation
 from recast.verification.header import Entry, Headers
 from recast.verification.loaders import Loader
@@ -99,7 +99,7 @@ def _pairs(
             stored = headers.get(file, {}).get(name)
             if stored is None or stored.shape != entry.shape:
                 continue
-            if stored.dtype == entry.dtype or (stored.dtype in FLOATS and entry.dtype in FLOATS):
+            if stored.dtype == entry.dtype or (stored.dtype in FLOATS and entry.dtype in SOURCES):
                 # The name of a file may not be UTF-8.
                 drawn_from = f"{seed}/{file}/{name}".encode(errors="surrogateescape")
                 wanted = values.ranges(entry.elements, samples, random.Random(drawn_from))

@@ -20,25 +20,25 @@ def config_differences(expected: Expectation, dest: Path, file: str) -> Iterator
     """The dtypes that a config states, and those that it no longer states, unless they are the
     target's."""
     try:
-        stated = _stated(read_json(dest / file, MAX_CONFIG))
+        stated = _stated(read_json(dest / file, MAX_CONFIG), expected.casts_fp8)
     except (OSError, ValueError, RecursionError) as error:
         yield problem("config_invalid", file, reason=shown(error))
         return
-    before = _stated(expected.source_json(file, MAX_CONFIG))
+    before = _stated(expected.source_json(file, MAX_CONFIG), expected.casts_fp8)
     for key in sorted(before.keys() | stated.keys()):
         if expected.to and stated.get(key) != expected.to:
             dtype = stated.get(key)
             yield problem("config_dtype", file, key=key, found=dtype, expected=expected.to)
 
 
-def _stated(value: Any, at: str = "") -> dict[str, str]:
+def _stated(value: Any, fp8: bool, at: str = "") -> dict[str, str]:
     """Every float dtype that a config states, by the path of its key."""
     found: dict[str, str] = {}
     for key, inner in value.items() if isinstance(value, dict) else ():
         path = f"{at}.{key}" if at else key
         if isinstance(inner, dict):
-            found.update(_stated(inner, path))
-        elif key in ("dtype", "torch_dtype") and (name := dtypes.stated(inner)):
+            found.update(_stated(inner, fp8, path))
+        elif key in ("dtype", "torch_dtype") and (name := dtypes.stated(inner, fp8=fp8)):
             found[path] = name
     return found
 
@@ -80,6 +80,6 @@ def index_differences(
     size = metadata.get("total_size")
     if same and not lost and size != total:
         yield problem("index_size", file, found=size, expected=total)
-    dtype = dtypes.stated(metadata.get("dtype"))
+    dtype = dtypes.stated(metadata.get("dtype"), fp8=expected.casts_fp8)
     if expected.to and dtype not in (None, expected.to):
         yield problem("index_dtype", file, found=dtype, expected=expected.to)

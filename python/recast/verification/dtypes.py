@@ -27,15 +27,25 @@ TABLE = (
     Float("bf16", "BF16", "bfloat16", ("bf16", "bfloat16")),
 )
 FLOATS: dict[str, FloatName] = {row.stored: row.name for row in TABLE}
+SOURCES = {
+    **{row.stored: row.torch for row in TABLE},
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+"""What is cast to a float: the attribute of `torch` that it is, by its name in a header."""
+FP8 = {stored for stored in SOURCES if stored.startswith("F8_")}
 NOT_IN_TORCH = {"F6_E2M3", "F6_E3M2"}
 """Dtypes of a header that torch lacks, so that safetensors cannot hand tensors of them out."""
 
 
 def torch_floats() -> "dict[str, torch.dtype]":
-    """The floats as torch has them, by their names in a header."""
+    """What is cast, and to what, as torch has it, by its name in a header."""
     import torch
 
-    return {row.stored: getattr(torch, row.torch) for row in TABLE}
+    return {stored: getattr(torch, name) for stored, name in SOURCES.items()}
 
 
 def named(name: str) -> FloatName:
@@ -43,9 +53,12 @@ def named(name: str) -> FloatName:
     return next(row.name for row in TABLE if row.name == name)
 
 
-def stated(value: Any) -> FloatName | None:
-    """The float that a value of a config or an index states, if it states one."""
+def stated(value: Any, *, fp8: bool = False) -> str | None:
+    """The float that a value of a config or an index states, if it states one that is cast; with
+    `fp8`, the 8-bit ones are."""
     if not isinstance(value, str):
         return None
     word = value.lower().removeprefix("torch.")
+    if word in ("float64", "double") or (fp8 and word.startswith("float8_")):
+        return word
     return next((row.name for row in TABLE if word in row.stated), None)

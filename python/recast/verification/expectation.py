@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from recast.errors import InputError
 from recast.options import POLICIES, Options
 from recast.report import REPORT_NAME
 from recast.terminal import first_of, shown
-from recast.verification.dtypes import FLOATS, FloatName, named
+from recast.verification.dtypes import FLOATS, FP8, SOURCES, FloatName, named
 from recast.verification.files import MAX_REPORT, read_json
 from recast.verification.header import Headers, Key, read_header
 
@@ -33,6 +34,11 @@ class Expectation:
     def of_plan(cls, plan: Plan, on_overflow: str) -> "Expectation":
         """That of a plan whose options are known."""
         return cls(plan, named(plan.to), on_overflow, exact=True)
+
+    @cached_property
+    def casts_fp8(self) -> bool:
+        """Whether 8-bit floats are cast, so that nothing may state that they are there."""
+        return any(t.action == "cast" and t.source_dtype in FP8 for t in self.plan.tensors)
 
     @property
     def source(self) -> Path:
@@ -79,12 +85,13 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expecta
     kept = [
         name
         for (file, name), dtype in before.items()
-        if dtype in FLOATS and FLOATS[dtype] != target and after.get((file, name)) == dtype
+        if dtype in SOURCES and FLOATS.get(dtype) != target and after.get((file, name)) == dtype
     ]
     notes.append(f"{why}, so the target is inferred to be the dtype of most tensors: {target}")
     if kept:
         notes.append(f"not cast, which is assumed to be intended: {first_of(kept)}")
-    options = Options(to=target or "fp32", auto_keep=False, skip_quantized=True)
+    plain = any(dtype in FP8 and after.get(key) in FLOATS for key, dtype in before.items())
+    options = Options(to=target or "fp32", auto_keep=False, skip_quantized=True, unscaled_fp8=plain)
     return Expectation(checkpoint.plan(options), target, "inf", exact=False)
 
 
@@ -93,7 +100,8 @@ def _options(report: Path) -> Options:
     `TypeError` or `ValueError` for what no conversion writes."""
     found = read_json(report, MAX_REPORT)["options"]
     options = {name: found[name] for name in ("to", "keep", "auto_keep", "skip_quantized")}
-    flags = (options["auto_keep"], options["skip_quantized"])
+    options["unscaled_fp8"] = found.get("unscaled_fp8", False)
+    flags = (options["auto_keep"], options["skip_quantized"], options["unscaled_fp8"])
     if not isinstance(options["to"], str) or not isinstance(options["keep"], list):
         raise TypeError("an option is of the wrong type")
     if not all(isinstance(flag, bool) for flag in flags):
@@ -111,6 +119,6 @@ def _inferred(before: dict[Key, str], after: dict[Key, str]) -> FloatName | None
     Where no tensor was cast it is the dtype most floats have; `None` where there is no float.
     """
     floats = {key: dtype for key, dtype in after.items() if dtype in FLOATS}
-    cast = [dtype for key, dtype in floats.items() if before.get(key) in FLOATS.keys() - {dtype}]
+    cast = [dtype for key, dtype in floats.items() if before.get(key) in SOURCES.keys() - {dtype}]
     ranked = Counter(cast or floats.values()).most_common(1)
     return FLOATS[ranked[0][0]] if ranked else None

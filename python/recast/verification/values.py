@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from recast.errors import InputError, StorageError
 from recast.terminal import shown
-from recast.verification.dtypes import FLOATS, torch_floats
+from recast.verification.dtypes import SOURCES, torch_floats
 from recast.verification.header import Entry
 
 if TYPE_CHECKING:
@@ -108,9 +108,9 @@ def cast(x: "torch.Tensor", dtype: "torch.dtype", on_overflow: str) -> "torch.Te
     """The floats `x` as a conversion must cast them, by torch on the device of `x`."""
     import torch
 
-    if on_overflow == "saturate" and dtype != torch.float32:
+    if on_overflow == "saturate":
         # bf16 does not have fp16's largest value, so a clamp in bf16 would not clamp.
-        wide, limit = x.float(), torch.finfo(dtype).max
+        wide, limit = x if x.dtype == torch.float64 else x.float(), torch.finfo(dtype).max
         x = torch.where(wide.isfinite(), wide.clamp(-limit, limit), wide)
     return x.to(dtype)
 
@@ -146,7 +146,7 @@ def compare(
 
     if not entry.elements:
         return 0, None
-    is_float, width = entry.dtype in FLOATS, entry.width or 1
+    is_float, width = entry.dtype in SOURCES, entry.width or 1
     checked = 0
     wrong: Wrong | None = None
     if not entry.width:

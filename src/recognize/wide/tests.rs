@@ -137,11 +137,37 @@ fn few_wide_tensors_in_a_16_bit_component_are_deliberate() {
     assert_eq!(why(&[narrow(18), wide(1)]), None);
     assert_eq!(why(&[narrow(19)]), None);
     assert_eq!(why(&[wide(1)]), None);
-    assert_eq!(
-        why(&[Tensor { bits: 8, ..narrow(19) }, Tensor { bits: 64, ..wide(1) }]),
-        Some(ITSELF)
-    );
+    assert_eq!(why(&[narrow(19), Tensor { bits: 64, ..wide(1) }]), Some(ITSELF));
     assert_eq!(why(&[narrow(u64::MAX), wide(u64::MAX)]), None);
+}
+
+#[test]
+fn a_double_is_called_one() {
+    let narrow = Tensor { name: "a", bits: 16, elements: 19 };
+    let double = Tensor { name: "b", bits: 64, elements: 1 };
+    let wide = Wide::new(Float::Bf16, &[], &[], [narrow, double].into_iter());
+    assert_eq!(wide.why(double), Some(ITSELF_DOUBLE));
+    assert_eq!(wide.why(narrow), None);
+}
+
+#[test]
+fn what_is_wide_beside_plain_fp8_is_what_was_not_made_fp8() {
+    let fp8 = Tensor { name: "a", bits: 8, elements: 1000 };
+    let wide = Tensor { name: "b", bits: 32, elements: 1 };
+    let norm = Tensor { name: "c", bits: 16, elements: 1 };
+    for tensors in [[fp8, wide, wide], [fp8, wide, norm]] {
+        let found = Wide::new(Float::Bf16, &[], &[], tensors.into_iter());
+        assert_eq!(tensors.map(|tensor| found.why(tensor)), [None; 3]);
+    }
+}
+
+#[test]
+fn plain_fp8_is_never_kept() {
+    let names = ["a.DenseReluDense.wo.weight", "a.SelfAttention.q.weight"];
+    let fp8 = names.map(|name| Tensor { name, bits: 8, elements: 1 });
+    let wide = Wide::new(Float::F16, &["t5".to_owned()], &[], fp8.into_iter());
+    assert!(wide.why(Tensor { bits: 16, ..fp8[0] }).is_some());
+    assert!(fp8.iter().all(|tensor| wide.why(*tensor).is_none()));
 }
 
 #[test]
