@@ -225,10 +225,11 @@ impl Decisions {
         let others = shard.other_hashes().filter(|_| changes(shard, &tensors));
         let removed: Vec<&str> = says.into_iter().chain(others).collect();
         let metadata = metadata(shard.metadata.as_deref(), &removed);
+        let hashes: Vec<_> = shard.hashes().collect();
         let header = |digit: &str| {
             let mut metadata = metadata.clone();
             for (key, value) in &mut metadata {
-                if let Some((_, before)) = shard.hashes().find(|(hash, _)| hash == key) {
+                if let Some((_, before)) = hashes.iter().find(|(hash, _)| hash == key) {
                     *value = format!("{before}{}", digit.repeat(SHA256_DIGITS));
                 }
             }
@@ -240,9 +241,9 @@ impl Decisions {
                 }),
             )
         };
-        let (header, at) = match shard.hashes().next() {
-            Some(_) => with_places(header("0"), &header("1")),
-            None => (header(""), Vec::new()),
+        let (header, at) = match hashes.is_empty() {
+            false => with_places(header("0"), &header("1")),
+            true => (header(""), Vec::new()),
         };
         let length = header.len() as u64 - 8;
         if length > MAX_HEADER {
