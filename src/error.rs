@@ -153,7 +153,8 @@ causes! {
         ShardPath { index: PathBuf = "PATH", tensor: String = "NAME", shard: String = "PATH" }
             "{}: tensor '{}' is mapped to '{}', which is not a path below the index's directory",
             index.shown(), tensor.shown(), shard.shown()
-            => "an index may only name files in its own directory; do not trust this checkpoint";
+            => "an index may only name files in its own directory or below it; do not trust this \
+                checkpoint";
         MissingShard { index: PathBuf = "PATH", shard: String = "NAME", tensor: String = "NAME" }
             "{}: there is no safetensors file '{}', which should hold tensor '{}'",
             index.shown(), shard.shown(), tensor.shown()

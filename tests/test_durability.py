@@ -289,7 +289,12 @@ def test_the_modes_of_the_result_are_what_the_umask_gives(
     shutil.copytree(source, spoiled)
     for path in spoiled.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o744)
-    for name, bits in {"run.sh": 0o500, "data.txt": 0o644, "others.sh": 0o611}.items():
+    for name, bits in {
+        "run.sh": 0o500,
+        "data.txt": 0o644,
+        "others.sh": 0o611,
+        "original/run.sh": 0o500,
+    }.items():
         (spoiled / name).write_text("#!/bin/sh\n")
         (spoiled / name).chmod(bits)
     subprocess.run(["sh", "-c", "mkdir d && : > f"], umask=umask, cwd=tmp_path, check=True)
@@ -301,7 +306,7 @@ def test_the_modes_of_the_result_are_what_the_umask_gives(
 
     made = [dest, *dest.rglob("*")]
     assert len(made) > len(list(source.rglob("*")))
-    scripts = {dest / name for name in ("run.sh", "tokenizer.json", "original/params.json")}
+    scripts = {dest / name for name in ("run.sh", "tokenizer.json", "original/run.sh")}
     assert scripts < set(made)
     # The umask makes of a script what it makes of a directory: both start with every bit.
     like = {path: "d" if path.is_dir() or path in scripts else "f" for path in made}
