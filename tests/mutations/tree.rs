@@ -12,9 +12,43 @@ pub enum Tree {
     Other(Value),
 }
 
+/// What Python reads and JSON does not have, as JSON: numbers beyond binary64 become others, and
+/// halves of surrogate pairs U+FFFD.
+pub fn of_python(text: &str) -> String {
+    let number = regex::Regex::new(r"^[0-9]+(\.[0-9]+)?[eE][-+]?[0-9]+").expect("a pattern");
+    let escape = regex::Regex::new(r"^\\u(?i:d[89a-f])[0-9a-fA-F]{2}").expect("a pattern");
+    let pair = r"^\\u(?i:d[89ab])[0-9a-fA-F]{2}\\u(?i:d[c-f])[0-9a-fA-F]{2}";
+    let pair = regex::Regex::new(pair).expect("a pattern");
+    let (mut out, mut rest, mut in_string) = (String::new(), text, false);
+    while let Some(next) = rest.chars().next() {
+        let after_number = out.ends_with(|c: char| c.is_ascii_digit() || c == '.');
+        let (taken, put) = if let Some(found) = pair.find(rest) {
+            (found.len(), found.as_str().to_owned())
+        } else if let Some(found) = escape.find(rest) {
+            (found.len(), "\\ufffd".to_owned())
+        } else if in_string && next == '\\' {
+            let length = rest.chars().take(2).map(char::len_utf8).sum();
+            (length, rest[..length].to_owned())
+        } else if let (Some(found), false, false) = (number.find(rest), in_string, after_number) {
+            let is_infinite = found.as_str().parse::<f64>().is_ok_and(f64::is_infinite);
+            (found.len(), if is_infinite { "1".to_owned() } else { found.as_str().to_owned() })
+        } else {
+            in_string ^= next == '"';
+            (next.len_utf8(), next.to_string())
+        };
+        out.push_str(&put);
+        rest = &rest[taken..];
+    }
+    out
+}
+
 impl Tree {
     pub fn parse(bytes: &[u8]) -> Option<Tree> {
         serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
+    }
+
+    pub fn parse_as_python(bytes: &[u8]) -> Option<Tree> {
+        Tree::parse(of_python(std::str::from_utf8(bytes).ok()?).as_bytes())
     }
 
     pub fn members(&self) -> &[(String, Tree)] {
