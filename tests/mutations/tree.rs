@@ -31,7 +31,7 @@ pub fn of_python(text: &str) -> String {
             (length, rest[..length].to_owned())
         } else if let (Some(found), false, false) = (number.find(rest), in_string, after_number) {
             let is_infinite = found.as_str().parse::<f64>().is_ok_and(f64::is_infinite);
-            (found.len(), if is_infinite { "1".to_owned() } else { found.as_str().to_owned() })
+            (found.len(), if is_infinite { "1e1".to_owned() } else { found.as_str().to_owned() })
         } else {
             in_string ^= next == '"';
             (next.len_utf8(), next.to_string())
