@@ -86,7 +86,7 @@ class Checkpoint:
     def not_loaded(self) -> list[str]: ...
     @property
     def quantized(self) -> str | None:
-        """How weights are quantized; fp8 tensors without scales aside, which may be plain."""
+        """How weights are quantized, not counting fp8 without scales, which may be plain."""
     @property
     def has_unscaled_fp8(self) -> bool:
         """Whether there are fp8 tensors without scales."""

@@ -94,7 +94,7 @@ impl Checkpoint {
         self.0.not_loaded().map(text).collect()
     }
 
-    /// How weights are quantized; fp8 tensors without scales aside, which may be plain values.
+    /// How weights are quantized, not counting fp8 without scales, which may be plain.
     #[getter]
     fn quantized(&self) -> Option<String> {
         plan::Parts::new(&self.0, true).described()
@@ -218,7 +218,7 @@ impl Plan {
         self.0.tensors().map(|(.., planned)| planned.bytes).collect()
     }
 
-    /// The same without the tensors of shards that loaders do not take unless they are asked to.
+    /// The same without those of shards that loaders do not take unless they are asked to.
     #[getter]
     fn loaded_tensor_bytes(&self) -> Vec<u64> {
         let loaded = self.0.tensors().filter(|(file, ..)| !self.0.not_loaded.contains(&file.path));
