@@ -24,7 +24,7 @@ use crate::shown::{Names, Shown};
 use quantized::LeftOver;
 pub use quantized::Parts;
 use tensors::Decisions;
-pub use tensors::{Action, Content, Options, PlannedTensor, Special};
+pub use tensors::{Action, Content, Options, PlannedTensor, Role};
 
 #[derive(Clone, Debug)]
 pub struct PlannedFile {
@@ -76,8 +76,8 @@ impl Plan {
         };
         // They come before what describes them.
         for (number, (file, shard)) in checkpoint.shards().enumerate() {
-            let special = |tensor| Special::of(checkpoint, &parts, (number, tensor));
-            let (content, spans) = decisions.shard(file, shard, &special, &left_over)?;
+            let role = |tensor| Role::of(checkpoint, &parts, (number, tensor));
+            let (content, spans) = decisions.shard(file, shard, &role, &left_over)?;
             add(&mut files, file, content, spans);
         }
         // Made once, because there may be many indexes, and only where there is one.
@@ -193,17 +193,17 @@ impl Plan {
         warnings.extend(parts.warnings(left_over));
         let others = self.tensors().filter(|(_, tensor, planned)| {
             let is_cast = tensor.dtype.castable().is_some();
-            tensor.dtype.may_be_float() && !is_cast && planned.special == Special::None
+            tensor.dtype.may_be_float() && !is_cast && planned.role == Role::Weight
         });
         let tensors = Names::of(
             others.map(|(_, tensor, _)| format!("{} ({})", tensor.name.shown(), tensor.dtype)),
         );
         warnings.extend(tensors.map(|tensors| Warning::Carried { tensors }));
-        let state = self.tensors().filter(|(_, _, planned)| planned.special == Special::State);
+        let state = self.tensors().filter(|(_, _, planned)| planned.role == Role::State);
         let tensors = Names::of(state.map(|(_, tensor, _)| tensor.name.shown()));
         warnings.extend(tensors.map(|tensors| Warning::OptimizerState { tensors }));
         let empty = self.tensors().filter(|(_, tensor, planned)| {
-            tensor.dtype.is_float() && tensor.bytes == 0 && planned.special == Special::None
+            tensor.dtype.is_float() && tensor.bytes == 0 && planned.role == Role::Weight
         });
         let tensors = Names::of(empty.map(|(_, tensor, _)| tensor.name.shown()));
         warnings.extend(tensors.map(|tensors| Warning::Empty { tensors }));

@@ -53,21 +53,22 @@ pub enum Action {
     Keep,
 }
 
-/// What a tensor is instead of a value of the model.
+/// What a tensor is to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Special {
-    None,
+pub enum Role {
+    /// A value of its own.
+    Weight,
     Quantized(Part),
     State,
 }
 
-impl Special {
+impl Role {
     /// That of a tensor: the number of its shard, and its position there.
-    pub fn of(checkpoint: &Checkpoint, parts: &Parts<'_>, tensor: (usize, usize)) -> Special {
+    pub fn of(checkpoint: &Checkpoint, parts: &Parts<'_>, tensor: (usize, usize)) -> Role {
         match parts.part(tensor) {
-            Some(part) => Special::Quantized(part),
-            None if checkpoint.is_state(tensor) => Special::State,
-            None => Special::None,
+            Some(part) => Role::Quantized(part),
+            None if checkpoint.is_state(tensor) => Role::State,
+            None => Role::Weight,
         }
     }
 }
@@ -79,7 +80,7 @@ pub struct PlannedTensor {
     pub tensor: usize,
     pub action: Action,
     pub reason: Arc<str>,
-    pub special: Special,
+    pub role: Role,
     /// Whether the loader that the config names casts it all the same.
     pub is_kept_in_vain: bool,
     pub dtype: Dtype,
@@ -176,7 +177,7 @@ impl Decisions {
         &self,
         file: &SourceFile,
         shard: &Arc<Shard>,
-        kind: &dyn Fn(usize) -> Special,
+        role: &dyn Fn(usize) -> Role,
         left_over: &LeftOver<'_>,
     ) -> Result<(Content, Vec<Span>), Error> {
         let component = component(file.path());
@@ -194,11 +195,11 @@ impl Decisions {
             .iter()
             .enumerate()
             .map(|(index, tensor)| {
-                let special = kind(index);
-                let (action, reason) = match special {
-                    Special::Quantized(part) => (Action::Copy, carried(part)),
-                    Special::State => (Action::Copy, "optimizer state".into()),
-                    Special::None => self.decide(&component, tensor),
+                let role = role(index);
+                let (action, reason) = match role {
+                    Role::Quantized(part) => (Action::Copy, carried(part)),
+                    Role::State => (Action::Copy, "optimizer state".into()),
+                    Role::Weight => self.decide(&component, tensor),
                 };
                 let (dtype, bytes) = match action {
                     Action::Cast => (self.to.dtype(), tensor.elements() * self.to.bytes() as u64),
@@ -208,7 +209,7 @@ impl Decisions {
                     tensor: index,
                     action,
                     reason: shared(reason),
-                    special,
+                    role,
                     is_kept_in_vain: action == Action::Keep && self.is_in_vain(&component, tensor),
                     dtype,
                     bytes,
@@ -287,8 +288,8 @@ fn wide(checkpoint: &Checkpoint, parts: &Parts<'_>, to: Float) -> HashMap<String
     for (number, (file, shard)) in checkpoint.shards().enumerate() {
         let tensors = components.entry(component(file.path())).or_default();
         let own = shard.tensors.iter().enumerate();
-        let own = own
-            .filter(|(index, _)| Special::of(checkpoint, parts, (number, *index)) == Special::None);
+        let own =
+            own.filter(|(index, _)| Role::of(checkpoint, parts, (number, *index)) == Role::Weight);
         tensors.extend(own.filter_map(|(_, tensor)| seen(tensor)));
     }
     let of = |(component, tensors): (String, Vec<wide::Tensor<'_>>)| {
