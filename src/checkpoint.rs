@@ -18,7 +18,7 @@ use crate::place::local::Local;
 use crate::place::{Place, Source, address, read_small};
 use crate::recognize::component;
 use crate::recognize::quantized::Quantized;
-pub use indexes::Shards;
+pub use indexes::Findings;
 
 pub const REPORT: &str = "recast.json";
 
@@ -75,7 +75,8 @@ pub struct Checkpoint {
     pub models: Vec<Model>,
     /// What files say of quantization.
     pub labels: Vec<Label>,
-    pub parts: Shards,
+    /// What the files that list shards and tensors say of them.
+    pub findings: Findings,
     /// What the tensors say of quantization; the shards have the order of [`Checkpoint::shards`].
     pub quantized: Quantized,
 }
@@ -86,8 +87,8 @@ pub struct Model {
     pub folder: PathBuf,
     pub model_types: Vec<String>,
     pub class_names: Vec<String>,
-    /// What it says of whether embeddings are tied.
-    pub ties: Option<bool>,
+    /// Whether it says that embeddings are not tied.
+    pub unties: bool,
 }
 
 /// A file that says that weights are quantized.
@@ -134,7 +135,7 @@ impl Checkpoint {
             files: Vec::new(),
             models: Vec::new(),
             labels: Vec::new(),
-            parts: Shards::default(),
+            findings: Findings::default(),
             quantized: Quantized::default(),
         };
         let keys = checkpoint.place.list()?;
@@ -190,13 +191,13 @@ impl Checkpoint {
     /// The shards that loaders do not take when they are given the directory.
     pub fn not_loaded(&self) -> impl Iterator<Item = &Path> {
         let shards = self.shards().enumerate();
-        let left = shards.filter(|(number, _)| self.parts.not_loaded.contains(number));
+        let left = shards.filter(|(number, _)| self.findings.not_loaded.contains(number));
         left.map(|(_, (file, _))| file.path())
     }
 
     /// Whether a tensor is optimizer state: the number of its shard, and its position there.
     pub fn is_state(&self, (shard, tensor): (usize, usize)) -> bool {
-        self.parts.state.get(shard).is_some_and(|state| state.contains(&tensor))
+        self.findings.state.get(shard).is_some_and(|state| state.contains(&tensor))
     }
 
     fn note_config_beside(&mut self, key: &Path) -> Result<(), Error> {
@@ -215,7 +216,7 @@ impl Checkpoint {
     fn note(&mut self, path: &Path, location: &Path, config: &Config) {
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let (model_types, class_names) = (config.model_types.clone(), config.class_names.clone());
-        self.models.push(Model { folder, model_types, class_names, ties: config.ties });
+        self.models.push(Model { folder, model_types, class_names, unties: config.unties });
         self.label(path, location, config.quantized.clone());
     }
 

@@ -175,7 +175,7 @@ impl Plan {
         let stale = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::StaleIndex));
         let files = Names::of(stale.map(|file| file.path().shown()));
         warnings.extend(files.map(|files| Warning::StaleIndex { files }));
-        let tensors = Names::of(checkpoint.parts.tied.iter().cloned());
+        let tensors = Names::of(checkpoint.findings.tied.iter().cloned());
         warnings.extend(tensors.map(|tensors| Warning::Tied { tensors }));
         let files = Names::of(checkpoint.not_loaded().map(Shown::shown));
         warnings.extend(files.map(|files| Warning::NotLoaded { files }));

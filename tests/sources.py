@@ -34,6 +34,21 @@ Tensors = dict[str, torch.Tensor]
 Doubles = npt.NDArray[np.float64]
 
 
+@np.errstate(all="ignore")
+def by_numpy(x: np.ndarray[Any, Any], to: FloatName) -> dict[str, object]:
+    """The audit of a cast, by numpy and ml_dtypes alone, which may go through fp32."""
+    y = x.astype(np.float32).astype(NUMPY[to]).astype(np.float64)
+    finite = np.isfinite(x)
+    return {
+        "to_inf": int((finite & np.isinf(y)).sum()),
+        "to_zero": int(((x != 0) & (y == 0)).sum()),
+        "nan": int(np.isnan(x).sum()),
+        "inf": int(np.isinf(x).sum()),
+        "max_abs": float(np.abs(x[finite]).max(initial=0)),
+        "exact": bool(((x == y) | np.isnan(x)).all()),
+    }
+
+
 def codes() -> npt.NDArray[np.uint8]:
     """Every code of 8 bits at each place of the loop, and a rest."""
     return np.concatenate([np.roll(np.arange(256, dtype=np.uint8), n) for n in range(33)])[:-5]

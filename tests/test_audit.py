@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import recast
@@ -14,29 +13,14 @@ from recast.options import FloatName
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
+from sources import NUMPY, by_numpy
 from support import raw_bytes
 
 Router = Callable[[str], Path]
 
-NUMPY: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 EDGES = [65504, 65519, 65519.996, 65520, 65536, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0000001, 2.0**-14]
 EDGES += [3.3895314e38, 3.3961774e38, 3.4028235e38, 1e-40, 4.6e-41, 9.2e-41, 1e-45, 0.0, -0.0]
 EDGES += [float("inf"), float("nan"), 1.0, 0.1]
-
-
-def by_numpy(x: np.ndarray[Any, Any], to: FloatName) -> dict[str, object]:
-    """The audit, by numpy and ml_dtypes alone."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        y = x.astype(NUMPY[to]).astype(np.float32)
-    finite = np.isfinite(x)
-    return {
-        "to_inf": int((finite & np.isinf(y)).sum()),
-        "to_zero": int(((x != 0) & (y == 0)).sum()),
-        "nan": int(np.isnan(x).sum()),
-        "inf": int(np.isinf(x).sum()),
-        "max_abs": float(np.abs(x[finite]).max(initial=0)),
-        "exact": bool(((x == y) | np.isnan(x)).all()),
-    }
 
 
 def planted(count: int) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:

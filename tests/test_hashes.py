@@ -93,6 +93,17 @@ def test_verify_sees_a_hash_that_is_not_that_of_the_weights(tmp_path: Path) -> N
     assert digest in str(found.problems[0])
 
 
+def test_a_note_where_a_hash_should_be_is_carried_where_nothing_changes(tmp_path: Path) -> None:
+    source = tmp_path / "lora.safetensors"
+    tensors = {"lora.up.weight": torch.ones(4, 4, dtype=torch.bfloat16)}
+    save_file(tensors, source, metadata={MODELSPEC: "unknown", "format": "pt"})
+    report = recast.convert(source, tmp_path / "out", to="bf16", verify="cpu")
+    assert report.verification
+    assert report.verification["passed"]
+    metadata, _ = parts(tmp_path / "out" / source.name)
+    assert metadata[MODELSPEC] == "unknown"
+
+
 def test_a_damaged_header_beside_a_hash_is_seen(tmp_path: Path) -> None:
     source, out = lora(tmp_path / "lora.safetensors"), tmp_path / "out"
     recast.convert(source, out, to="bf16")

@@ -16,7 +16,17 @@ import torch
 from recast.options import FloatName, OnOverflow
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
-from sources import FP8, NUMPY, TARGETS, Tensors, as_torch, by_torch, double_edges, model
+from sources import (
+    FP8,
+    NUMPY,
+    TARGETS,
+    Tensors,
+    as_torch,
+    by_numpy,
+    by_torch,
+    double_edges,
+    model,
+)
 from support import header_of, recast_process
 
 SHARD = "model.safetensors"
@@ -152,21 +162,6 @@ def test_a_double_that_does_not_fit_stops_the_run(to: FloatName, tmp_path: Path)
     assert f"1 finite value in 1 tensor is too large for {to}" in run.stderr
     assert "w in model.safetensors: 1 of 2 values, max_abs 1e39" in run.stderr
     assert not (tmp_path / "out").exists()
-
-
-def by_numpy(x: np.ndarray[Any, Any], to: FloatName) -> dict[str, object]:
-    """The audit of a cast, by numpy and ml_dtypes alone."""
-    with np.errstate(all="ignore"):
-        y = x.astype(np.float32).astype(NUMPY[to]).astype(np.float64)
-    finite = np.isfinite(x)
-    return {
-        "to_inf": int((finite & np.isinf(y)).sum()),
-        "to_zero": int(((x != 0) & (y == 0)).sum()),
-        "nan": int(np.isnan(x).sum()),
-        "inf": int(np.isinf(x).sum()),
-        "max_abs": float(np.abs(x[finite]).max(initial=0)),
-        "exact": bool(((x == y) | np.isnan(x)).all()),
-    }
 
 
 def planted() -> dict[str, np.ndarray[Any, Any]]:

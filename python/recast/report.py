@@ -267,11 +267,14 @@ class Report:
         made = self._converted.report() if self._converted else None
         if made is None:
             return json_text({**self._published(), **ours})
-        # As text, because objects of a hundred thousand tensors take much more memory.
-        theirs = NOT_ASCII.sub(lambda match: encode(match[0])[1:-1], made.decode())
-        first, _, rest = theirs.removeprefix("{\n").partition("\n")
-        assert first == f'  "schema_version": {SCHEMA_VERSION},'
-        return json_text(ours).removesuffix("\n}\n") + ",\n" + rest
+        # As text, because objects of a hundred thousand tensors take much more memory; and with as
+        # few copies as possible.
+        start = f'{{\n  "schema_version": {SCHEMA_VERSION},\n'.encode()
+        assert made.startswith(start)
+        theirs = str(memoryview(made)[len(start) :], "utf-8")
+        del made
+        theirs = NOT_ASCII.sub(lambda match: encode(match[0])[1:-1], theirs)
+        return json_text(ours).removesuffix("\n}\n") + ",\n" + theirs
 
 
 def _gpu_memory(plan: Plan) -> MemoryDict:

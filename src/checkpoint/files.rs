@@ -75,31 +75,18 @@ pub(super) fn read(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
 /// Weights that are not safetensors, the indexes of such weights, and safetensors under a name that
 /// no loader looks for: a download that did not end, or capital letters.
 fn is_other_weights(name: &str) -> bool {
+    #[rustfmt::skip]
     const SUFFIXES: [&str; 23] = [
         // torch and its checkpoints
-        "bin",
-        "pth",
-        "pt",
-        "ckpt",
-        "distcp",
-        "pkl",
-        "pickle", // TensorFlow and Flax
-        "h5",
-        "keras",
-        "tflite",
-        "msgpack",
-        "pb", // ONNX
-        "onnx",
-        "onnx_data",
-        "onnx.data", // others: llama.cpp, rust-bert, Paddle, NeMo, numpy
-        "gguf",
-        "ggml",
-        "ot",
-        "pdparams",
-        "nemo",
-        "npz", // not complete, or not found
-        "safetensors",
-        "part",
+        "bin", "pth", "pt", "ckpt", "distcp", "pkl", "pickle",
+        // TensorFlow and Flax
+        "h5", "keras", "tflite", "msgpack", "pb",
+        // ONNX
+        "onnx", "onnx_data", "onnx.data",
+        // others: llama.cpp, rust-bert, Paddle, NeMo, numpy
+        "gguf", "ggml", "ot", "pdparams", "nemo", "npz",
+        // not complete, or not found
+        "safetensors", "part",
     ];
     let name = name.to_ascii_lowercase();
     // The voices of Qwen2.5-Omni, without which transformers does not load it.

@@ -17,7 +17,7 @@ use crate::shown::Shown;
 
 /// What was found while the shards were checked.
 #[derive(Debug, Default)]
-pub struct Shards {
+pub struct Findings {
     /// Those that loaders do not take when they are given the directory, as positions in
     /// [`Checkpoint::shards`].
     pub not_loaded: BTreeSet<usize>,
@@ -34,10 +34,11 @@ impl Checkpoint {
         for file in stale {
             self.files[file].kind = Kind::StaleIndex;
         }
-        self.parts.tied = self.check_indexes()?;
-        self.parts.state = self.shards().map(|(file, shard)| state(file.path(), shard)).collect();
+        self.findings.tied = self.check_indexes()?;
+        self.findings.state =
+            self.shards().map(|(file, shard)| state(file.path(), shard)).collect();
         if !self.single_file {
-            self.parts.not_loaded = self.listing().not_loaded();
+            self.findings.not_loaded = self.listing().not_loaded();
             self.check_numbers()?;
         }
         Ok(())
@@ -77,16 +78,21 @@ impl Checkpoint {
         });
         let mut tied = Vec::new();
         for (file, index) in self.indexes() {
+            // Also made once, and only where a tensor is not where it should be.
+            let named: LazyCell<Vec<&HashSet<&str>>, _> = LazyCell::new(|| {
+                let named = shards_of(file, index);
+                named.iter().filter_map(|shard| shards.get(&**shard)).collect()
+            });
+            let may_tie = LazyCell::new(|| {
+                self.may_tie(file) && loaded::has_embedding(named.iter().copied().flatten())
+            });
             for (tensor, shard) in &index.weight_map {
                 let held = shards.get(&*file.path().with_file_name(shard));
                 if held.is_some_and(|names| names.contains(tensor.as_str())) {
                     continue;
                 }
-                let beside = shards_of(file, index);
-                let names = || beside.iter().filter_map(|shard| shards.get(&**shard)).flatten();
-                let is_elsewhere = || names().any(|name| name == tensor);
-                let is_tied = || loaded::is_tied(tensor, names().copied());
-                if held.is_some() && self.may_tie(file) && !is_elsewhere() && is_tied() {
+                let is_elsewhere = || named.iter().any(|names| names.contains(tensor.as_str()));
+                if held.is_some() && loaded::is_tied(tensor) && *may_tie && !is_elsewhere() {
                     tied.push(tensor.shown());
                     continue;
                 }
@@ -102,8 +108,7 @@ impl Checkpoint {
 
     /// Whether no config in the folder of a file or above it says that nothing is tied.
     fn may_tie(&self, file: &SourceFile) -> bool {
-        let mut models = self.models.iter();
-        !models.any(|model| file.path().starts_with(&model.folder) && model.ties == Some(false))
+        !self.models.iter().any(|model| model.unties && file.path().starts_with(&model.folder))
     }
 
     /// Of numbered shards that no index lists, every number must be there.
@@ -111,7 +116,7 @@ impl Checkpoint {
         let listed: BTreeSet<PathBuf> =
             self.indexes().flat_map(|(file, index)| shards_of(file, index)).collect();
         let shards = self.shards().enumerate();
-        let shards = shards.filter(|(number, _)| !self.parts.not_loaded.contains(number));
+        let shards = shards.filter(|(number, _)| !self.findings.not_loaded.contains(number));
         let paths = shards.map(|(_, (file, _))| file.path()).filter(|path| !listed.contains(*path));
         match loaded::missing_number(paths) {
             Some(path) => {

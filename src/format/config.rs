@@ -26,8 +26,8 @@ pub struct Config {
     pub model_types: Vec<String>,
     /// Every `_class_name`, which is what diffusers calls a model's class.
     pub class_names: Vec<String>,
-    /// What it says first of `tie_word_embeddings`.
-    pub ties: Option<bool>,
+    /// Whether it says anywhere that embeddings are not tied.
+    pub unties: bool,
     /// The file with the weights, where it names one (`transformers_weights` in transformers 5.24).
     pub weights: Option<String>,
     /// What it says of quantization: the key, and the method where it names one.
@@ -39,11 +39,11 @@ impl Config {
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, Error> {
         let (text, strict) = json::text(path, bytes)?;
         let (mut model_types, mut class_names) = (Vec::new(), Vec::new());
-        let (mut ties, mut quantized) = (None, None);
+        let (mut unties, mut quantized) = (false, None);
         walk(&strict, &mut |key, value| match key {
             "model_type" => model_types.extend(string(value)),
             "_class_name" => class_names.extend(string(value)),
-            "tie_word_embeddings" => ties = ties.or_else(|| value.get().parse().ok()),
+            "tie_word_embeddings" => unties |= value.get() == "false",
             _ if is_quantization(key, value) => {
                 quantized.get_or_insert_with(|| describe(key, value));
             }
@@ -51,7 +51,7 @@ impl Config {
         });
         let weights = Object::parse(&strict).ok();
         let weights = weights.and_then(|object| string(object.get("transformers_weights")?));
-        Ok(Config { text, model_types, class_names, ties, weights, quantized })
+        Ok(Config { text, model_types, class_names, unties, weights, quantized })
     }
 
     /// The text with every `dtype` and `torch_dtype` that names a float saying what is `stated`, and

@@ -4,6 +4,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cast::{Audit, Level};
 use crate::error::Error;
+use crate::names::hex;
 use crate::recipe::{Extent, Layout, Recipe};
 
 /// Gives bytes of a source, in the buffer where they have to be read first.
@@ -30,5 +31,5 @@ pub fn rest(
         span.make(how, part.start, &inputs, &mut made, &mut scratch, &mut Audit::default());
         hasher.update(&made);
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(&hasher.finalize()))
 }

@@ -122,13 +122,19 @@ const EMBEDDINGS: [&str; 9] = [
     "lm_head.weight",
 ];
 
-/// Whether a loader makes `tensor`, which no shard has, of one of `others`.
-pub fn is_tied<'a>(tensor: &str, mut others: impl Iterator<Item = &'a str>) -> bool {
-    let is = |name: &str, last: &&str| {
-        name.strip_suffix(*last).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
-    TIED.iter().any(|last| is(tensor, last))
-        && others.any(|other| EMBEDDINGS.iter().any(|last| is(other, last)))
+/// Whether loaders make a tensor of that name of another one, where a model has not both.
+pub fn is_tied(tensor: &str) -> bool {
+    TIED.iter().any(|last| ends_in(tensor, last))
+}
+
+/// Whether there is a tensor that others are made of.
+pub fn has_embedding<'a>(mut tensors: impl Iterator<Item = &'a &'a str>) -> bool {
+    tensors.any(|tensor| EMBEDDINGS.iter().any(|last| ends_in(tensor, last)))
+}
+
+/// Whether the last parts of a name are these.
+fn ends_in(name: &str, last: &str) -> bool {
+    name.strip_suffix(last).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// The first shard of a numbered set that is not there, where any is there: `model-00002-of-00003`.

@@ -1,15 +1,18 @@
 """Hashes of its tensors that a shard states in its metadata, as tools for LoRAs do."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from recast.terminal import shown
 from recast.verification.files import open_regular
 from recast.verification.problems import Problem, problem
 
-# What stands before the digits: kohya's sd-scripts (`addnet_hash_safetensors`), and ModelSpec.
-PREFIXES = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
+# kohya's sd-scripts (`addnet_hash_safetensors`), and ModelSpec. What is no digest states nothing.
+DIGESTS = {
+    "sshs_model_hash": re.compile(r"()([0-9a-f]{64})", re.IGNORECASE),
+    "modelspec.hash_sha256": re.compile(r"(0x)([0-9a-f]{64})", re.IGNORECASE),
+}
 
 
 def differences(path: Path, file: str) -> Iterator[Problem]:
@@ -19,7 +22,8 @@ def differences(path: Path, file: str) -> Iterator[Problem]:
 
     with safe_open(path, "numpy") as shard:
         metadata = shard.metadata() or {}
-    stated = {key: metadata[key] for key in PREFIXES if key in metadata}
+    matches = {key: form.fullmatch(metadata.get(key, "")) for key, form in DIGESTS.items()}
+    stated = {key: match for key, match in matches.items() if match}
     if not stated:
         return
     with open_regular(path) as data:
@@ -28,7 +32,6 @@ def differences(path: Path, file: str) -> Iterator[Problem]:
         while piece := data.read(1 << 20):
             hasher.update(piece)
     digest = hasher.hexdigest()
-    for key, found in stated.items():
-        expected = PREFIXES[key] + digest
-        if found.lower() != expected:
-            yield problem("hash", file, key=key, found=shown(found), expected=expected)
+    for key, match in stated.items():
+        if match[2].lower() != digest:
+            yield problem("hash", file, key=key, found=match[0], expected=match[1] + digest)
