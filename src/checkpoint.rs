@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::format::config::Config;
 use crate::format::index::Index;
 use crate::format::json;
+use crate::format::quantization::Quantization;
 use crate::format::safetensors::Shard;
 use crate::place::hub_cache::Snapshot;
 use crate::place::local::Local;
@@ -38,7 +39,7 @@ pub enum Kind {
     /// saving a model again in one file leaves the index of an earlier save.
     StaleIndex,
     /// A file that says how weights are quantized, and nothing else.
-    Sidecar,
+    Sidecar(Quantization),
     /// The settings of sentence-transformers, which may state a dtype, or Mistral's.
     Settings(Config),
     /// A tokenizer, a readme, code: copied as it is.
@@ -98,6 +99,7 @@ pub struct Label {
     pub location: PathBuf,
     /// The key or the name that says so, and the method where it names one.
     pub says: String,
+    pub quantization: Quantization,
 }
 
 impl Checkpoint {
@@ -145,16 +147,21 @@ impl Checkpoint {
             match &file.kind {
                 Kind::Config(config) => checkpoint.note(file.path(), &file.location, config),
                 Kind::Shard(shard) => {
-                    let says = shard.quantization().map(|key| format!("{key} in its metadata"));
-                    checkpoint.label(file.path(), &file.location, says);
+                    let key = shard.quantization();
+                    let says = key.map(|key| format!("{key} in its metadata"));
+                    let words = key.map(str::to_owned).into_iter().collect();
+                    let quantization = Quantization { words, ..Quantization::default() };
+                    checkpoint.label(file.path(), &file.location, says, quantization);
                 }
                 Kind::Settings(config) => {
-                    let says = config.quantized.clone();
-                    checkpoint.label(file.path(), &file.location, says);
+                    let (says, quantization) = (&config.quantized, &config.quantization);
+                    let (says, quantization) = (says.clone(), quantization.clone());
+                    checkpoint.label(file.path(), &file.location, says, quantization);
                 }
-                Kind::Sidecar => {
+                Kind::Sidecar(quantization) => {
                     let says = "which is written for quantized weights".to_owned();
-                    checkpoint.label(file.path(), &file.location, Some(says));
+                    let quantization = quantization.clone();
+                    checkpoint.label(file.path(), &file.location, Some(says), quantization);
                 }
                 _ => {}
             }
@@ -217,12 +224,19 @@ impl Checkpoint {
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let (model_types, class_names) = (config.model_types.clone(), config.class_names.clone());
         self.models.push(Model { folder, model_types, class_names, unties: config.unties });
-        self.label(path, location, config.quantized.clone());
+        let (says, quantization) = (config.quantized.clone(), config.quantization.clone());
+        self.label(path, location, says, quantization);
     }
 
-    fn label(&mut self, path: &Path, location: &Path, says: Option<String>) {
+    fn label(
+        &mut self,
+        path: &Path,
+        location: &Path,
+        says: Option<String>,
+        quantization: Quantization,
+    ) {
         let (path, location) = (path.to_owned(), location.to_owned());
-        self.labels.extend(says.map(|says| Label { path, location, says }));
+        self.labels.extend(says.map(|says| Label { path, location, says, quantization }));
     }
 
     /// The report of the conversion that made the checkpoint, as it stands there; nothing where

@@ -104,7 +104,8 @@ impl std::io::Write for Hasher {
 /// are the same wherever a tensor lies in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Blocks {
-    /// The segments' starts, the end of the last, and the number of blocks before each.
+    /// The segments' starts, the end of the last, and the number of blocks before each. Where that
+    /// does not grow, there is no segment.
     segments: Vec<(u64, usize)>,
 }
 
@@ -124,6 +125,27 @@ impl Blocks {
         Blocks { segments }
     }
 
+    /// Of nothing but these ranges of a file, each from its start to its end. What two of them have
+    /// in common counts once.
+    pub fn of_ranges(mut ranges: Vec<(u64, u64)>) -> Blocks {
+        ranges.sort_unstable();
+        let (mut segments, mut blocks, mut at) = (vec![(0, 0)], 0, 0);
+        for (start, end) in ranges {
+            let start = start.max(at);
+            if start >= end {
+                continue;
+            }
+            if start > at {
+                // No blocks lie before it.
+                segments.push((start, blocks));
+            }
+            blocks += (end - start).div_ceil(BLOCK) as usize;
+            segments.push((end, blocks));
+            at = end;
+        }
+        Blocks { segments }
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.segments.last().map_or(0, |(_, count)| *count)
@@ -135,8 +157,15 @@ impl Blocks {
         let first = self.segments.get(segment).map_or(0, |(start, _)| *start);
         let mut at = offset - offset.saturating_sub(first) % BLOCK;
         std::iter::from_fn(move || {
-            let ((start, before), (next, _)) =
-                (*self.segments.get(segment)?, *self.segments.get(segment + 1)?);
+            let (mut start, mut before) = *self.segments.get(segment)?;
+            let (mut next, mut after) = *self.segments.get(segment + 1)?;
+            if after == before {
+                segment += 1;
+                (start, before) = (next, after);
+                (next, after) = *self.segments.get(segment + 1)?;
+                at = start;
+            }
+            debug_assert!(after > before, "two gaps in a row");
             let number = before + ((at - start) / BLOCK) as usize;
             let found = (number, at, (next - at).min(BLOCK));
             at += found.2;
@@ -168,21 +197,25 @@ impl Sums {
         Sums { blocks, digests, differs: AtomicBool::new(false) }
     }
 
-    /// Takes in bytes that start at `offset`; what of them is not a whole block is left out.
-    pub fn add(&self, offset: u64, bytes: &[u8]) {
+    /// Takes in bytes that start at `offset`; what of them is not a whole block is left out. Whether
+    /// nothing was.
+    pub fn add(&self, offset: u64, bytes: &[u8]) -> bool {
         let end = offset + bytes.len() as u64;
+        let mut taken = 0;
         let blocks = self.blocks.from(offset).take_while(|(_, start, _)| *start < end);
         for (number, start, count) in blocks.filter(|(_, start, _)| *start >= offset) {
             if start + count > end {
                 break;
             }
             let from = (start - offset) as usize;
+            taken += count;
             let digest = Digest::of(&bytes[from..from + count as usize]);
             let before = std::mem::replace(&mut held(&self.digests)[number], digest);
             if before != Digest::default() && before != digest {
                 self.differs.store(true, Ordering::Relaxed);
             }
         }
+        taken == bytes.len() as u64
     }
 
     /// The blocks that were not seen: start and bytes.
@@ -220,6 +253,22 @@ mod tests {
         assert_eq!(Blocks::new([], 0).all().count(), 0);
         assert_eq!(Blocks::new([], 5).all().collect::<Vec<_>>(), [(0, 0, 5)]);
         assert_eq!(Blocks::new([5, 5], 5).all().collect::<Vec<_>>(), [(0, 0, 5)]);
+    }
+
+    #[test]
+    fn ranges_have_blocks_of_their_own_and_nothing_between_them() {
+        let blocks =
+            Blocks::of_ranges(vec![(50, 50 + BLOCK + 3), (0, 8), (60, 70), (20, 30), (8, 9)]);
+        let found: Vec<_> = blocks.all().collect();
+        assert_eq!(found, [(0, 0, 8), (1, 8, 1), (2, 20, 10), (3, 50, BLOCK), (4, 50 + BLOCK, 3)]);
+        assert_eq!(blocks.count(), 5);
+        let sums = Sums::new(blocks);
+        assert!(sums.add(20, &[1; 10]));
+        assert!(!sums.add(9, &[1; 5]));
+        assert!(!sums.add(40, &[1; 10]));
+        assert!(sums.add(0, &[1; 9]));
+        assert_eq!(sums.missing(), [(50, BLOCK), (50 + BLOCK, 3)]);
+        assert_eq!(Blocks::of_ranges(vec![(5, 7)]).all().collect::<Vec<_>>(), [(0, 5, 2)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod header;
 mod hub;
 mod json;
 mod overflow;
+mod scales;
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,9 @@ pub use header::HeaderFault;
 pub use hub::HubModel;
 pub use json::JsonFault;
 pub use overflow::{Overflow, OverflowedTensor};
+pub use scales::{ScaleFault, Shape};
 
-use crate::shown::{Names, Shown, shown_all};
+use crate::shown::{Names, Shown, counted, shown_all};
 
 causes! {
     /// Everything that can go wrong in recast.
@@ -184,6 +186,20 @@ causes! {
              {tensors} hold integers", path.shown(), says.shown()
             => "convert the unquantized original, or dequantize with the tool that made it; \
                 --skip-quantized carries what is not a float and casts the rest";
+        Scales { path: PathBuf = "PATH", tensor: String = "TENSOR", scheme: String = "SCHEME",
+                 fault: Box<ScaleFault> = ScaleFault::ZeroPoints, more: usize = 0_usize }
+            "{}: cannot dequantize '{}' ({scheme}): {fault}{}", path.shown(), tensor.shown(),
+            match more {
+                0 => String::new(),
+                more => format!("; nor can {}", counted(*more as u64, "other weight")),
+            }
+            => "--skip-quantized carries all quantized weights as they are and casts the rest";
+        KeptQuantized { pattern: String = "PATTERN", path: PathBuf = "PATH",
+                        tensor: String = "TENSOR" }
+            "--keep '{}' matches '{}' in {}, which belongs to a weight that is dequantized",
+            pattern.shown(), tensor.shown(), path.shown()
+            => "give a pattern that matches no quantized weight; --skip-quantized carries all of \
+                them as they are";
         LostScales { path: PathBuf = "PATH", said: Option<Names> = None,
                      tensors: Names = Names::example("TENSORS") }
             "{}: has codes of quantized weights without their scales{}: {tensors}", path.shown(),
@@ -321,6 +337,13 @@ pub fn examples() -> Vec<Error> {
         Error::Destination { path, .. } => {
             let fault = |fault| Error::Destination { path: path.clone(), fault };
             DestinationFault::examples().into_iter().map(fault).collect()
+        }
+        Error::Scales { path, tensor, scheme, .. } => {
+            let fault = |fault| {
+                let (path, tensor, scheme) = (path.clone(), tensor.clone(), scheme.clone());
+                Error::Scales { path, tensor, scheme, fault: Box::new(fault), more: 0 }
+            };
+            ScaleFault::examples().into_iter().map(fault).collect()
         }
         other => vec![other],
     });

@@ -6,6 +6,8 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod dequantized;
+mod planned;
 mod quantized;
 mod tensors;
 
@@ -17,14 +19,16 @@ use crate::error::{Error, causes};
 use crate::format::config::Stated;
 use crate::format::index::Index;
 use crate::format::listing::PIPELINE;
-use crate::format::safetensors::Tensor;
+use crate::format::safetensors::{Shard, Tensor};
 use crate::place::Place;
 use crate::recipe::{self, Extent, Recipe, Span};
 use crate::shown::{Names, Shown};
+use planned::Sources;
+pub use planned::{Action, Content, PlannedTensor, Role};
 use quantized::LeftOver;
 pub use quantized::Parts;
 use tensors::Decisions;
-pub use tensors::{Action, Content, Options, PlannedTensor, Role};
+pub use tensors::Options;
 
 #[derive(Clone, Debug)]
 pub struct PlannedFile {
@@ -55,9 +59,9 @@ pub struct Plan {
 impl Plan {
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
         let mut options = options.clone();
-        let parts = Parts::new(checkpoint, options.unscaled_fp8);
+        let parts = Parts::new(checkpoint, options.unscaled_fp8, options.skip_quantized);
         let left_over = parts.examine(options.skip_quantized)?;
-        // Where nothing would have been refused, they make no difference.
+        // Where nothing would have been refused or dequantized, they make no difference.
         options.skip_quantized &= parts.described().is_some();
         options.unscaled_fp8 &= parts.has_unscaled();
         options.keep.sort();
@@ -74,25 +78,39 @@ impl Plan {
             let bytes = recipe.bytes();
             files.push(PlannedFile { path, executable, bytes, content, recipe });
         };
+        let shards: Vec<(&SourceFile, &Arc<Shard>)> = checkpoint.shards().collect();
         // They come before what describes them.
-        for (number, (file, shard)) in checkpoint.shards().enumerate() {
+        for (number, (file, shard)) in shards.iter().enumerate() {
             let role = |tensor| Role::of(checkpoint, &parts, (number, tensor));
-            let (content, spans) = decisions.shard(file, shard, &role, &left_over)?;
+            let mut read = Sources::of(number, &shards);
+            let (content, spans) = decisions.shard(file, shard, &role, &left_over, &mut read)?;
             add(&mut files, file, content, spans);
+            let others = read.used[1..].iter().map(|other| shards[*other].0.source.clone());
+            files.last_mut().expect("just added").recipe.sources.extend(others);
         }
         // Made once, because there may be many indexes, and only where there is one.
-        let sizes = LazyCell::new(|| tensor_sizes(&files));
+        let results = LazyCell::new(|| results(&files));
         let stated = Stated { to, with_fp8: files.iter().any(PlannedFile::casts_fp8) };
         let mut others = Vec::new();
         for file in sources {
             let text = match &file.kind {
                 Kind::Shard(_) | Kind::OtherWeights | Kind::StaleIndex => continue,
-                Kind::Index(index) => index.updated(total_size(file, index, &sizes), stated),
+                Kind::Index(index) => {
+                    let total_size = total_size(file, index, &results);
+                    index.updated(total_size, stated, &|tensor, shard| {
+                        let of = results.get(&*file.path().with_file_name(shard))?;
+                        match of.get(tensor) {
+                            Some(result) => result.map(|(name, _)| name),
+                            // Loaders make it of another one.
+                            None => Some(tensor),
+                        }
+                    })
+                }
                 Kind::Config(config) | Kind::Settings(config) => {
                     config.updated(stated, left_over.contains(file.path()))
                 }
-                Kind::Sidecar if left_over.contains(file.path()) => continue,
-                Kind::Plain | Kind::Sidecar => {
+                Kind::Sidecar(_) if left_over.contains(file.path()) => continue,
+                Kind::Plain | Kind::Sidecar(_) => {
                     let extent = Extent { source: 0, start: 0, bytes: file.source.bytes };
                     add(&mut others, file, Content::Copy, vec![Span::Copy(extent)]);
                     continue;
@@ -144,6 +162,16 @@ impl Plan {
             .flat_map(|file| file.tensors().map(move |(it, planned)| (file, it, planned)))
     }
 
+    /// Every tensor of the source that is not in the result, with its file.
+    pub fn dropped(&self) -> impl Iterator<Item = (&PlannedFile, &Tensor)> {
+        self.files.iter().flat_map(|file| file.dropped().map(move |tensor| (file, tensor)))
+    }
+
+    /// The values of all tensors of the result.
+    pub fn parameters(&self) -> u64 {
+        self.tensors().map(|(_, tensor, planned)| planned.elements(tensor)).sum()
+    }
+
     pub fn bytes_read(&self) -> u64 {
         self.files.iter().map(PlannedFile::source_bytes).sum()
     }
@@ -183,7 +211,7 @@ impl Plan {
         let tensors = Names::of(kept.map(|(_, tensor, _)| tensor.name.shown()));
         warnings.extend(tensors.map(|tensors| Warning::KeptInVain { to: to.name(), tensors }));
         let hashes = self.files.iter().filter(|file| match &file.content {
-            Content::Shard { shard, tensors } => {
+            Content::Shard { shard, tensors, .. } => {
                 shard.other_hashes().next().is_some() && tensors::changes(shard, tensors)
             }
             _ => false,
@@ -193,17 +221,17 @@ impl Plan {
         warnings.extend(parts.warnings(left_over));
         let others = self.tensors().filter(|(_, tensor, planned)| {
             let is_cast = tensor.dtype.castable().is_some();
-            tensor.dtype.may_be_float() && !is_cast && planned.role == Role::Weight
+            tensor.dtype.may_be_float() && !is_cast && planned.is_weight()
         });
         let tensors = Names::of(
             others.map(|(_, tensor, _)| format!("{} ({})", tensor.name.shown(), tensor.dtype)),
         );
         warnings.extend(tensors.map(|tensors| Warning::Carried { tensors }));
-        let state = self.tensors().filter(|(_, _, planned)| planned.role == Role::State);
+        let state = self.tensors().filter(|(_, _, planned)| matches!(planned.role, Role::State));
         let tensors = Names::of(state.map(|(_, tensor, _)| tensor.name.shown()));
         warnings.extend(tensors.map(|tensors| Warning::OptimizerState { tensors }));
         let empty = self.tensors().filter(|(_, tensor, planned)| {
-            tensor.dtype.is_float() && tensor.bytes == 0 && planned.role == Role::Weight
+            tensor.dtype.is_float() && tensor.bytes == 0 && planned.is_weight()
         });
         let tensors = Names::of(empty.map(|(_, tensor, _)| tensor.name.shown()));
         warnings.extend(tensors.map(|tensors| Warning::Empty { tensors }));
@@ -233,18 +261,29 @@ impl PlannedFile {
     /// The tensors of a shard, as they are and what becomes of them; none for any other file.
     pub fn tensors(&self) -> impl Iterator<Item = (&Tensor, &PlannedTensor)> {
         let (shard, tensors) = match &self.content {
-            Content::Shard { shard, tensors } => (Some(shard), tensors.as_slice()),
+            Content::Shard { shard, tensors, .. } => (Some(shard), tensors.as_slice()),
             _ => (None, [].as_slice()),
         };
         let shard = shard.into_iter().flat_map(std::iter::repeat);
         shard.zip(tensors).map(|(shard, planned)| (&shard.tensors[planned.tensor], planned))
     }
 
-    /// Whether an 8-bit float is cast.
+    /// The tensors of the source's shard that are not in the result.
+    pub fn dropped(&self) -> impl Iterator<Item = &Tensor> {
+        let (shard, dropped) = match &self.content {
+            Content::Shard { shard, dropped, .. } => (Some(shard), dropped.as_slice()),
+            _ => (None, [].as_slice()),
+        };
+        let shard = shard.into_iter().flat_map(std::iter::repeat);
+        shard.zip(dropped).map(|(shard, tensor)| &shard.tensors[*tensor])
+    }
+
+    /// Whether an 8-bit float is cast or dequantized.
     fn casts_fp8(&self) -> bool {
         self.tensors().any(|(tensor, planned)| {
             let from = tensor.dtype.castable();
-            planned.action == Action::Cast && from.is_some_and(Castable::is_fp8)
+            let is_cast = matches!(planned.action, Action::Cast | Action::Dequantize);
+            is_cast && from.is_some_and(Castable::is_fp8)
         })
     }
 
@@ -258,21 +297,28 @@ fn names_a_dtype(part: &str) -> bool {
     Castable::parse(part).is_some() || part.eq_ignore_ascii_case("fp8")
 }
 
-/// The bytes of the tensors of each planned shard, by its path.
-fn tensor_sizes(shards: &[PlannedFile]) -> HashMap<&Path, HashMap<&str, u64>> {
+/// What the tensors of a shard are called in the result, and their bytes there, by their names in
+/// the source; nothing for one that is not in the result.
+type Results<'a> = HashMap<&'a str, Option<(&'a str, u64)>>;
+
+/// Those of each planned shard, by its path.
+fn results(shards: &[PlannedFile]) -> HashMap<&Path, Results<'_>> {
     let sized = shards.iter().map(|shard| {
-        let sizes = shard.tensors().map(|(tensor, planned)| (tensor.name.as_str(), planned.bytes));
-        (shard.path.as_path(), sizes.collect())
+        let made = shard.tensors().map(|(tensor, planned)| {
+            (tensor.name.as_str(), Some((planned.name(tensor), planned.bytes)))
+        });
+        let dropped = shard.dropped().map(|tensor| (tensor.name.as_str(), None));
+        (shard.path.as_path(), made.chain(dropped).collect())
     });
     sized.collect()
 }
 
 /// The tensor bytes an index's shards hold, which is what `total_size` means.
-fn total_size(file: &SourceFile, index: &Index, sizes: &HashMap<&Path, HashMap<&str, u64>>) -> u64 {
+fn total_size(file: &SourceFile, index: &Index, results: &HashMap<&Path, Results<'_>>) -> u64 {
     let bytes = |(tensor, shard): &(String, String)| {
         // Of those that are not there, loaders make the bytes of others.
-        let shard = &sizes[&*file.path().with_file_name(shard)];
-        shard.get(tensor.as_str()).copied().unwrap_or_default()
+        let shard = &results[&*file.path().with_file_name(shard)];
+        shard.get(tensor.as_str()).copied().flatten().map_or(0, |(_, bytes)| bytes)
     };
     index.weight_map.iter().map(bytes).sum()
 }
@@ -286,7 +332,11 @@ fn publication_rank(file: &SourceFile) -> u8 {
     match (&file.kind, at_root) {
         (Kind::Shard(_), _) => 0,
         (
-            Kind::Plain | Kind::Sidecar | Kind::Settings(_) | Kind::OtherWeights | Kind::StaleIndex,
+            Kind::Plain
+            | Kind::Sidecar(_)
+            | Kind::Settings(_)
+            | Kind::OtherWeights
+            | Kind::StaleIndex,
             _,
         ) => 1,
         (Kind::Index(_), false) => 2,

@@ -3,6 +3,8 @@
 //! a path, a handle or a thread; the same recipe makes the same bytes, wherever and whenever, and
 //! any range of them alone.
 
+mod scaled;
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -12,12 +14,16 @@ use crate::checksum::{BLOCK, Blocks, Digest, Hasher, SHA256_DIGITS};
 use crate::dtype::{Castable, Float};
 use crate::names;
 use crate::place::Source;
+pub use scaled::Scaled;
 
 /// Changes when the bytes that a recipe makes would, and only then.
 pub const FORMAT: u32 = 1;
 
 /// Bytes of the result that are made at a time.
 pub const PIECE: u64 = 1 << 20;
+
+/// The most ranges of sources that a range of a span is made from: codes, scales, second scales.
+pub const INPUTS: usize = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
@@ -49,9 +55,8 @@ pub enum Span {
         /// What they become.
         to: Float,
     },
-    /// For tests: binary32 codes, each times the binary32 scale of its group, from anywhere.
-    #[cfg(test)]
-    Scaled { codes: Extent, scales: Extent, group: u64 },
+    /// Values that are codes with scales.
+    Scaled(Box<Scaled>),
 }
 
 /// The recipe of a result file.
@@ -73,8 +78,7 @@ impl Span {
             Span::Cast { values, from, to, .. } => {
                 values.bytes / from.bytes() as u64 * to.bytes() as u64
             }
-            #[cfg(test)]
-            Span::Scaled { codes, .. } => codes.bytes,
+            Span::Scaled(scaled) => scaled.bytes(),
         }
     }
 
@@ -85,8 +89,7 @@ impl Span {
             Span::Hashed { text, .. } => text.len() as u64,
             Span::Keep { from, .. } => from.bytes() as u64,
             Span::Cast { to, .. } => to.bytes() as u64,
-            #[cfg(test)]
-            Span::Scaled { group, .. } => 4 * group,
+            Span::Scaled(scaled) => scaled.grain(),
         }
     }
 
@@ -96,6 +99,7 @@ impl Span {
         match self {
             Span::Cast { from, to, .. } => BLOCK * to.bytes().div_ceil(from.bytes()) as u64,
             Span::Hashed { text, .. } => (text.len() as u64).next_multiple_of(BLOCK),
+            Span::Scaled(scaled) => scaled.step(),
             _ => BLOCK,
         }
     }
@@ -108,17 +112,14 @@ impl Span {
             bytes: bytes / to * from,
         };
         let inputs = match self {
-            Span::Literal(_) | Span::Hashed { .. } => [None, None],
+            Span::Literal(_) | Span::Hashed { .. } => [None; INPUTS],
             Span::Copy(extent) | Span::Keep { values: extent, .. } => {
-                [Some(part(extent, (1, 1))), None]
+                [Some(part(extent, (1, 1))), None, None]
             }
             Span::Cast { values, from, to, .. } => {
-                [Some(part(values, (from.bytes() as u64, to.bytes() as u64))), None]
+                [Some(part(values, (from.bytes() as u64, to.bytes() as u64))), None, None]
             }
-            #[cfg(test)]
-            Span::Scaled { codes, scales, group } => {
-                [Some(part(codes, (1, 1))), Some(part(scales, (4, 4 * group)))]
-            }
+            Span::Scaled(scaled) => scaled.inputs(start, bytes),
         };
         inputs.into_iter().flatten()
     }
@@ -131,6 +132,8 @@ impl Span {
     pub fn can_overflow(&self) -> bool {
         match self {
             Span::Cast { from, to, .. } => from.layout().largest() > to.layout().largest(),
+            // A product may be beyond every dtype.
+            Span::Scaled(_) => true,
             _ => false,
         }
     }
@@ -165,17 +168,7 @@ impl Span {
             Span::Cast { from, to, .. } => {
                 cast::cast(level, (*from, inputs[0]), (*to, out), overflow, audit);
             }
-            #[cfg(test)]
-            Span::Scaled { group, .. } => {
-                let float = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().expect("four"));
-                let groups = inputs[0].chunks(4 * *group as usize).zip(inputs[1].chunks(4));
-                let scaled = groups.flat_map(|(codes, scale)| {
-                    codes.chunks(4).map(move |code| float(code) * float(scale))
-                });
-                for (out, value) in out.chunks_mut(4).zip(scaled) {
-                    out.copy_from_slice(&value.to_le_bytes());
-                }
-            }
+            Span::Scaled(scaled) => scaled.make((level, overflow), start, inputs, out, audit),
         }
     }
 }
@@ -218,16 +211,19 @@ impl Recipe {
         Blocks::new(starts[..starts.len() - 1].iter().copied(), starts[starts.len() - 1])
     }
 
-    /// Where the blocks of a source lie: what spans are made from are its segments, and what lies
-    /// between them.
+    /// Where the blocks of a source lie: what spans are made from are its segments, and, of the
+    /// first source, what lies between them. Of the others, which have recipes of their own, only
+    /// the head and what is used counts.
     pub fn source_blocks(&self, source: usize) -> Blocks {
         let Source { head, bytes, .. } = self.sources[source];
         let used = self.spans.iter().flat_map(|span| span.inputs(0, span.bytes()));
-        let mut starts: Vec<u64> = used
-            .filter(|extent| extent.source == source)
-            .flat_map(|extent| [extent.start, extent.start + extent.bytes])
-            .chain([head])
-            .collect();
+        let used = used.filter(|extent| extent.source == source);
+        let ends = used.map(|extent| (extent.start, extent.start + extent.bytes));
+        if source > 0 {
+            return Blocks::of_ranges(ends.chain([(0, head)]).collect());
+        }
+        let mut starts: Vec<u64> = ends.flat_map(|(start, end)| [start, end]).collect();
+        starts.push(head);
         starts.sort_unstable();
         Blocks::new(starts, bytes)
     }

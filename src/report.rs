@@ -4,7 +4,7 @@
 mod identity;
 mod lossless;
 
-pub use identity::{File, Identity, Options, SourceFile, Totals, is_of};
+pub use identity::{File, Identity, Options, Scaled, SourceFile, Totals, is_of};
 pub use lossless::{Lossless, lossless};
 
 use std::collections::HashMap;
@@ -36,6 +36,13 @@ struct Counts {
     cast: u64,
     copied: u64,
     kept: u64,
+    /// Left out where there is none, so that the reports of other conversions are what they were.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    dequantized: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What is known before and after, without what has a line for each file or tensor.
@@ -50,6 +57,9 @@ pub struct Summary {
     bytes_written: u64,
     pub audit: Option<Totals>,
     kept: Vec<Kept>,
+    /// Tensors of the source that are not in the result: scales, and what goes with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    dropped: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -73,12 +83,18 @@ pub fn totals(plan: &Plan, audits: &Audits) -> Totals {
     let mut totals = Totals::default();
     for (.., planned, audit) in audited(plan, audits) {
         // Kept tensors are examined too; what would have become of them is no result.
-        if planned.action == Action::Cast {
+        if matches!(planned.action, Action::Cast | Action::Dequantize) {
             totals.to_inf += audit.to_inf;
             totals.to_zero += audit.to_zero;
             totals.nan += audit.nan;
             totals.inf += audit.inf;
             totals.inexact_tensors += u64::from(!audit.exact);
+        }
+        if planned.action == Action::Dequantize {
+            let (nan_codes, mut scales) =
+                totals.scaled.take().map(Scaled::parts).unwrap_or_default();
+            scales.merge(&audit.scales);
+            totals.scaled = Some(Scaled { nan_codes: nan_codes + audit.nan_codes, scales });
         }
     }
     totals
@@ -93,6 +109,7 @@ impl Summary {
         for (_, tensor, planned) in plan.tensors() {
             match planned.action {
                 Action::Cast => tensors.cast += 1,
+                Action::Dequantize => tensors.dequantized += 1,
                 Action::Copy => tensors.copied += 1,
                 Action::Keep => {
                     tensors.kept += 1;
@@ -117,11 +134,12 @@ impl Summary {
             to: plan.options.to.name().to_owned(),
             files: plan.files.len(),
             tensors,
-            parameters: plan.tensors().map(|(_, tensor, _)| tensor.elements()).sum(),
+            parameters: plan.parameters(),
             bytes_read: plan.bytes_read(),
             bytes_written: plan.bytes_written(),
             audit: audits.map(|audits| totals(plan, audits)),
             kept,
+            dropped: plan.dropped().map(|(_, tensor)| tensor.name.clone()).collect(),
             warnings: plan.warnings.iter().map(ToString::to_string).collect(),
         }
     }
@@ -167,6 +185,9 @@ impl Made {
             out.write_all(b"}")
         })?;
         member("kept", &|out| lines(out, summary.kept.iter()))?;
+        if !summary.dropped.is_empty() {
+            member("dropped", &|out| lines(out, summary.dropped.iter()))?;
+        }
         member("warnings", &|out| lines(out, summary.warnings.iter()))?;
         member("published_files", &|out| lines(out, self.files.iter()))?;
         out.write_all(b"\n}\n")
@@ -198,14 +219,20 @@ struct Row<'a> {
     inf: u64,
     max_abs: f64,
     exact: bool,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    scaled: Option<Scaled>,
 }
 
 fn rows<'a>(plan: &'a Plan, audits: &'a Audits) -> impl Iterator<Item = Row<'a>> {
-    let cast = audited(plan, audits).filter(|(.., planned, _)| planned.action == Action::Cast);
-    cast.map(|(file, tensor, _, audit)| {
-        let Audit { to_inf, to_zero, nan, inf, exact, .. } = *audit;
-        let max_abs = audit.max_abs();
-        Row { name: &tensor.name, file, to_inf, to_zero, nan, inf, max_abs, exact }
+    let made =
+        |planned: &PlannedTensor| matches!(planned.action, Action::Cast | Action::Dequantize);
+    let all = audited(plan, audits).filter(move |(.., planned, _)| made(planned));
+    all.map(|(file, tensor, planned, audit)| {
+        let Audit { to_inf, to_zero, nan, inf, exact, nan_codes, scales, .. } = *audit;
+        let (name, max_abs) = (planned.name(tensor), audit.max_abs());
+        let is_scaled = planned.action == Action::Dequantize;
+        let scaled = is_scaled.then_some(Scaled { nan_codes, scales });
+        Row { name, file, to_inf, to_zero, nan, inf, max_abs, exact, scaled }
     })
 }
 
@@ -216,12 +243,12 @@ pub fn overflow(plan: &Plan, found: &[(usize, Vec<Audit>)]) -> Overflow {
         audits[*file].clone_from(found);
     }
     let overflowed = audited(plan, &audits)
-        .filter(|(.., planned, audit)| planned.action == Action::Cast && audit.to_inf > 0);
-    let tensors = overflowed.map(|(file, tensor, _, audit)| OverflowedTensor {
-        name: tensor.name.clone(),
+        .filter(|(.., planned, audit)| planned.action != Action::Keep && audit.to_inf > 0);
+    let tensors = overflowed.map(|(file, tensor, planned, audit)| OverflowedTensor {
+        name: planned.name(tensor).to_owned(),
         file: file.to_owned(),
         overflowed: audit.to_inf,
-        elements: tensor.elements(),
+        elements: planned.elements(tensor),
         max_abs: audit.max_abs(),
     });
     let mut tensors: Vec<_> = tensors.collect();

@@ -86,7 +86,12 @@ class Checkpoint:
     def not_loaded(self) -> list[str]: ...
     @property
     def quantized(self) -> str | None:
-        """How weights are quantized, not counting fp8 without scales, which may be plain."""
+        """How weights are quantized that are not dequantized, not counting fp8 without scales,
+        which may be plain."""
+    @property
+    def schemes(self) -> list[tuple[str, int, int, str | None]]:
+        """The quantized weights of each scheme, with their number, their bytes, and why they are
+        not dequantized where they are not."""
     @property
     def has_unscaled_fp8(self) -> bool:
         """Whether there are fp8 tensors without scales."""
@@ -101,12 +106,17 @@ class PlannedTensor:
     def file(self) -> str:
         """The shard that holds it, relative to the source."""
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in the result."""
     @property
-    def shape(self) -> list[int]: ...
+    def shape(self) -> list[int]:
+        """That in the result."""
     @property
     def elements(self) -> int:
         """The product of `shape`."""
+    @property
+    def source_name(self) -> str:
+        """What it, or the codes that it is made of, is called in the source."""
     @property
     def source_dtype(self) -> str:
         """What safetensors calls its dtype in the source, such as `F32`."""
@@ -114,9 +124,10 @@ class PlannedTensor:
     def dtype(self) -> str:
         """What safetensors calls its dtype in the result."""
     @property
-    def action(self) -> Literal["cast", "copy", "keep"]:
-        """`cast`; `copy` where there is nothing to cast; `keep` where a pattern or the built-in
-        list keeps its dtype."""
+    def action(self) -> Literal["cast", "dequantize", "copy", "keep"]:
+        """`cast`; `dequantize` where codes become the values that they stand for with their scales;
+        `copy` where there is nothing to cast; `keep` where a pattern or the built-in list keeps its
+        dtype."""
     @property
     def reason(self) -> str:
         """Why, in words."""
@@ -151,6 +162,10 @@ class Plan:
     @property
     def tensors(self) -> list[PlannedTensor]:
         """Every tensor, shard by shard."""
+    @property
+    def dropped(self) -> list[tuple[str, str]]:
+        """The tensors of the source that are not in the result, because they belong to weights that
+        are dequantized: the shard and the name of each."""
     @property
     def files(self) -> list[PlannedFile]:
         """Every file of the result but its report, in the order they are written."""

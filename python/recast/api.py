@@ -15,7 +15,7 @@ from recast.dtypes import CASTABLE
 from recast.errors import UsageError, VerificationError
 from recast.gpu.device import visible_gpu
 from recast.gpu.settings import read_settings
-from recast.inspection import Inspection, by_dtype, exactness, gpu_memory, groups
+from recast.inspection import Inspection, by_dtype, exactness, gpu_memory, groups, schemes
 from recast.options import (
     Device,
     Dtype,
@@ -259,7 +259,7 @@ def inspect(path: Path) -> Inspection:
     notes = exactness(checkpoint) + read_settings()[1]
     if checkpoint.quantized is not None:
         notes.append(
-            f"the checkpoint is quantized ({checkpoint.quantized}): recast does not convert it, "
+            f"the checkpoint is quantized ({checkpoint.quantized}): recast does not dequantize it, "
             "so its GPU memory is given as stored only"
         )
     elif checkpoint.has_unscaled_fp8:
@@ -276,6 +276,7 @@ def inspect(path: Path) -> Inspection:
         bytes=sum(row["bytes"] for row in dtypes.values()),
         dtypes=dtypes,
         groups=parts,
+        schemes=schemes(checkpoint),
         gpu_memory=gpu_memory(sizes),
         device=visible_gpu(),
         notes=notes,

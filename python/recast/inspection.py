@@ -38,6 +38,19 @@ class Group(Amount):
     """A module, or the same part of every layer of a stack: `model.layers.0-31 mlp`."""
 
 
+class Scheme(TypedDict):
+    """Weights that are quantized in one way."""
+
+    name: str
+    """What people call it."""
+    weights: int
+    """How many weights; of a scheme that recast does not know, tensors."""
+    bytes: int
+    """Codes and scales."""
+    problem: str | None
+    """Why `convert` does not dequantize them, if it does not."""
+
+
 class TensorDict(TypedDict):
     """A tensor, as its header describes it."""
 
@@ -72,10 +85,12 @@ class Inspection:
     """By safetensors' name of the dtype."""
     groups: list[Group]
     """By part of the model, largest first."""
+    schemes: list[Scheme]
+    """How weights are quantized; empty where none is."""
     gpu_memory: Mapping[str, MemoryDict]
     """The memory as stored (`as_stored`) and in each dtype recast converts to (`fp32`, `fp16`,
     `bf16`), the built-in keep list and the allocator's settings in the environment respected. A
-    quantized checkpoint has only `as_stored`."""
+    checkpoint with quantized weights that recast does not dequantize has only `as_stored`."""
     device: Gpu | None
     """The GPU that programs see first, when there is one."""
     notes: list[str]
@@ -115,6 +130,14 @@ def by_dtype(tensors: Iterable[Tensor]) -> dict[str, Amount]:
         row["parameters"] += tensor.elements
         row["bytes"] += tensor.bytes
     return dtypes
+
+
+def schemes(checkpoint: Checkpoint) -> list[Scheme]:
+    """How the weights of `checkpoint` are quantized."""
+    return [
+        Scheme(name=name, weights=weights, bytes=bytes_, problem=problem)
+        for name, weights, bytes_, problem in checkpoint.schemes
+    ]
 
 
 def gpu_memory(sizes: Mapping[str, list[int]]) -> dict[str, MemoryDict]:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from recast import _core
 from recast._core import Converted, Plan
@@ -25,22 +25,35 @@ NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 class TensorCounts(TypedDict):
     """How many tensors were `cast`, `copied` (nothing to cast), `kept` (by a pattern or the
-    built-in list)."""
+    built-in list), and, if any were, `dequantized`."""
 
     cast: int
     copied: int
     kept: int
+    dequantized: NotRequired[int]
+
+
+class ScaleCounts(TypedDict):
+    """How many scales of quantized weights are NaN, infinite, zero, negative."""
+
+    nan: int
+    inf: int
+    zero: int
+    negative: int
 
 
 class AuditCounts(TypedDict):
     """What the casts did: finite values that became infinite (`to_inf`) or zero (`to_zero`),
-    `nan` and `inf` in the source, and how many tensors lost bits to rounding."""
+    `nan` and `inf` in the source, and how many tensors lost bits to rounding. If weights were
+    dequantized, also how many of their codes are NaN, and what is unusual about their scales."""
 
     to_inf: int
     to_zero: int
     nan: int
     inf: int
     inexact_tensors: int
+    nan_codes: NotRequired[int]
+    scales: NotRequired[ScaleCounts]
 
 
 class TensorAudit(TypedDict):
@@ -54,6 +67,8 @@ class TensorAudit(TypedDict):
     inf: int
     max_abs: float
     exact: bool
+    nan_codes: NotRequired[int]
+    scales: NotRequired[ScaleCounts]
 
 
 class Kept(TypedDict):
@@ -188,6 +203,9 @@ class Report:
     """What the result takes on a GPU once it is loaded with PyTorch, without the files that
     loaders do not take unless they are asked to."""
     warnings: list[str] = field(repr=False)
+    dropped: list[str] = field(default_factory=list[str], repr=False)
+    """Tensors of the source that are not in the result, because they belong to weights that were
+    dequantized: scales, and what describes quantized activations."""
     resumed_files: int = 0
     """Files that were staged before this run, by one that was interrupted or beside it."""
     already_done: bool = False

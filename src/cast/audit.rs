@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::double::F64;
 use super::element::{Element, INFINITY, MAGNITUDE, Source};
+use super::scaled::ScaleCounts;
 
 /// What a pass over a block saw, in binary32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,29 +44,46 @@ pub struct Audit {
     pub inf: u64,
     /// Bits of the largest finite magnitude in the source, as binary64.
     pub max_abs_bits: u64,
-    /// Every value, NaN aside, survives the round trip.
+    /// Every value, NaN aside, survives the round trip; of codes with scales, only where no scale has
+    /// so many bits that the product in binary32 may be rounded.
     pub exact: bool,
+    /// Of codes with scales: those that are NaN, whatever their scales are.
+    pub nan_codes: u64,
+    pub scales: ScaleCounts,
 }
 
 /// How an audit is written down: there may be very many.
-type Row = (u64, u64, u64, u64, u64, bool);
+type Row = (u64, u64, u64, u64, u64, bool, [u64; 5]);
 
 impl From<Row> for Audit {
-    fn from((to_inf, to_zero, nan, inf, max_abs_bits, exact): Row) -> Audit {
-        Audit { to_inf, to_zero, nan, inf, max_abs_bits, exact }
+    fn from(row: Row) -> Audit {
+        let (to_inf, to_zero, nan, inf, max_abs_bits, exact, scaled) = row;
+        let [nan_codes, of_nan, of_inf, zero, negative] = scaled;
+        let scales = ScaleCounts { nan: of_nan, inf: of_inf, zero, negative };
+        Audit { to_inf, to_zero, nan, inf, max_abs_bits, exact, nan_codes, scales }
     }
 }
 
 impl From<Audit> for Row {
     fn from(audit: Audit) -> Row {
-        let Audit { to_inf, to_zero, nan, inf, max_abs_bits, exact } = audit;
-        (to_inf, to_zero, nan, inf, max_abs_bits, exact)
+        let Audit { to_inf, to_zero, nan, inf, max_abs_bits, exact, nan_codes, scales } = audit;
+        let scaled = [nan_codes, scales.nan, scales.inf, scales.zero, scales.negative];
+        (to_inf, to_zero, nan, inf, max_abs_bits, exact, scaled)
     }
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Audit { to_inf: 0, to_zero: 0, nan: 0, inf: 0, max_abs_bits: 0, exact: true }
+        Audit {
+            to_inf: 0,
+            to_zero: 0,
+            nan: 0,
+            inf: 0,
+            max_abs_bits: 0,
+            exact: true,
+            nan_codes: 0,
+            scales: ScaleCounts::default(),
+        }
     }
 }
 
@@ -82,6 +100,8 @@ impl Audit {
         self.inf += other.inf;
         self.max_abs_bits = self.max_abs_bits.max(other.max_abs_bits);
         self.exact &= other.exact;
+        self.nan_codes += other.nan_codes;
+        self.scales.merge(&other.scales);
     }
 }
 
@@ -148,8 +168,8 @@ fn count<S: Source, D: Element>(src: &[u8]) -> Tally {
         to_zero: u64::from(to_zero),
         nan: u64::from(nan),
         inf: u64::from(inf),
-        max_abs_bits: 0,
         exact: inexact == 0,
+        ..Audit::default()
     };
     Tally { audit, largest }
 }

@@ -29,6 +29,38 @@ byte!(E4m3, F8E4m3);
 byte!(E4m3Fnuz, F8E4m3Fnuz);
 byte!(E5m2Fnuz, F8E5m2Fnuz);
 
+/// 4 bits, of which 2 are the exponent and 1 the mantissa: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their
+/// negatives. Only ever a code, which has a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct E2m1(pub u8);
+
+impl E2m1 {
+    #[inline(always)]
+    pub fn to_f32(self) -> u32 {
+        let bits = u32::from(self.0);
+        let (sign, magnitude) = ((bits & 8) << 28, bits & 7);
+        let normal = (magnitude << 22) + (126 << 23);
+        // The two smallest are zero and a half.
+        sign | select(magnitude < 2, magnitude * 0x3F00_0000, normal)
+    }
+}
+
+/// 8 bits of an exponent and nothing else: 2^(bits - 127), or NaN. Only ever a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct E8m0(pub u8);
+
+impl E8m0 {
+    /// The value of the one byte.
+    pub fn to_f32(self) -> u32 {
+        match self.0 {
+            0xFF => NAN,
+            // Subnormal in binary32.
+            0 => 0x0040_0000,
+            exponent => u32::from(exponent) << 23,
+        }
+    }
+}
+
 /// Always called with a constant layout, of which nothing is left in the loop.
 #[inline(always)]
 fn to_f32(layout: Layout, code: u8) -> u32 {

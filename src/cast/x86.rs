@@ -12,6 +12,7 @@ use super::element::{Element, Source};
 use super::kernel::Run;
 use super::lanes::{Binary16, LANES};
 use super::run_blocks;
+use super::scaled::product::{Codes, Products};
 
 #[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2")]
 pub fn run_avx2<S: Source, D: Element>(run: Run<'_>) {
@@ -21,6 +22,16 @@ pub fn run_avx2<S: Source, D: Element>(run: Run<'_>) {
 #[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
 pub fn run_avx512<S: Source, D: Element>(run: Run<'_>) {
     run_blocks::<Avx512, S, D>(run);
+}
+
+#[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2")]
+pub fn products_avx2<C: Codes>(products: Products<'_>) -> bool {
+    products.make::<C>()
+}
+
+#[target_feature(enable = "avx,avx2,f16c,bmi1,bmi2,avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn products_avx512<C: Codes>(products: Products<'_>) -> bool {
+    products.make::<C>()
 }
 
 /// Only named by `run_avx2`, which runs where F16C is.

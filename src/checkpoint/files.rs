@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::format::config::Config;
 use crate::format::index::{self, Index};
 use crate::format::json;
+use crate::format::quantization::Quantization;
 use crate::format::safetensors::Shard;
 use crate::place::{Place, Source, read_small};
 
@@ -64,11 +65,13 @@ pub(super) fn read(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
     } else if is_other_weights(&name) {
         Kind::OtherWeights
     } else if SIDECARS.contains(&&*name) {
-        Kind::Sidecar
+        // Whatever is too large, or no text, says nothing.
+        let bytes = read_small(place, key, json::MAX_CONFIG).unwrap_or_default();
+        Kind::Sidecar(Quantization::parse(&String::from_utf8_lossy(&bytes)))
     } else {
         Kind::Plain
     };
-    let executable = matches!(kind, Kind::Plain | Kind::Sidecar) && found.executable;
+    let executable = matches!(kind, Kind::Plain | Kind::Sidecar(_)) && found.executable;
     Ok(SourceFile { source, location, executable, kind })
 }
 

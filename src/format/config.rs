@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::edit::{self, Edit, Object};
 use super::json;
+use super::quantization::Quantization;
 use crate::dtype::{Castable, Float};
 use crate::error::Error;
 
@@ -32,6 +33,7 @@ pub struct Config {
     pub weights: Option<String>,
     /// What it says of quantization: the key, and the method where it names one.
     pub quantized: Option<String>,
+    pub quantization: Quantization,
 }
 
 impl Config {
@@ -40,18 +42,22 @@ impl Config {
         let (text, strict) = json::text(path, bytes)?;
         let (mut model_types, mut class_names) = (Vec::new(), Vec::new());
         let (mut unties, mut quantized) = (false, None);
+        let mut quantization = Quantization::default();
         walk(&strict, &mut |key, value| match key {
             "model_type" => model_types.extend(string(value)),
             "_class_name" => class_names.extend(string(value)),
+            // DeepSeek-V4's experts, whose codes look like integers.
+            "expert_dtype" => quantization.words.extend(string(value)),
             "tie_word_embeddings" => unties |= value.get() == "false",
             _ if is_quantization(key, value) => {
                 quantized.get_or_insert_with(|| describe(key, value));
+                quantization.merge(Quantization::parse(value.get()));
             }
             _ => {}
         });
         let weights = Object::parse(&strict).ok();
         let weights = weights.and_then(|object| string(object.get("transformers_weights")?));
-        Ok(Config { text, model_types, class_names, unties, weights, quantized })
+        Ok(Config { text, model_types, class_names, unties, weights, quantized, quantization })
     }
 
     /// The text with every `dtype` and `torch_dtype` that names a float saying what is `stated`, and

@@ -114,6 +114,40 @@ pub fn span(text: &str, value: &RawValue) -> Range<usize> {
     start..start + value.get().len()
 }
 
+/// What becomes of a member of an object.
+pub enum Member<'a> {
+    Stays,
+    Goes,
+    Named(&'a str),
+}
+
+/// The edits of the members of `object`, which must be a part of `whole`.
+pub fn members<'n>(
+    whole: &str,
+    object: &str,
+    becomes: &dyn Fn(&str, &RawValue) -> Member<'n>,
+) -> Vec<Edit> {
+    let Ok(members) = Object::parse(object) else { return Vec::new() };
+    let begin = object.as_ptr().addr() - whole.as_ptr().addr();
+    let mut before = begin + object.find('{').map_or(0, |brace| brace + 1);
+    let mut edits =
+        removals_of(whole, object, &|key, value| matches!(becomes(key, value), Member::Goes));
+    for (key, value) in &members.0 {
+        let place = span(whole, value);
+        if let Member::Named(name) = becomes(key, value) {
+            // Nothing but the key has quotation marks there.
+            let between = &whole[before..place.start];
+            if let (Some(start), Some(end)) = (between.find('"'), between.rfind('"')) {
+                let name = serde_json::to_string(name).expect("a text");
+                edits.push((before + start..before + end + 1, name));
+            }
+        }
+        before = place.end;
+    }
+    edits.sort_by_key(|(range, _)| range.start);
+    edits
+}
+
 /// The edits that remove every member of every nested object for which `goes` is true.
 pub fn removals(text: &str, goes: &dyn Fn(&str, &RawValue) -> bool) -> Vec<Edit> {
     let mut edits = Vec::new();
@@ -130,6 +164,16 @@ fn remove_from(
     let items = serde_json::from_str::<Vec<&RawValue>>(object).unwrap_or_default();
     items.iter().for_each(|item| remove_from(whole, item.get(), goes, edits));
     let Ok(members) = Object::parse(object) else { return };
+    edits.extend(removals_of(whole, object, goes));
+    for (_, value) in members.0.iter().filter(|(key, value)| !goes(key, value)) {
+        remove_from(whole, value.get(), goes, edits);
+    }
+}
+
+/// The edits that remove members of one object.
+fn removals_of(whole: &str, object: &str, goes: &dyn Fn(&str, &RawValue) -> bool) -> Vec<Edit> {
+    let mut edits = Vec::new();
+    let Ok(members) = Object::parse(object) else { return edits };
     let begin = object.as_ptr().addr() - whole.as_ptr().addr();
     let mut end = begin + object.find('{').map_or(0, |brace| brace + 1);
     // A member goes with the comma before it, or, where all before it went, the one after it.
@@ -143,10 +187,10 @@ fn remove_from(
             edits.push((end..stop, String::new()));
             end = stop;
         } else {
-            remove_from(whole, value.get(), goes, edits);
             (end, is_first) = (place.end, false);
         }
     }
+    edits
 }
 
 /// `text` with all `edits`, which must not overlap, made.

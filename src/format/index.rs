@@ -1,10 +1,11 @@
 //! `*.safetensors.index.json`: which shard holds which tensor, and the sizes it states.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
 use super::config::{Stated, dtype_edit};
-use super::edit::{self, Object};
+use super::edit::{self, Member, Object};
 use super::json;
 use crate::error::{Error, JsonFault};
 
@@ -53,7 +54,13 @@ impl Index {
 
     /// The text with `metadata.total_size` saying `total_size` bytes, added when missing because
     /// readers look it up, and `metadata.dtype` saying what is `stated` where it names a float.
-    pub fn updated(&self, total_size: u64, stated: Stated) -> String {
+    /// `becomes` says what becomes of a tensor of a shard: its name in the result, or nothing.
+    pub fn updated<'n>(
+        &'n self,
+        total_size: u64,
+        stated: Stated,
+        becomes: &dyn Fn(&'n str, &str) -> Option<&'n str>,
+    ) -> String {
         let strict = edit::strict(&self.text);
         let object = Object::parse(&strict).expect("parsed before");
         let size = format!("\"total_size\": {total_size}");
@@ -75,6 +82,23 @@ impl Index {
                 let brace = strict.find('{').expect("an object");
                 edits.push((after_brace(brace), format!("\"metadata\": {{{size}}}, ")));
             }
+        }
+        let changes: HashMap<&str, Option<&str>> = self
+            .weight_map
+            .iter()
+            .map(|(tensor, shard)| (tensor.as_str(), becomes(tensor, shard)))
+            .filter(|(tensor, name)| *name != Some(tensor))
+            .collect();
+        if let Some(map) = object.get("weight_map").filter(|_| !changes.is_empty()) {
+            edits.extend(edit::members(
+                &strict,
+                map.get(),
+                &|tensor, _| match changes.get(tensor) {
+                    None => Member::Stays,
+                    Some(None) => Member::Goes,
+                    Some(Some(name)) => Member::Named(name),
+                },
+            ));
         }
         edit::apply(&self.text, edits)
     }
@@ -105,7 +129,7 @@ mod tests {
         let text = "{\n  \"metadata\": {\n    \"total_parameters\": 5,\n    \"total_size\": 20.0,\n    \
                     \"dtype\": \"float32\"\n  },\n  \"weight_map\": {\"a\": \"s\"}\n}\n";
         let expected = text.replace("20.0", "10").replace("float32", "float16");
-        assert_eq!(index(text).updated(10, F16), expected);
+        assert_eq!(index(text).updated(10, F16, &|tensor, _| Some(tensor)), expected);
     }
 
     #[test]
@@ -123,7 +147,10 @@ mod tests {
             ),
         ] {
             let text = |metadata: &str| format!(r#"{{{metadata}"weight_map": {{}}}}"#);
-            assert_eq!(index(&text(before)).updated(10, F16), text(after));
+            assert_eq!(
+                index(&text(before)).updated(10, F16, &|tensor, _| Some(tensor)),
+                text(after)
+            );
         }
     }
 

@@ -6,4 +6,5 @@ pub mod edit;
 pub mod index;
 pub mod json;
 pub mod listing;
+pub mod quantization;
 pub mod safetensors;

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use crate::cast::{Audit, Level};
 use crate::error::Error;
 use crate::names::hex;
-use crate::recipe::{Extent, Layout, Recipe};
+use crate::recipe::{Extent, INPUTS, Layout, Recipe};
 
 /// Gives bytes of a source, in the buffer where they have to be read first.
 pub type Read<'a> = dyn FnMut(Extent, &mut Vec<u8>) -> Result<(), Error> + 'a;
@@ -19,7 +19,7 @@ pub fn rest(
 ) -> Result<String, Error> {
     let (start, end) = (layout.starts[1], layout.starts[recipe.spans.len()]);
     let (mut hasher, mut made, mut scratch) = (Sha256::new(), Vec::new(), Vec::new());
-    let mut inputs = [Vec::new(), Vec::new()];
+    let mut inputs = [const { Vec::new() }; INPUTS];
     for part in recipe.parts(layout, start, end) {
         let span = &recipe.spans[part.span];
         for (extent, buffer) in span.inputs(part.start, part.bytes).zip(&mut inputs) {

@@ -12,7 +12,7 @@ use crate::checksum::{Digest, Sums};
 use crate::error::Error;
 use crate::held;
 use crate::place::{Marks, Object, Place};
-use crate::recipe::{Layout, Part, Recipe, Span};
+use crate::recipe::{INPUTS, Layout, Part, Recipe, Span};
 
 /// A file whose bytes are all written.
 pub type Finished<S> = (usize, S, Made);
@@ -59,6 +59,9 @@ struct OpenSource {
     object: Box<dyn Object>,
     marks: Marks,
     sums: Sums,
+    /// What was read that is not whole blocks, as scales are: where it starts, and its bytes and
+    /// digest.
+    scraps: Mutex<Vec<(u64, usize, Digest)>>,
 }
 
 /// A worker's memory: the piece it makes, what it is made from where that has to be read, and room
@@ -66,7 +69,7 @@ struct OpenSource {
 #[derive(Default)]
 pub struct Buffers {
     piece: Vec<u8>,
-    inputs: [Vec<u8>; 2],
+    inputs: [Vec<u8>; INPUTS],
     scratch: Vec<u8>,
 }
 
@@ -199,12 +202,12 @@ impl<'a, S: Sinks> Job<'a, S> {
     ) -> Result<(), Error> {
         let span = &recipe.spans[part.span];
         let Buffers { piece: made, inputs, scratch } = buffers;
-        let mut read: [&[u8]; 2] = [&[]; 2];
+        let mut read: [&[u8]; INPUTS] = [&[]; INPUTS];
         let extents = span.inputs(part.start, part.bytes);
         for ((extent, slot), buffer) in extents.zip(&mut read).zip(inputs) {
             let source = &open.sources[extent.source];
             *slot = source.object.get(extent.start, extent.bytes as usize, buffer)?;
-            source.sums.add(extent.start, slot);
+            source.add(extent.start, slot);
         }
         let digest;
         if matches!(span, Span::Hashed { .. }) {
@@ -233,14 +236,14 @@ impl<'a, S: Sinks> Job<'a, S> {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped);
             }
-            let OpenSource { object, sums, .. } = &open.sources[extent.source];
+            let source = &open.sources[extent.source];
             let mut own = Vec::new();
-            let read = object.get(extent.start, extent.bytes as usize, &mut own)?;
+            let read = source.object.get(extent.start, extent.bytes as usize, &mut own)?;
             // What changes between this and when its values are made is seen by its checksum.
-            sums.add(extent.start, read);
+            source.add(extent.start, read);
             buffer.clear();
             buffer.extend_from_slice(read);
-            object.release(extent.start, extent.bytes as usize);
+            source.object.release(extent.start, extent.bytes as usize);
             Ok(())
         })
     }
@@ -310,8 +313,17 @@ impl OpenSource {
         let source = &recipe.sources[index];
         let object = place.open(&source.key, mmap)?;
         let sums = Sums::new(recipe.source_blocks(index));
-        let marks = check::opened(place, source, &*object, |head| sums.add(0, head))?;
-        Ok(OpenSource { object, marks, sums })
+        let marks = check::opened(place, source, &*object, |head| {
+            sums.add(0, head);
+        })?;
+        Ok(OpenSource { object, marks, sums, scraps: Mutex::new(Vec::new()) })
+    }
+
+    /// Takes in what was read.
+    fn add(&self, start: u64, bytes: &[u8]) {
+        if !self.sums.add(start, bytes) {
+            held(&self.scraps).push((start, bytes.len(), Digest::of(bytes)));
+        }
     }
 
     /// The marks and the digest of what was read, which is what is there still.
@@ -335,6 +347,12 @@ impl OpenSource {
         let digest = check::digest(&*self.object, &recipe.source_blocks(index), &|_| true)?;
         if seen != digest {
             return Err(changed());
+        }
+        let mut buffer = Vec::new();
+        for (start, bytes, digest) in std::mem::take(&mut *held(&self.scraps)) {
+            if Digest::of(self.object.get(start, bytes, &mut buffer)?) != digest {
+                return Err(changed());
+            }
         }
         Ok((self.object.marks()?, digest))
     }

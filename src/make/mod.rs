@@ -39,7 +39,8 @@ pub fn make<S: Sinks>(
     let job = Job::new(files, place, sinks, options);
     let pieces = files.iter().map(|file| file.recipe.bytes().div_ceil(PIECE)).sum::<u64>();
     let wanted = threads::count(options.threads).min(pieces as usize).max(1);
-    let (workers, unsynced) = affordable(wanted);
+    let sources = files.iter().map(|file| file.recipe.sources.len()).max().unwrap_or_default();
+    let (workers, unsynced) = affordable(wanted, sources);
     let (finished, finishing) = sync_channel(unsynced);
     let finishing = Mutex::new(finishing);
     let mut crew: Vec<threads::Task<'_>> = Vec::with_capacity(FINISHERS + workers);
@@ -82,14 +83,15 @@ fn finish<S: Sinks>(job: &Job<'_, S>, finishing: &Mutex<Receiver<Finished<S::Sin
 }
 
 /// So many workers, and files that wait to be finished, that the process has descriptors for them.
-fn affordable(workers: usize) -> (usize, usize) {
+fn affordable(workers: usize, sources: usize) -> (usize, usize) {
     /// For the interpreter, the streams and whatever else the process has open.
     const OTHERS: usize = 16;
     /// A source and a result; and a seal beside each file that is being finished.
     const EACH: usize = 2;
     let free = crate::fs::descriptors().saturating_sub(OTHERS + FINISHERS * (EACH + 1));
-    let workers = workers.min(free / (2 * EACH)).max(1);
-    (workers, (free.saturating_sub(workers * EACH) / EACH).min(UNSYNCED))
+    let own = EACH.max(sources + 1);
+    let workers = workers.min(free / (own + EACH)).max(1);
+    (workers, (free.saturating_sub(workers * own) / EACH).min(UNSYNCED))
 }
 
 #[cfg(test)]

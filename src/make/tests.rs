@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::{File, Made, Sink, Sinks, make};
+use crate::cast::scaled::{Code, Formula, Grid, Scale};
 use crate::cast::{Level, Overflow};
 use crate::checksum::{BLOCK, Digest, SHA256_DIGITS};
 use crate::dtype::{Castable, Float};
@@ -15,7 +16,7 @@ use crate::error::Error;
 use crate::held;
 use crate::make;
 use crate::place::{Marks, Object, ObjectInfo, Place, Source};
-use crate::recipe::{self, Extent, PIECE, Recipe, Span};
+use crate::recipe::{self, Extent, PIECE, Recipe, Scaled, Span};
 use memory::{Memory, MemorySinks};
 
 const LEVEL: Level = Level::Portable;
@@ -32,6 +33,22 @@ fn extent(source: usize, start: u64, bytes: u64) -> Extent {
     Extent { source, start, bytes }
 }
 
+/// A scale for each 128 codes of a row.
+const FORMULA: Formula = Formula {
+    code: Code::E4m3,
+    scale: Scale::F32,
+    second: None,
+    grid: Grid { rows: 2_900, columns: 128, block: (1, 128) },
+    transposed: false,
+};
+
+/// The number that a positive code stands for.
+fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3), f32::from(code & 7));
+    let leading = if exponent > 0 { 8.0 } else { 0.0 };
+    (leading + mantissa) * 2_f32.powi(exponent.max(1) - 10)
+}
+
 /// Literal bytes, a copy, casts and scaled values from several objects, of several pieces; and what
 /// it makes.
 fn example() -> (Memory, Recipe, Vec<u8>) {
@@ -41,21 +58,23 @@ fn example() -> (Memory, Recipe, Vec<u8>) {
     place.put("scales", scales.clone());
     let doubles: Vec<u8> =
         (0..300_000).flat_map(|index| (f64::from(index) * 0.37 - 1000.0).to_le_bytes()).collect();
-    let codes: Vec<u8> = (0..700_000).map(|index| (index % 127) as u8).collect();
+    let codes: Vec<u8> = (0..1_071_200).map(|index| (index % 127) as u8).collect();
     place.put("doubles", doubles.clone());
     place.put("codes", codes.clone());
-    let (cast, group) = (1_200_000, 128);
+    let cast = 1_200_000;
     let spans = vec![
         Span::Literal(b"header".to_vec()),
         Span::Cast { values: extent(0, 0, cast), from: Castable::F32, to: Float::Bf16 },
         Span::Copy(extent(0, cast, 7)),
         Span::Literal(Vec::new()),
         Span::Cast { values: extent(1, 0, 8_000), from: Castable::F16, to: Float::F32 },
-        Span::Scaled {
-            codes: extent(0, 1_200_128, 4 * 128 * 2_900),
+        Span::Scaled(Box::new(Scaled {
+            codes: extent(3, 700_000, 128 * 2_900),
             scales: extent(1, 8, 4 * 2_900),
-            group,
-        },
+            second: None,
+            formula: FORMULA,
+            to: Float::F32,
+        })),
         Span::Cast { values: extent(2, 0, 2_400_000), from: Castable::F64, to: Float::F16 },
         Span::Cast { values: extent(3, 0, 700_000), from: Castable::F8E4m3, to: Float::F32 },
     ];
@@ -73,19 +92,15 @@ fn example() -> (Memory, Recipe, Vec<u8>) {
     let widen =
         |bytes: &[u8]| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32().to_le_bytes();
     expected.extend(scales[..8_000].chunks(2).flat_map(widen));
-    for (index, code) in values[1_200_128..][..4 * 128 * 2_900].chunks(4).enumerate() {
+    for (index, code) in codes[700_000..].iter().enumerate() {
         let scale = &scales[8 + index / 128 * 4..][..4];
-        expected.extend((float(code) * float(scale)).to_le_bytes());
+        expected.extend((e4m3(*code) * float(scale)).to_le_bytes());
     }
     expected.extend(doubles.chunks(8).flat_map(|bytes| {
         let value = f64::from_le_bytes(bytes.try_into().expect("eight"));
         half::f16::from_f32(value as f32).to_le_bytes()
     }));
-    expected.extend(codes.iter().flat_map(|code| {
-        let (exponent, mantissa) = (i32::from(code >> 3), f32::from(code & 7));
-        let leading = if exponent > 0 { 8.0 } else { 0.0 };
-        ((leading + mantissa) * 2_f32.powi(exponent.max(1) - 10)).to_le_bytes()
-    }));
+    expected.extend(codes[..700_000].iter().flat_map(|code| e4m3(*code).to_le_bytes()));
     (place, Recipe { sources, spans, overflow: Overflow::Infinity }, expected)
 }
 
@@ -167,6 +182,7 @@ fn pieces_are_whole_blocks_of_the_result_and_of_what_it_is_made_from() {
         for part in recipe.parts(&layout, before, end) {
             let span = &recipe.spans[part.span];
             assert!(starts.contains(&(layout.starts[part.span] + part.start)));
+            // Scales are small beside the codes.
             for extent in span.inputs(part.start, part.bytes).take(1) {
                 assert!(inputs[extent.source].contains(&extent.start), "{extent:?}");
             }

@@ -1,17 +1,19 @@
-//! What a plan makes of quantized weights: it refuses them by name, or carries them as they are.
-//! And what files say of quantization where no tensor is quantized: it goes.
+//! What a plan makes of quantized weights: it dequantizes them, refuses them by name, or carries them
+//! as they are. And what files say of quantization where no tensor of the result is quantized: it
+//! goes.
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use super::Warning;
+use super::dequantized::{Becomes, Dequantized, Faulty};
 use crate::checkpoint::{Checkpoint, Label, SourceFile};
 use crate::error::Error;
 use crate::format::safetensors::{Shard, Tensor};
 use crate::recognize::quantized::{At, Part, is_packed};
 use crate::shown::{Names, Shown};
 
-/// The files that say that weights are quantized, and no weight is.
+/// The files that say that weights are quantized, and no weight of the result is.
 pub type LeftOver<'a> = HashSet<&'a Path>;
 
 /// The parts of quantized weights, by the tensors and by what files say.
@@ -21,25 +23,40 @@ pub struct Parts<'a> {
     is_labeled: Vec<bool>,
     /// Whether fp8 tensors without scales are plain values.
     unscaled_fp8: bool,
+    dequantized: Dequantized,
 }
 
 impl<'a> Parts<'a> {
     /// Those of a checkpoint whose fp8 tensors without scales are plain values, if `unscaled_fp8`
-    /// says so.
-    pub fn new(checkpoint: &'a Checkpoint, unscaled_fp8: bool) -> Parts<'a> {
+    /// says so. With `skip`, nothing is dequantized.
+    pub fn new(checkpoint: &'a Checkpoint, unscaled_fp8: bool, skip: bool) -> Parts<'a> {
         let is_labeled = checkpoint
             .shards()
             .map(|(file, _)| checkpoint.labels.iter().any(|label| covers(label, file)));
-        Parts { checkpoint, is_labeled: is_labeled.collect(), unscaled_fp8 }
+        let dequantized = if skip { Dequantized::default() } else { Dequantized::of(checkpoint) };
+        Parts { checkpoint, is_labeled: is_labeled.collect(), unscaled_fp8, dequantized }
     }
 
-    /// What a tensor is part of; nothing for a tensor of its own.
+    /// What a tensor is part of; nothing for a tensor of its own, and for one of a weight that is
+    /// dequantized.
     pub fn part(&self, at: At) -> Option<Part> {
         self.checkpoint.quantized.part(at).and_then(|part| self.judged(at, part))
     }
 
-    fn judged(&self, (shard, _): At, part: Part) -> Option<Part> {
+    /// What becomes of a tensor of a weight that is dequantized.
+    pub fn becomes(&self, at: At) -> Option<Becomes<'_>> {
+        self.dequantized.becomes(at)
+    }
+
+    /// Whether any weight is dequantized.
+    pub fn dequantizes(&self) -> bool {
+        !self.dequantized.is_empty()
+    }
+
+    fn judged(&self, at: At, part: Part) -> Option<Part> {
+        let (shard, _) = at;
         match part {
+            _ if self.becomes(at).is_some() => None,
             Part::Unscaled if self.is_labeled[shard] => Some(Part::Codes),
             Part::Unscaled if self.unscaled_fp8 => None,
             other => Some(other),
@@ -47,10 +64,14 @@ impl<'a> Parts<'a> {
     }
 
     fn all(&self) -> impl Iterator<Item = (&'a SourceFile, &'a Tensor, Part)> {
+        self.placed().map(|(_, file, tensor, part)| (file, tensor, part))
+    }
+
+    fn placed(&self) -> impl Iterator<Item = (At, &'a SourceFile, &'a Tensor, Part)> {
         let shards: Vec<_> = self.checkpoint.shards().collect();
-        self.checkpoint.quantized.all().filter_map(move |((number, tensor), part)| {
-            let (file, shard) = shards[number];
-            Some((file, &shard.tensors[tensor], self.judged((number, tensor), part)?))
+        self.checkpoint.quantized.all().filter_map(move |(at, part)| {
+            let (file, shard) = shards[at.0];
+            Some((at, file, &shard.tensors[at.1], self.judged(at, part)?))
         })
     }
 
@@ -76,6 +97,10 @@ impl<'a> Parts<'a> {
             if covered().any(|(number, (_, shard))| has_part(number, shard)) {
                 continue;
             }
+            if self.is_of_dequantized(label) {
+                left_over.insert(label.path.as_path());
+                continue;
+            }
             let tensors = covered().flat_map(|(_, (_, shard))| &shard.tensors);
             let packed =
                 tensors.filter(|tensor| is_packed(tensor)).map(|tensor| tensor.name.shown());
@@ -93,14 +118,25 @@ impl<'a> Parts<'a> {
         Ok(left_over)
     }
 
+    /// Whether a label is about weights that are dequantized.
+    fn is_of_dequantized(&self, label: &Label) -> bool {
+        let covered = self.checkpoint.shards().enumerate().filter(|(_, it)| covers(label, it.0));
+        let mut tensors = covered.flat_map(|(number, (_, shard))| {
+            (0..shard.tensors.len()).map(move |tensor| (number, tensor))
+        });
+        tensors.any(|at| matches!(self.becomes(at), Some(Becomes::Values(_))))
+    }
+
     fn refuse(&self) -> Result<(), Error> {
+        let is_unknown = |at| !self.dequantized.is_of_faulty(at);
+        let unknown = || self.placed().filter(|(at, ..)| is_unknown(*at));
         let tensors = |wanted: &dyn Fn(Part) -> bool| {
-            let found = self.all().filter(|(.., part)| wanted(*part));
-            let names: Vec<String> = found.map(|(_, tensor, _)| tensor.name.shown()).collect();
+            let found = unknown().filter(|(.., part)| wanted(*part));
+            let names: Vec<String> = found.map(|(_, _, tensor, _)| tensor.name.shown()).collect();
             Names::of(names.into_iter())
         };
         let path = || {
-            let (file, ..) = self.all().next().expect("there is a part");
+            let (_, file, ..) = unknown().next().expect("there is a part");
             file.location.clone()
         };
         let said = || {
@@ -110,8 +146,15 @@ impl<'a> Parts<'a> {
             }))
         };
         if let Some(tensors) = tensors(&|part| matches!(part, Part::Of(_))) {
-            let schemes = self.schemes();
+            let schemes = listed(unknown().map(|(.., part)| part));
             return Err(Error::Quantized { path: path(), schemes, said: said(), tensors });
+        }
+        if let [Faulty { codes, scheme, fault }, others @ ..] = self.dequantized.faulty.as_slice() {
+            let (file, shard) = self.checkpoint.shards().nth(codes.0).expect("its shard");
+            let (path, tensor) = (file.location.clone(), shard.tensors[codes.1].name.clone());
+            let (fault, more, scheme) =
+                (Box::new(fault.clone()), others.len(), (*scheme).to_owned());
+            return Err(Error::Scales { path, tensor, scheme, fault, more });
         }
         if let Some(tensors) = tensors(&|part| part == Part::Codes) {
             return Err(Error::LostScales { path: path(), said: said(), tensors });
@@ -134,12 +177,13 @@ impl<'a> Parts<'a> {
         });
         let labels = self.checkpoint.labels.iter();
         let labels = labels.filter(|label| left_over.contains(label.path.as_path()));
+        let labels = labels.filter(|label| !self.is_of_dequantized(label));
         let files = Names::of(labels.map(|label| label.path.shown()));
         carried.into_iter().chain(files.map(|files| Warning::LeftOver { files }))
     }
 
-    /// How weights are quantized, by the tensors, or else by a file whose word is all there is;
-    /// nothing where none is.
+    /// How weights are quantized that cannot be dequantized, by the tensors, or else by a file whose
+    /// word is all there is; nothing where none is.
     pub fn described(&self) -> Option<String> {
         let schemes = self.schemes();
         if !schemes.is_empty() {
@@ -151,21 +195,64 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// The names of the schemes, each once, in the order in which they are met.
-    fn schemes(&self) -> String {
-        let mut names: Vec<&str> = Vec::new();
-        for (.., part) in self.all() {
-            let name = part.name();
-            if !names.contains(&name) {
-                names.push(name);
+    /// The quantized weights of each scheme.
+    pub fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut add = |scheme: &str, problem: Option<String>, weights: u64, bytes: u64| {
+            let is_it = |group: &&mut Group| group.scheme == scheme && group.problem == problem;
+            match groups.iter_mut().find(is_it) {
+                Some(group) => {
+                    (group.weights, group.bytes) = (group.weights + weights, group.bytes + bytes)
+                }
+                None => groups.push(Group { scheme: scheme.to_owned(), weights, bytes, problem }),
+            }
+        };
+        let shards: Vec<_> = self.checkpoint.shards().collect();
+        let bytes = |at: At| shards[at.0].1.tensors[at.1].bytes;
+        for scaled in self.dequantized.values() {
+            let all = [Some(scaled.codes), Some(scaled.scales), scaled.second];
+            add(&scaled.scheme, None, 1, all.into_iter().flatten().map(bytes).sum());
+        }
+        for Faulty { codes, scheme, fault } in &self.dequantized.faulty {
+            add(scheme, Some(fault.to_string()), 1, bytes(*codes));
+        }
+        for (at, _, tensor, part) in self.placed() {
+            if !self.dequantized.is_of_faulty(at) {
+                add(part.name(), Some("recast does not dequantize it".to_owned()), 1, tensor.bytes);
             }
         }
-        names.join(", ")
+        groups
+    }
+
+    fn schemes(&self) -> String {
+        listed(self.all().map(|(.., part)| part))
     }
 }
 
+/// Quantized weights of one scheme.
+pub struct Group {
+    pub scheme: String,
+    /// Of a scheme that is not dequantized, its tensors, scales and all.
+    pub weights: u64,
+    pub bytes: u64,
+    /// Why they are not dequantized.
+    pub problem: Option<String>,
+}
+
+/// The names of the schemes, each once, in the order in which they are met.
+fn listed(parts: impl Iterator<Item = Part>) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for part in parts {
+        let name = part.name();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
+}
+
 /// Whether a label is about a shard: its own, or one in its folder or below.
-fn covers(label: &Label, file: &SourceFile) -> bool {
+pub fn covers(label: &Label, file: &SourceFile) -> bool {
     let folder = label.path.parent().unwrap_or(Path::new(""));
     match label.path.extension() {
         Some(extension) if extension == "safetensors" => label.path == file.path(),

@@ -5,15 +5,17 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::dequantized::Becomes;
+use super::planned::{Action, Content, PlannedTensor, Role, Sources};
 use super::quantized::{LeftOver, Parts};
 use crate::cast::Overflow;
 use crate::checkpoint::{Checkpoint, SourceFile};
 use crate::checksum::SHA256_DIGITS;
-use crate::dtype::{Dtype, Float};
-use crate::error::{Error, HeaderFault};
+use crate::dtype::Float;
+use crate::error::{Error, HeaderFault, ScaleFault};
 use crate::format::safetensors::{MAX_HEADER, Shard, Tensor};
 use crate::keep::Pattern;
-use crate::recipe::{Extent, Span};
+use crate::recipe::{Extent, Scaled as Scaling, Span};
 use crate::recognize::component;
 use crate::recognize::quantized::Part;
 use crate::recognize::wide::{self, Wide};
@@ -45,60 +47,6 @@ impl Options {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    Cast,
-    Copy,
-    /// It could be cast, but is left as it is.
-    Keep,
-}
-
-/// What a tensor is to the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// A value of its own.
-    Weight,
-    Quantized(Part),
-    State,
-}
-
-impl Role {
-    /// That of a tensor: the number of its shard, and its position there.
-    pub fn of(checkpoint: &Checkpoint, parts: &Parts<'_>, tensor: (usize, usize)) -> Role {
-        match parts.part(tensor) {
-            Some(part) => Role::Quantized(part),
-            None if checkpoint.is_state(tensor) => Role::State,
-            None => Role::Weight,
-        }
-    }
-}
-
-/// What becomes of a tensor of a shard. Its bytes are those of the span with its position in
-/// [`Content::Shard`] and one more, which is the header's.
-#[derive(Clone, Debug)]
-pub struct PlannedTensor {
-    pub tensor: usize,
-    pub action: Action,
-    pub reason: Arc<str>,
-    pub role: Role,
-    /// Whether the loader that the config names casts it all the same.
-    pub is_kept_in_vain: bool,
-    pub dtype: Dtype,
-    pub bytes: u64,
-}
-
-#[derive(Clone, Debug)]
-pub enum Content {
-    /// A header and the tensors that follow it, in order.
-    Shard {
-        shard: Arc<Shard>,
-        tensors: Vec<PlannedTensor>,
-    },
-    /// A text with other dtypes or sizes.
-    Text,
-    Copy,
-}
-
 pub struct Decisions {
     to: Float,
     patterns: Vec<Pattern>,
@@ -128,6 +76,9 @@ impl Decisions {
             }
         }
         let (to, auto_keep) = (options.to, options.auto_keep);
+        if let Some(error) = kept_quantized(checkpoint, parts, &patterns) {
+            return Err(error);
+        }
         Ok(Decisions { to, patterns, wide: wide(checkpoint, parts, to), auto_keep })
     }
 
@@ -179,6 +130,7 @@ impl Decisions {
         shard: &Arc<Shard>,
         role: &dyn Fn(usize) -> Role,
         left_over: &LeftOver<'_>,
+        sources: &mut Sources<'_>,
     ) -> Result<(Content, Vec<Span>), Error> {
         let component = component(file.path());
         let mut reasons: HashSet<Arc<str>> = HashSet::new();
@@ -190,36 +142,45 @@ impl Decisions {
             reasons.insert(Arc::clone(&reason));
             reason
         };
-        let mut tensors: Vec<PlannedTensor> = shard
-            .tensors
-            .iter()
-            .enumerate()
-            .map(|(index, tensor)| {
-                let role = role(index);
-                let (action, reason) = match role {
-                    Role::Quantized(part) => (Action::Copy, carried(part)),
-                    Role::State => (Action::Copy, "optimizer state".into()),
-                    Role::Weight => self.decide(&component, tensor),
-                };
-                let (dtype, bytes) = match action {
-                    Action::Cast => (self.to.dtype(), tensor.elements() * self.to.bytes() as u64),
-                    Action::Copy | Action::Keep => (tensor.dtype.clone(), tensor.bytes),
-                };
-                PlannedTensor {
-                    tensor: index,
-                    action,
-                    reason: shared(reason),
-                    role,
-                    is_kept_in_vain: action == Action::Keep && self.is_in_vain(&component, tensor),
-                    dtype,
-                    bytes,
+        let (mut tensors, mut dropped) = (Vec::with_capacity(shard.tensors.len()), Vec::new());
+        for (index, tensor) in shard.tensors.iter().enumerate() {
+            let role = role(index);
+            let (action, reason) = match &role {
+                Role::Quantized(part) => (Action::Copy, carried(*part)),
+                Role::State => (Action::Copy, "optimizer state".into()),
+                Role::Weight => self.decide(&component, tensor),
+                Role::Codes(scaled) => {
+                    let reason = format!("{} to {}", scaled.scheme, self.to);
+                    (Action::Dequantize, reason.into())
                 }
-            })
-            .collect();
+                Role::Gone => {
+                    dropped.push(index);
+                    continue;
+                }
+            };
+            let is_kept_in_vain = action == Action::Keep && self.is_in_vain(&component, tensor);
+            let (dtype, bytes) = (tensor.dtype.clone(), tensor.bytes);
+            let reason = shared(reason);
+            let mut planned = PlannedTensor {
+                tensor: index,
+                action,
+                reason,
+                role,
+                is_kept_in_vain,
+                dtype,
+                bytes,
+            };
+            if matches!(action, Action::Cast | Action::Dequantize) {
+                planned.dtype = self.to.dtype();
+                planned.bytes = planned.elements(tensor) * self.to.bytes() as u64;
+            }
+            tensors.push(planned);
+        }
         let source = |planned: &PlannedTensor| &shard.tensors[planned.tensor];
+        check_names(file, shard, &tensors)?;
         // The official writer's order, so that the file is byte-identical to one it writes.
         tensors.sort_by(|left, right| {
-            let names = || source(left).name.cmp(&source(right).name);
+            let names = || left.name(source(left)).cmp(right.name(source(right)));
             right.dtype.cmp(&left.dtype).then_with(names)
         });
         let says = shard.quantization().filter(|_| left_over.contains(file.path()));
@@ -237,8 +198,9 @@ impl Decisions {
             Shard::header(
                 &metadata,
                 tensors.iter().map(|planned| {
-                    let Tensor { name, shape, .. } = source(planned);
-                    (name.as_str(), &planned.dtype, shape.as_slice(), planned.bytes)
+                    let source = source(planned);
+                    let (name, shape) = (planned.name(source), planned.shape(source));
+                    (name, &planned.dtype, shape, planned.bytes)
                 }),
             )
         };
@@ -254,9 +216,15 @@ impl Decisions {
         let data = tensors.iter().map(|planned| {
             let Tensor { start, bytes, dtype, .. } = source(planned);
             let values = Extent { source: 0, start: *start, bytes: *bytes };
-            match (planned.action, dtype.castable()) {
-                (Action::Cast, Some(from)) => Span::Cast { values, from, to: self.to },
-                (Action::Keep, Some(from)) => Span::Keep { values, from, to: self.to },
+            match (planned.action, dtype.castable(), &planned.role) {
+                (Action::Cast, Some(from), _) => Span::Cast { values, from, to: self.to },
+                (Action::Keep, Some(from), _) => Span::Keep { values, from, to: self.to },
+                (_, _, Role::Codes(scaled)) => {
+                    let (formula, to) = (scaled.formula, self.to);
+                    let scales = sources.extent(scaled.scales);
+                    let second = scaled.second.map(|at| sources.extent(at));
+                    Span::Scaled(Box::new(Scaling { codes: values, scales, second, formula, to }))
+                }
                 _ => Span::Copy(values),
             }
         });
@@ -265,14 +233,59 @@ impl Decisions {
             false => Span::Hashed { text: header, at },
         };
         let spans = std::iter::once(header).chain(data).collect();
-        Ok((Content::Shard { shard: Arc::clone(shard), tensors }, spans))
+        Ok((Content::Shard { shard: Arc::clone(shard), tensors, dropped }, spans))
     }
 }
 
 /// Whether the bytes of a shard's tensors become others, or come in another order.
 pub(super) fn changes(shard: &Shard, tensors: &[PlannedTensor]) -> bool {
     let starts = tensors.iter().map(|planned| shard.tensors[planned.tensor].start);
-    tensors.iter().any(|planned| planned.action == Action::Cast) || !starts.is_sorted()
+    let are_others =
+        |planned: &PlannedTensor| matches!(planned.action, Action::Cast | Action::Dequantize);
+    tensors.len() < shard.tensors.len() || tensors.iter().any(are_others) || !starts.is_sorted()
+}
+
+/// Two tensors of the result must not have the same name.
+fn check_names(file: &SourceFile, shard: &Shard, tensors: &[PlannedTensor]) -> Result<(), Error> {
+    let is_renamed = |planned: &&PlannedTensor| {
+        let source = &shard.tensors[planned.tensor];
+        planned.name(source) != source.name
+    };
+    for planned in tensors.iter().filter(is_renamed) {
+        let source = &shard.tensors[planned.tensor];
+        let name = planned.name(source);
+        let other = |other: &&PlannedTensor| {
+            other.tensor != planned.tensor && other.name(&shard.tensors[other.tensor]) == name
+        };
+        if let (Some(_), Role::Codes(scaled)) = (tensors.iter().find(other), &planned.role) {
+            let (path, tensor) = (file.location.clone(), source.name.clone());
+            let (fault, scheme) =
+                (Box::new(ScaleFault::Taken { name: name.to_owned() }), scaled.scheme.clone());
+            return Err(Error::Scales { path, tensor, scheme, fault, more: 0 });
+        }
+    }
+    Ok(())
+}
+
+/// The error where a pattern matches a tensor of a weight that is dequantized.
+fn kept_quantized(
+    checkpoint: &Checkpoint,
+    parts: &Parts<'_>,
+    patterns: &[Pattern],
+) -> Option<Error> {
+    if patterns.is_empty() || !parts.dequantizes() {
+        return None;
+    }
+    checkpoint.shards().enumerate().find_map(|(number, (file, shard))| {
+        let component = component(file.path());
+        shard.tensors.iter().enumerate().find_map(|(index, tensor)| {
+            let becomes = parts.becomes((number, index));
+            matches!(becomes, Some(Becomes::Values(_) | Becomes::Gone)).then_some(())?;
+            let pattern = patterns.iter().find(|it| it.matches(&component, &tensor.name))?;
+            let (path, tensor) = (file.location.clone(), tensor.name.clone());
+            Some(Error::KeptQuantized { pattern: pattern.text().to_owned(), path, tensor })
+        })
+    })
 }
 
 /// A header, and the places of the digests in it: where it differs from one with other digits.
@@ -288,8 +301,9 @@ fn wide(checkpoint: &Checkpoint, parts: &Parts<'_>, to: Float) -> HashMap<String
     for (number, (file, shard)) in checkpoint.shards().enumerate() {
         let tensors = components.entry(component(file.path())).or_default();
         let own = shard.tensors.iter().enumerate();
-        let own =
-            own.filter(|(index, _)| Role::of(checkpoint, parts, (number, *index)) == Role::Weight);
+        let own = own.filter(|(index, _)| {
+            matches!(Role::of(checkpoint, parts, (number, *index)), Role::Weight)
+        });
         tensors.extend(own.filter_map(|(_, tensor)| seen(tensor)));
     }
     let of = |(component, tensors): (String, Vec<wide::Tensor<'_>>)| {

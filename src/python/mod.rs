@@ -94,16 +94,26 @@ impl Checkpoint {
         self.0.not_loaded().map(text).collect()
     }
 
-    /// How weights are quantized, not counting fp8 without scales, which may be plain.
+    /// The quantized weights of each scheme, with their number, their bytes, and why they are not
+    /// dequantized where they are not.
+    #[getter]
+    fn schemes(&self, py: Python<'_>) -> Vec<(String, u64, u64, Option<String>)> {
+        let groups = py.detach(|| plan::Parts::new(&self.0, true, false).groups());
+        let rows = groups.into_iter();
+        rows.map(|group| (group.scheme, group.weights, group.bytes, group.problem)).collect()
+    }
+
+    /// How weights are quantized that are not dequantized, not counting fp8 without scales, which
+    /// may be plain.
     #[getter]
     fn quantized(&self) -> Option<String> {
-        plan::Parts::new(&self.0, true).described()
+        plan::Parts::new(&self.0, true, false).described()
     }
 
     /// Whether there are fp8 tensors without scales.
     #[getter]
     fn has_unscaled_fp8(&self) -> bool {
-        plan::Parts::new(&self.0, true).has_unscaled()
+        plan::Parts::new(&self.0, true, false).has_unscaled()
     }
 
     #[getter]
@@ -124,16 +134,21 @@ impl Checkpoint {
 struct PlannedTensor {
     /// The shard that holds it, relative to the source.
     file: OsString,
+    /// What it is called in the result.
     name: String,
+    /// That in the result.
     shape: Vec<u64>,
     /// The product of `shape`.
     elements: u64,
+    /// What it, or the codes that it is made of, is called in the source.
+    source_name: String,
     /// What safetensors calls its dtype in the source, such as `F32`.
     source_dtype: String,
     /// What safetensors calls its dtype in the result.
     dtype: String,
-    /// `cast`; `copy` where there is nothing to cast; `keep` where a pattern or the built-in
-    /// list keeps its dtype.
+    /// `cast`; `dequantize` where codes become the values that they stand for with their scales;
+    /// `copy` where there is nothing to cast; `keep` where a pattern or the built-in list keeps its
+    /// dtype.
     action: &'static str,
     /// Why, in words.
     reason: String,
@@ -177,21 +192,31 @@ impl Plan {
         tensors
             .map(|(file, tensor, planned)| PlannedTensor {
                 file: text(&file.path),
-                name: tensor.name.clone(),
-                shape: tensor.shape.clone(),
-                elements: tensor.elements(),
+                name: planned.name(tensor).to_owned(),
+                shape: planned.shape(tensor).to_vec(),
+                elements: planned.elements(tensor),
+                source_name: tensor.name.clone(),
                 source_dtype: tensor.dtype.name().to_owned(),
                 dtype: planned.dtype.name().to_owned(),
                 action: match planned.action {
                     plan::Action::Cast => "cast",
                     plan::Action::Copy => "copy",
                     plan::Action::Keep => "keep",
+                    plan::Action::Dequantize => "dequantize",
                 },
                 reason: planned.reason.to_string(),
                 source_bytes: tensor.bytes,
                 bytes: planned.bytes,
             })
             .collect()
+    }
+
+    /// The tensors of the source that are not in the result, because they belong to weights that
+    /// are dequantized: the shard and the name of each.
+    #[getter]
+    fn dropped(&self) -> Vec<(OsString, String)> {
+        let dropped = self.0.dropped();
+        dropped.map(|(file, tensor)| (text(&file.path), tensor.name.clone())).collect()
     }
 
     /// Every file of the result but its report, in the order they are written.
@@ -234,7 +259,7 @@ impl Plan {
     /// The elements of all tensors.
     #[getter]
     fn parameters(&self) -> u64 {
-        self.0.tensors().map(|(_, tensor, _)| tensor.elements()).sum()
+        self.0.parameters()
     }
 
     /// The bytes of the files that will be read.

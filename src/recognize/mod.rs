@@ -5,7 +5,8 @@ pub mod loaded;
 pub mod optimizer;
 pub mod quantized;
 mod rules;
-mod schemes;
+pub mod scaled;
+pub mod schemes;
 pub mod wide;
 
 use std::borrow::Cow;

@@ -1,10 +1,14 @@
 //! Which tensors belong to quantized weights, told by their names, dtypes, shapes and companions
 //! alone. Casting one of them would round a scale or a code, and so every weight made of it.
 
+mod weight;
+
 use crate::format::safetensors::{Shard, Tensor};
 use crate::recognize::schemes::{
-    BESIDE_CACHES, BESIDE_WEIGHTS, CODES_ONLY, FP8, PACKED, SCALE_WORDS, SCHEMES, Scheme,
+    Beside, CODES_ONLY, FP8, PACKED, SCALE_WORDS, SCHEMES, SHARED, Scheme, beside,
 };
+use weight::BESIDE_LAYERS;
+pub use weight::{Found, Weight};
 
 /// A tensor: the position of its shard, and its own in the shard.
 pub type At = (usize, usize);
@@ -43,6 +47,7 @@ pub fn is_packed(tensor: &Tensor) -> bool {
 #[derive(Debug, Default)]
 pub struct Quantized {
     parts: Vec<Vec<Option<Part>>>,
+    weights: Vec<Weight>,
 }
 
 impl Quantized {
@@ -54,10 +59,18 @@ impl Quantized {
         let mut components: Vec<&str> = shards.iter().map(|(component, _)| *component).collect();
         components.sort_unstable();
         components.dedup();
+        let mut weights = Vec::new();
         for component in components {
-            Component::of(component, shards, &mut parts).recognize();
+            let mut component = Component::of(component, shards, &mut parts);
+            component.recognize();
+            weights.append(&mut component.weights);
         }
-        Quantized { parts }
+        Quantized { parts, weights }
+    }
+
+    /// The quantized weights whose codes and companions were found by the name of a scheme.
+    pub fn weights(&self) -> &[Weight] {
+        &self.weights
     }
 
     /// What the tensor is part of; nothing for a tensor of its own.
@@ -78,6 +91,7 @@ impl Quantized {
 struct Component<'a, 'p> {
     names: Vec<(&'a str, At, &'a Tensor)>,
     parts: &'p mut [Vec<Option<Part>>],
+    weights: Vec<Weight>,
 }
 
 impl<'a, 'p> Component<'a, 'p> {
@@ -94,7 +108,7 @@ impl<'a, 'p> Component<'a, 'p> {
             })
             .collect();
         names.sort_unstable_by_key(|(name, at, _)| (*name, *at));
-        Component { names, parts }
+        Component { names, parts, weights: Vec::new() }
     }
 
     fn recognize(&mut self) {
@@ -134,9 +148,38 @@ impl<'a, 'p> Component<'a, 'p> {
             "GPTQ or AWQ" => self.packing(stem),
             name => name,
         };
+        for part in scheme.codes {
+            let all: Vec<_> = self.named(&join(stem, part)).to_vec();
+            let codes = all.into_iter().filter(is_codes).filter(|(_, at, _)| self.is_free(*at));
+            let weights: Vec<Weight> =
+                codes.map(|(_, at, _)| self.weight(scheme, stem, at)).collect();
+            self.weights.extend(weights);
+        }
         let own = [scheme.scale].into_iter().chain(scheme.codes.iter().copied());
         for part in own.chain(scheme.also.iter().copied()) {
             self.mark(&join(stem, part), Part::Of(name));
+        }
+    }
+
+    /// A weight with its companions.
+    fn weight(&self, scheme: &'static Scheme, stem: &str, codes: At) -> Weight {
+        let layer = stem.strip_suffix(".weight").unwrap_or(stem);
+        let own = [scheme.scale].into_iter().chain(scheme.also.iter().copied());
+        let own = own.map(|part| (stem, part));
+        let all = own.chain(BESIDE_LAYERS.map(|part| (layer, part)));
+        let found =
+            all.filter_map(|(stem, part)| Some((part, self.beside(&join(stem, part), codes)?)));
+        Weight { scheme, stem: stem.to_owned(), codes, companions: found.collect() }
+    }
+
+    /// The tensor of that name that goes with one in another place.
+    fn beside(&self, name: &str, (shard, _): At) -> Option<Found> {
+        let all = self.named(name);
+        let own = all.iter().find(|(_, at, _)| at.0 == shard);
+        match (own, all) {
+            (Some((_, at, _)), _) | (None, [(_, at, _)]) => Some(Found::At(*at)),
+            (None, []) => None,
+            (None, _) => Some(Found::Ambiguous),
         }
     }
 
@@ -177,8 +220,11 @@ impl<'a, 'p> Component<'a, 'p> {
                 .map(|above| format!("{above}.weight_scale"))
                 .find(|scale| self.named(scale).iter().any(|(_, _, scale)| scale.elements() == 1));
             if let Some(scale) = scale {
-                self.mark(name, Part::Of("fp8"));
-                self.mark(&scale, Part::Of("fp8"));
+                let stem = &scale[..scale.len() - SHARED.scale.len()];
+                let weight = self.weight(&SHARED, stem, at);
+                self.weights.push(weight);
+                self.mark(name, Part::Of(SHARED.name));
+                self.mark(&scale, Part::Of(SHARED.name));
             }
         }
     }
@@ -217,8 +263,7 @@ impl<'a, 'p> Component<'a, 'p> {
         let Some(part) = parts.next() else { return };
         for number in 0..self.names.len() {
             let (name, at, _) = self.names[number];
-            let mut beside = BESIDE_WEIGHTS.iter().chain(BESIDE_CACHES);
-            if self.is_free(at) && beside.any(|last| ends_in(name, last)) {
+            if self.is_free(at) && beside(name).is_some() {
                 self.mark(name, part);
             }
         }
@@ -249,7 +294,7 @@ impl<'a, 'p> Component<'a, 'p> {
     /// 8-bit floats that no scale belongs to: in a component with anything else of quantized
     /// weights, their scales are lost.
     fn name_unscaled(&mut self) {
-        let is_said = |name: &str| BESIDE_WEIGHTS.iter().any(|last| ends_in(name, last));
+        let is_said = |name: &str| !matches!(beside(name), None | Some((_, Beside::Caches)));
         let is_quantized =
             self.names.iter().any(|(name, at, _)| !self.is_free(*at) || is_said(name));
         let part = if is_quantized { Part::Codes } else { Part::Unscaled };
@@ -260,12 +305,6 @@ impl<'a, 'p> Component<'a, 'p> {
             }
         }
     }
-}
-
-/// Whether that is the last part of a name, or of its last part.
-fn ends_in(name: &str, last: &str) -> bool {
-    let rest = name.strip_suffix(last);
-    rest.is_some_and(|rest| matches!(rest.as_bytes().last(), None | Some(b'.' | b'_')))
 }
 
 /// Whether a matrix of that name and dtype holds codes: no plain weight is made of integers.

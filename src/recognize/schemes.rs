@@ -152,26 +152,55 @@ pub const SCHEMES: &[Scheme] = &[
     ]),
 ];
 
-/// What the last part of a name is called that goes with quantized activations, or that marks a
-/// layer or a file as quantized: no part of any weight's value.
-pub const BESIDE_WEIGHTS: &[&str] = &[
-    "input_scale",
-    "input_global_scale",
-    "input_zero_point",
-    "output_scale",
-    "output_global_scale",
-    "output_zero_point",
-    "activation_scale",
-    "act_scale",
-    "scale_input",
-    "qscale_act",
-    "pre_quant_scale",
-    "comfy_quant",
-    "scaled_fp8",
+/// One scale for all fp8 tensors below it.
+pub static SHARED: Scheme = scheme("fp8", ".weight_scale", &[], FP8);
+
+/// What a tensor beside quantized weights is for, which is no part of any weight's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Quantized activations.
+    Activations,
+    /// A quantized cache, which unquantized weights may have as well.
+    Caches,
+    /// It marks a layer or a file as quantized.
+    Marker,
+    /// What the inputs of a layer are multiplied by: without it, the weights are others.
+    Inputs,
+}
+
+/// What the last part of the name of such a tensor is called.
+const BESIDE: &[(&str, Beside)] = &[
+    ("input_scale", Beside::Activations),
+    ("input_global_scale", Beside::Activations),
+    ("input_zero_point", Beside::Activations),
+    ("output_scale", Beside::Activations),
+    ("output_global_scale", Beside::Activations),
+    ("output_zero_point", Beside::Activations),
+    ("activation_scale", Beside::Activations),
+    ("act_scale", Beside::Activations),
+    ("scale_input", Beside::Activations),
+    ("qscale_act", Beside::Activations),
+    ("pre_quant_scale", Beside::Inputs),
+    ("comfy_quant", Beside::Marker),
+    ("scaled_fp8", Beside::Marker),
+    ("q_scale", Beside::Caches),
+    ("k_scale", Beside::Caches),
+    ("v_scale", Beside::Caches),
+    ("kv_scale", Beside::Caches),
+    ("prob_scale", Beside::Caches),
 ];
 
-/// The same for a quantized cache, which unquantized weights may have as well.
-pub const BESIDE_CACHES: &[&str] = &["q_scale", "k_scale", "v_scale", "kv_scale", "prob_scale"];
+/// What a tensor of that name is for, if anything beside weights, and what stands before that.
+pub fn beside(name: &str) -> Option<(&str, Beside)> {
+    BESIDE.iter().find_map(|(last, kind)| {
+        let rest = name.strip_suffix(last)?;
+        match rest.as_bytes().last() {
+            None => Some((rest, *kind)),
+            Some(b'.' | b'_') => Some((&rest[..rest.len() - 1], *kind)),
+            _ => None,
+        }
+    })
+}
 
 /// What the name of a tensor has somewhere that goes with packed codes of a scheme not named here.
 pub const SCALE_WORDS: &[&str] = &["scale", "zeros", "zero_point", "absmax", "codebook", "quant"];

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cast::Overflow;
+use crate::cast::scaled::ScaleCounts;
 use crate::checksum::Digest;
 use crate::error::Difference;
 use crate::names;
@@ -20,6 +21,22 @@ pub struct Totals {
     pub nan: u64,
     pub inf: u64,
     pub inexact_tensors: u64,
+    /// Of the weights that were dequantized, if any were.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub scaled: Option<Scaled>,
+}
+
+/// What was unusual about codes and scales.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scaled {
+    pub nan_codes: u64,
+    pub scales: ScaleCounts,
+}
+
+impl Scaled {
+    pub fn parts(self) -> (u64, ScaleCounts) {
+        (self.nan_codes, self.scales)
+    }
 }
 
 /// The options that decide about the result, as far as they made a difference.

@@ -206,9 +206,12 @@ fn a_damaged_index_is_read_as_it_stands_or_refused_and_edited_only_where_it_stat
         if named.is_some() {
             before["metadata"]["dtype"] = Value::Null;
         }
-        let mut after: Value =
-            serde_json::from_str(&of_python(&ours.updated(7, all_state(Float::F16))))
-                .expect(&shown);
+        let mut after: Value = serde_json::from_str(&of_python(&ours.updated(
+            7,
+            all_state(Float::F16),
+            &|name, _| Some(name),
+        )))
+        .expect(&shown);
         if named.is_some() {
             after["metadata"]["dtype"] = Value::Null;
         } else if before["metadata"].get("dtype").is_none() {

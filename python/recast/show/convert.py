@@ -12,6 +12,9 @@ FOUND = {
 }
 
 
+NAMES = {"nan": "NaN", "inf": "infinite", "zero": "zero", "negative": "negative"}
+
+
 def dry_run_text(run: DryRun) -> str:
     """The plan, and each file's size before and after."""
     facts = run.facts()
@@ -52,7 +55,11 @@ def report_text(report: Report) -> str:
 def _plan_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     counts, gpu = facts["tensors"], facts["gpu_memory"]
     kept = f", {counts['kept']:,} kept" if counts["kept"] else ""
-    rows = [("tensors", f"{counts['cast']:,} cast, {counts['copied']:,} copied{kept}")]
+    made = f"{counts['dequantized']:,} dequantized, " if "dequantized" in counts else ""
+    rows = [("tensors", f"{made}{counts['cast']:,} cast, {counts['copied']:,} copied{kept}")]
+    if dropped := facts.get("dropped"):
+        # With scales, there are also tensors that describe quantized activations.
+        rows.append(("left out", plain(f"scales and the like: {first_of(dropped)}")))
     for group in facts["kept"]:
         names = group["tensors"]
         exact = len(group.get("exact_anyway", []))
@@ -79,9 +86,15 @@ def _audit(report: Report) -> str:
         (audit["inf"], "infinite in the source"),
     ]
     parts = [f"{counted(count, 'value')} {what}" for count, what in counts if count]
+    if codes := audit.get("nan_codes"):
+        parts.append(f"{counted(codes, 'code')} NaN")
+    scales = audit.get("scales", {})
+    parts += [f"{counted(count, 'scale')} {NAMES[kind]}" for kind, count in scales.items() if count]
     inexact = audit["inexact_tensors"]
     if inexact:
-        parts.append(f"{inexact:,} of {report.tensors['cast']:,} cast tensors were rounded")
+        of = report.tensors["cast"] + report.tensors.get("dequantized", 0)
+        made = "" if "dequantized" in report.tensors else "cast "
+        parts.append(f"{inexact:,} of {of:,} {made}tensors were rounded")
     else:
         parts.append("every value is exact")
     return "; ".join(parts)

@@ -49,6 +49,7 @@ def inspection_text(inspection: Inspection) -> str:
         _picture(dtypes, inspection.bytes),
         heading("by part of the model"),
         _picture(parts, inspection.bytes),
+        *_schemes(inspection),
         _gpu_heading(inspection.device),
         _gpu_table(inspection),
         *notes,
@@ -76,6 +77,21 @@ def _picture(parts: list[tuple[str, int]], total: int) -> "Text":
         picture.append("\n" if picture else "").append(f"  {label}", style="cyan")
         picture.append(f"{gap}{amount}  {100 * share:5.1f} %  ").append(drawn, style="green")
     return picture
+
+
+def _schemes(inspection: Inspection) -> "list[RenderableType]":
+    """How weights are quantized, and what `convert` makes of them."""
+    if not inspection.schemes:
+        return []
+    rows = [
+        (
+            plain(scheme["name"]),
+            f"{counted(scheme['weights'], 'weight')}, {size(scheme['bytes'])}, "
+            + (plain(scheme["problem"]) if scheme["problem"] else "dequantized by convert"),
+        )
+        for scheme in inspection.schemes
+    ]
+    return [heading("quantized weights"), grid(rows)]
 
 
 def _gpu_heading(gpu: Gpu | None) -> "Text":
