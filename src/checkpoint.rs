@@ -102,6 +102,17 @@ pub struct Label {
     pub quantization: Quantization,
 }
 
+impl Label {
+    /// Whether it is about a shard: its own, or one in its folder or below.
+    pub fn covers(&self, file: &SourceFile) -> bool {
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        match self.path.extension() {
+            Some(extension) if extension == "safetensors" => self.path == file.path(),
+            _ => file.path().starts_with(folder),
+        }
+    }
+}
+
 impl Checkpoint {
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
         address::check_local(path, address::Use::Read)?;

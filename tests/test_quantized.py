@@ -87,7 +87,9 @@ def save(
 
 
 @pytest.mark.parametrize("to", ["bf16", "fp16"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme", sorted(SCHEMES.keys() - {"fp8", "ComfyUI fp8", "ModelOpt NVFP4"})
+)
 def test_quantized_weights_are_refused_by_name_without_any_config(
     scheme: str, to: str, tmp_path: Path
 ) -> None:

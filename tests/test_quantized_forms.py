@@ -1,5 +1,6 @@
 """The ways to save one quantized model, each as a library saves it and in its barest form: the
-safetensors file alone, without a config, a sidecar or metadata. None is converted in silence.
+safetensors file alone, without a config, a sidecar or metadata. Each is dequantized, or refused by
+name; none is cast.
 
 Names, dtypes and shapes are those that the libraries write for a layer of 128 inputs and 64
 outputs; the values are of no importance.
@@ -84,7 +85,13 @@ FORMS: dict[str, tuple[str, Layer, dict[str, Any]]] = {
     "ModelOpt NVFP4": (
         "ModelOpt NVFP4",
         NVFP4,
-        {"config": {}, "hf_quant_config": {"quantization": {"quant_algo": "NVFP4"}}},
+        {
+            "config": {},
+            "hf_quant_config": {
+                "producer": {"name": "modelopt", "version": "0.29.0"},
+                "quantization": {"quant_algo": "NVFP4", "group_size": 16},
+            },
+        },
     ),
     "ModelOpt NVFP4, weights only": (
         "ModelOpt NVFP4",
@@ -240,6 +247,23 @@ FORMS: dict[str, tuple[str, Layer, dict[str, Any]]] = {
 }
 # What a marker in the file says, where it has one.
 SAID = {"ComfyUI, new names": {"_quantization_metadata": json.dumps({"layers": {"m": {}}})}}
+# What becomes plain values, by its tensors alone, and what only where a config says what it is.
+KNOWN = {
+    "ModelOpt FP8",
+    "compressed-tensors float-quantized",
+    "compressed-tensors nvfp4-pack-quantized",
+    "ComfyUI, old names",
+    "ComfyUI, old names, no marker",
+    "ComfyUI, new names",
+    "ComfyUI, new names, no marker",
+}
+LABELED = {
+    "ModelOpt NVFP4",
+    "ModelOpt NVFP4, weights only",
+    "ModelOpt NVFP4, fused experts",
+    "compressed-tensors mxfp4-pack-quantized",
+    "compressed-tensors mxfp8-quantized",
+}
 PLAIN: Layer = {"embed.weight": ("F16", [256, 64]), "norm.weight": ("F32", [64])}
 
 Write = Callable[[Path, str], Path]
@@ -289,7 +313,42 @@ WAYS: list[Write] = [
 
 
 @pytest.mark.parametrize("write", WAYS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", sorted(KNOWN | LABELED))
+def test_a_model_of_a_known_scheme_is_dequantized_if_nothing_is_left_open(
+    form: str, write: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    source, out = write(tmp_path / "in", form), tmp_path / "out"
+    if form in LABELED and write is not as_the_library_does:
+        with pytest.raises(recast.QuantizedError, match=r"cannot dequantize '.*' \(.*config"):
+            recast.convert(source, out, to="bf16", sync=False)
+        assert not out.exists()
+        assert any(scheme["problem"] for scheme in recast.inspect(source).schemes)
+        return
+    (scheme,) = recast.inspect(source).schemes
+    assert (scheme["weights"], scheme["problem"]) == (1, None)
+    report = recast.convert(source, out, to="bf16", sync=False)
+    assert report.tensors.get("dequantized") == 1
+    result = {
+        name: value for file in out.glob("*.safetensors") for name, value in stored(file).items()
+    }
+    plain = {} if write is nothing_but_the_layer else PLAIN
+    weight = "experts.down_proj" if "experts" in form else "m.weight"
+    shape = [4, 64, 128] if "experts" in form else [64, 128]
+    found = {name: (dtype, shape) for name, (dtype, shape, _) in result.items()}
+    expected = {
+        name: ("BF16" if dtype == "F16" else dtype, shape) for name, (dtype, shape) in plain.items()
+    }
+    assert found == {weight: ("BF16", shape), **expected}
+    assert sorted(report.dropped) == sorted(
+        FORMS[form][1].keys() - {"m.weight", "experts.down_proj", "m.weight_packed"}
+    )
+    said = (out / "config.json").read_text() if (out / "config.json").exists() else ""
+    assert "quant" not in said + "".join(path.name for path in out.iterdir())
+
+
+@pytest.mark.parametrize("write", WAYS)
+@pytest.mark.parametrize("form", sorted(FORMS.keys() - KNOWN - LABELED))
 def test_a_quantized_model_is_refused_by_name_however_it_was_saved(
     form: str, write: Write, tmp_path: Path
 ) -> None:

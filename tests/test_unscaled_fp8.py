@@ -110,8 +110,16 @@ def test_one_component_may_be_plain_fp8_beside_a_quantized_one(tmp_path: Path) -
     }
     model(tmp_path / "in" / "text_encoder", scaled | {"norm.weight": torch.rand(8)})
     (tmp_path / "in" / "model_index.json").write_text("{}")
-    with pytest.raises(recast.QuantizedError, match=r"quantized weights \(fp8\): m.weight"):
-        recast.plan(tmp_path / "in", to="bf16", unscaled_fp8=True)
+    plan = recast.plan(tmp_path / "in", to="bf16", unscaled_fp8=True)
+    assert {tensor.name: tensor.action for tensor in plan.tensors} == {
+        "blocks.0.attn.weight": "cast",
+        "blocks.0.attn.bias": "copy",
+        "blocks.0.norm.weight": "cast",
+        "m.weight": "dequantize",
+        "norm.weight": "cast",
+    }
+    with pytest.raises(recast.QuantizedError, match="fp8 tensors without scales"):
+        recast.plan(tmp_path / "in", to="bf16")
     plan = recast.plan(tmp_path / "in", to="bf16", unscaled_fp8=True, skip_quantized=True)
     assert {tensor.name: tensor.action for tensor in plan.tensors} == {
         "blocks.0.attn.weight": "cast",

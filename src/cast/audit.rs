@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::double::F64;
 use super::element::{Element, INFINITY, MAGNITUDE, Source};
-use super::scaled::ScaleCounts;
 
 /// What a pass over a block saw, in binary32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +31,33 @@ impl Summary {
         self.largest = self.largest.max(other.largest);
         self.smallest_less_one = self.smallest_less_one.min(other.smallest_less_one);
         self.union |= other.union;
+    }
+}
+
+/// How many scales of a weight are unusual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleCounts {
+    pub nan: u64,
+    pub inf: u64,
+    pub zero: u64,
+    pub negative: u64,
+}
+
+impl ScaleCounts {
+    pub fn merge(&mut self, other: &ScaleCounts) {
+        self.nan += other.nan;
+        self.inf += other.inf;
+        self.zero += other.zero;
+        self.negative += other.negative;
+    }
+
+    /// Counts a scale, in binary32 bits.
+    pub fn add(&mut self, bits: u32) {
+        let magnitude = bits & MAGNITUDE;
+        self.nan += u64::from(magnitude > INFINITY);
+        self.inf += u64::from(magnitude == INFINITY);
+        self.zero += u64::from(magnitude == 0);
+        self.negative += u64::from(bits != magnitude && (1..=INFINITY).contains(&magnitude));
     }
 }
 

@@ -6,36 +6,22 @@ mod formula;
 pub(super) mod product;
 mod scales;
 
-pub use formula::{Code, Formula, Grid, Scale, Second};
-pub use scales::ScaleCounts;
+pub use formula::{Code, Formula, Grid, How, Inputs, Scale, Second};
 
 use super::audit::Audit;
+use super::byte::{E2m1, E4m3, E4m3Fnuz, E5m2, E5m2Fnuz};
 use super::element::F32;
-use super::kernel::{BLOCK, Overflow, Run};
-use super::{Level, run_any};
-use crate::dtype::Float;
-use product::{Examined, Products};
+use super::kernel::{BLOCK, Run};
+use super::level::Level;
+use super::run_any;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use formula::Segment;
+use product::{Codes, Examined, Products};
 use scales::Rows;
 
 /// Columns and rows of a tile of a plane that is transposed.
 const TILE: (u64, u64) = (32, BLOCK as u64 / 32);
-
-/// What the values of a range are made of, as [`Formula::made_of`] says, and all second scales,
-/// which are one, or one for each plane.
-#[derive(Clone, Copy)]
-pub struct Inputs<'a> {
-    pub codes: &'a [u8],
-    pub scales: &'a [u8],
-    pub second: &'a [u8],
-}
-
-/// How values are made, as for a cast.
-#[derive(Clone, Copy, Debug)]
-pub struct How {
-    pub level: Level,
-    pub to: Float,
-    pub overflow: Overflow,
-}
 
 /// Makes the values of a formula from number `start` on into `dst`, and adds what happened to
 /// `audit`: of the products, what a cast says of its values; and of each scale, by the first value
@@ -87,14 +73,6 @@ struct Maker<'a, 'b> {
 struct Scratch {
     products: [u8; BLOCK * 4],
     turned: [u8; BLOCK * 4],
-}
-
-/// A part of a row of codes, counted through all planes.
-#[derive(Clone, Copy)]
-struct Segment {
-    row: u64,
-    column: u64,
-    columns: u64,
 }
 
 impl Maker<'_, '_> {
@@ -193,7 +171,7 @@ impl Maker<'_, '_> {
         };
         let mut examined = Examined::default();
         let are_plain = all(&mut |products, _| {
-            products.scales.are_normal && products.fill(how.level, formula.code)
+            products.scales.are_normal && fill(how.level, formula.code, products)
         });
         if !are_plain {
             all(&mut |products, number| {
@@ -202,6 +180,30 @@ impl Maker<'_, '_> {
             });
         }
         examined
+    }
+}
+
+/// Makes products where all scales are normal, as [`Products::make`] does.
+fn fill(level: Level, code: Code, products: Products<'_>) -> bool {
+    match code {
+        Code::E4m3 => dispatch::<E4m3>(level, products),
+        Code::E5m2 => dispatch::<E5m2>(level, products),
+        Code::E4m3Fnuz => dispatch::<E4m3Fnuz>(level, products),
+        Code::E5m2Fnuz => dispatch::<E5m2Fnuz>(level, products),
+        Code::E2m1 => dispatch::<E2m1>(level, products),
+    }
+}
+
+fn dispatch<C: Codes>(level: Level, products: Products<'_>) -> bool {
+    assert!(level.available(), "this CPU does not run {}", level.name());
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `available` just said that this CPU has every feature the level enables.
+        Level::Avx2 => unsafe { x86::products_avx2::<C>(products) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx512 => unsafe { x86::products_avx512::<C>(products) },
+        _ => products.make::<C>(),
     }
 }
 

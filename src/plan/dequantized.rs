@@ -4,7 +4,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::quantized::covers;
 use crate::checkpoint::Checkpoint;
 use crate::error::ScaleFault;
 use crate::format::quantization::Quantization;
@@ -52,7 +51,7 @@ impl Dequantized {
         let stated: Vec<Quantization> = shards
             .iter()
             .map(|(file, _)| {
-                let labels = checkpoint.labels.iter().filter(|label| covers(label, file));
+                let labels = checkpoint.labels.iter().filter(|label| label.covers(file));
                 labels.fold(Quantization::default(), |mut all, label| {
                     all.merge(label.quantization.clone());
                     all

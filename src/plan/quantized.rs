@@ -32,7 +32,7 @@ impl<'a> Parts<'a> {
     pub fn new(checkpoint: &'a Checkpoint, unscaled_fp8: bool, skip: bool) -> Parts<'a> {
         let is_labeled = checkpoint
             .shards()
-            .map(|(file, _)| checkpoint.labels.iter().any(|label| covers(label, file)));
+            .map(|(file, _)| checkpoint.labels.iter().any(|label| label.covers(file)));
         let dequantized = if skip { Dequantized::default() } else { Dequantized::of(checkpoint) };
         Parts { checkpoint, is_labeled: is_labeled.collect(), unscaled_fp8, dequantized }
     }
@@ -90,7 +90,7 @@ impl<'a> Parts<'a> {
         let checkpoint = self.checkpoint;
         let mut left_over = LeftOver::new();
         for label in &checkpoint.labels {
-            let covered = || checkpoint.shards().enumerate().filter(|(_, it)| covers(label, it.0));
+            let covered = || checkpoint.shards().enumerate().filter(|(_, it)| label.covers(it.0));
             let has_part = |number, shard: &Shard| {
                 (0..shard.tensors.len()).any(|tensor| self.part((number, tensor)).is_some())
             };
@@ -120,7 +120,7 @@ impl<'a> Parts<'a> {
 
     /// Whether a label is about weights that are dequantized.
     fn is_of_dequantized(&self, label: &Label) -> bool {
-        let covered = self.checkpoint.shards().enumerate().filter(|(_, it)| covers(label, it.0));
+        let covered = self.checkpoint.shards().enumerate().filter(|(_, it)| label.covers(it.0));
         let mut tensors = covered.flat_map(|(number, (_, shard))| {
             (0..shard.tensors.len()).map(move |tensor| (number, tensor))
         });
@@ -249,13 +249,4 @@ fn listed(parts: impl Iterator<Item = Part>) -> String {
         }
     }
     names.join(", ")
-}
-
-/// Whether a label is about a shard: its own, or one in its folder or below.
-pub fn covers(label: &Label, file: &SourceFile) -> bool {
-    let folder = label.path.parent().unwrap_or(Path::new(""));
-    match label.path.extension() {
-        Some(extension) if extension == "safetensors" => label.path == file.path(),
-        _ => file.path().starts_with(folder),
-    }
 }

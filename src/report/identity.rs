@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cast::Overflow;
-use crate::cast::scaled::ScaleCounts;
+use crate::cast::audit::ScaleCounts;
 use crate::checksum::Digest;
 use crate::error::Difference;
 use crate::names;

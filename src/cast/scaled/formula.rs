@@ -2,6 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cast::kernel::Overflow;
+use crate::cast::level::Level;
+use crate::dtype::Float;
+
 /// What a code is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -108,4 +112,29 @@ impl Scale {
             Scale::E8m0 | Scale::E4m3 => 1,
         }
     }
+}
+
+/// What the values of a range are made of, as [`Formula::made_of`] says, and all second scales,
+/// which are one, or one for each plane.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    pub codes: &'a [u8],
+    pub scales: &'a [u8],
+    pub second: &'a [u8],
+}
+
+/// How values are made, as for a cast.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    pub level: Level,
+    pub to: Float,
+    pub overflow: Overflow,
+}
+
+/// A part of a row of codes, counted through all planes.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    pub row: u64,
+    pub column: u64,
+    pub columns: u64,
 }

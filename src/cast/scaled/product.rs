@@ -1,8 +1,7 @@
 //! The products of codes and scales: the specification of one, and the loop for many of which none
 //! is unusual.
 
-use super::How;
-use super::formula::Code;
+use super::formula::{Code, How};
 use super::scales::Window;
 use crate::cast::audit::Audit;
 use crate::cast::byte::{E2m1, E4m3, E4m3Fnuz, E5m2, E5m2Fnuz};
@@ -10,9 +9,6 @@ use crate::cast::double::F64;
 use crate::cast::element::{F32, INFINITY, MAGNITUDE, QUIET, Source};
 use crate::cast::kernel::Overflow;
 use crate::cast::lanes::LANES;
-use crate::cast::level::Level;
-#[cfg(target_arch = "x86_64")]
-use crate::cast::x86;
 use crate::dtype::Float;
 
 /// The largest finite binary32.
@@ -100,29 +96,7 @@ pub struct Products<'a> {
 impl Products<'_> {
     /// Makes products where all scales are normal; whether all of them are finite numbers. Where
     /// the segment does not begin and end with whole bytes of codes, it makes none.
-    pub fn fill(self, level: Level, code: Code) -> bool {
-        match code {
-            Code::E4m3 => self.dispatch::<E4m3>(level),
-            Code::E5m2 => self.dispatch::<E5m2>(level),
-            Code::E4m3Fnuz => self.dispatch::<E4m3Fnuz>(level),
-            Code::E5m2Fnuz => self.dispatch::<E5m2Fnuz>(level),
-            Code::E2m1 => self.dispatch::<E2m1>(level),
-        }
-    }
-
-    fn dispatch<C: Codes>(self, level: Level) -> bool {
-        assert!(level.available(), "this CPU does not run {}", level.name());
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `available` just said that this CPU has every feature the level enables.
-            Level::Avx2 => unsafe { x86::products_avx2::<C>(self) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Level::Avx512 => unsafe { x86::products_avx512::<C>(self) },
-            _ => self.make::<C>(),
-        }
-    }
-
+    ///
     /// Compiled once for each level.
     #[inline(always)]
     pub fn make<C: Codes>(self) -> bool {

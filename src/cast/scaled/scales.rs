@@ -1,38 +1,10 @@
 //! The scales of a range, as binary32, and what is unusual among them.
 
-use serde::{Deserialize, Serialize};
-
-use super::formula::{Formula, MadeOf, Scale, Second};
-use super::{Inputs, Segment};
+use super::formula::{Formula, Inputs, MadeOf, Scale, Second, Segment};
+use crate::cast::audit::ScaleCounts;
 use crate::cast::byte::{E4m3, E8m0};
 use crate::cast::double::F64;
 use crate::cast::element::{Bf16, F16, F32, INFINITY, MAGNITUDE, Source};
-
-/// How many scales of a weight are unusual.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ScaleCounts {
-    pub nan: u64,
-    pub inf: u64,
-    pub zero: u64,
-    pub negative: u64,
-}
-
-impl ScaleCounts {
-    pub fn merge(&mut self, other: &ScaleCounts) {
-        self.nan += other.nan;
-        self.inf += other.inf;
-        self.zero += other.zero;
-        self.negative += other.negative;
-    }
-
-    fn add(&mut self, bits: u32) {
-        let magnitude = bits & MAGNITUDE;
-        self.nan += u64::from(magnitude > INFINITY);
-        self.inf += u64::from(magnitude == INFINITY);
-        self.zero += u64::from(magnitude == 0);
-        self.negative += u64::from(bits != magnitude && (1..=INFINITY).contains(&magnitude));
-    }
-}
 
 /// The rows of scales of a range.
 pub struct Rows<'a> {
@@ -84,7 +56,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Those of a segment of codes.
-    pub(super) fn of(&mut self, segment: Segment) -> Window<'_> {
+    pub fn of(&mut self, segment: Segment) -> Window<'_> {
         let grid = &self.formula.grid;
         let Segment { row, column, columns } = segment;
         let block = grid.block.1;

@@ -2,7 +2,9 @@
 //! definition, products in binary64, and the crate `half`.
 
 use super::*;
-use crate::cast::Level;
+use crate::cast::audit::ScaleCounts;
+use crate::cast::{Level, Overflow};
+use crate::dtype::Float;
 
 /// The number that a code of some bits stands for, by the definition of its format: `special` says
 /// which magnitudes are not finite.
