@@ -17,11 +17,11 @@ use super::run_any;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use formula::Segment;
-use product::{Codes, Examined, Products};
+use product::{Codes, Examined, Products, Single};
 use scales::Rows;
 
 /// Columns and rows of a tile of a plane that is transposed.
-const TILE: (u64, u64) = (32, BLOCK as u64 / 32);
+const TILE: (u64, u64) = (128, BLOCK as u64 / 128);
 
 /// Makes the values of a formula from number `start` on into `dst`, and adds what happened to
 /// `audit`: of the products, what a cast says of its values; and of each scale, by the first value
@@ -37,6 +37,7 @@ pub fn make(
     dst: &mut [u8],
     audit: &mut Audit,
 ) {
+    assert!(how.level.available(), "this CPU does not run {}", how.level.name());
     let end = start + (dst.len() / how.to.bytes()) as u64;
     if start == end {
         return;
@@ -47,7 +48,7 @@ pub fn make(
         (made_of.codes.1 - made_of.codes.0) * formula.code.bits() / 8
     );
     let rows = Rows::new(formula, inputs, made_of);
-    let scratch = Scratch { products: [0; BLOCK * 4], turned: [0; BLOCK * 4] };
+    let scratch = Scratch { products: [[0; 4]; BLOCK], made: [[0; 4]; BLOCK] };
     let (codes, first) = (inputs.codes, made_of.codes.0);
     let mut maker = Maker { formula, how, codes, first, rows, scratch, audit };
     match formula.transposed {
@@ -70,9 +71,11 @@ struct Maker<'a, 'b> {
     audit: &'b mut Audit,
 }
 
+/// What a tile takes.
 struct Scratch {
-    products: [u8; BLOCK * 4],
-    turned: [u8; BLOCK * 4],
+    products: [Single; BLOCK],
+    /// Their values in the target.
+    made: [Single; BLOCK],
 }
 
 impl Maker<'_, '_> {
@@ -92,7 +95,7 @@ impl Maker<'_, '_> {
                 })
             };
             let examined = self.products(segments);
-            let values = &self.scratch.products[..(next - at) as usize * 4];
+            let values = &self.scratch.products[..(next - at) as usize];
             cast(self.how, values, dst, self.audit);
             examined.add_to(self.how, self.audit, |number| number, dst);
             at = next;
@@ -141,13 +144,16 @@ impl Maker<'_, '_> {
                     let (down, across) = (number as u64 / width, number as u64 % width);
                     ((at - line + across) * (last - first) + row - first + down) as usize
                 };
-                let Scratch { products, turned } = &mut self.scratch;
-                turn(products, turned, width as usize, tall as usize);
-                let lines = turned.chunks_exact(tall as usize * 4).take(width as usize);
-                for (across, values) in lines.enumerate() {
-                    let place = place(across) * bytes;
-                    let dst = &mut dst[place..place + tall as usize * bytes];
-                    cast(self.how, values, dst, self.audit);
+                let Scratch { products, made } = &mut self.scratch;
+                let count = (width * tall) as usize;
+                let made = &mut made.as_flattened_mut()[..count * bytes];
+                cast(self.how, &products[..count], made, self.audit);
+                for across in 0..width as usize {
+                    let line = &mut dst[place(across) * bytes..][..tall as usize * bytes];
+                    match bytes {
+                        2 => gather::<2>(made, across, width as usize, line),
+                        _ => gather::<4>(made, across, width as usize, line),
+                    }
                 }
                 examined.add_to(self.how, self.audit, place, dst);
             }
@@ -163,7 +169,7 @@ impl Maker<'_, '_> {
             segments().all(|segment| {
                 let Segment { row, column, columns } = segment;
                 let start = (row * formula.grid.columns + column - *first) as usize;
-                let out = &mut scratch.products[at * 4..(at + columns as usize) * 4];
+                let out = &mut scratch.products[at..at + columns as usize];
                 let number = at;
                 at += columns as usize;
                 make(Products { codes, start, scales: rows.of(segment), out }, number)
@@ -195,10 +201,10 @@ fn fill(level: Level, code: Code, products: Products<'_>) -> bool {
 }
 
 fn dispatch<C: Codes>(level: Level, products: Products<'_>) -> bool {
-    assert!(level.available(), "this CPU does not run {}", level.name());
     match level {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `available` just said that this CPU has every feature the level enables.
+        // SAFETY: `make` asserts, before it makes a tile, that this CPU has every feature that the
+        // level enables; asking again for each row would take longer than a short one.
         Level::Avx2 => unsafe { x86::products_avx2::<C>(products) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -208,18 +214,16 @@ fn dispatch<C: Codes>(level: Level, products: Products<'_>) -> bool {
 }
 
 /// Casts products, which are binary32.
-fn cast(how: How, values: &[u8], dst: &mut [u8], audit: &mut Audit) {
-    let run = Run { src: values, dst, overflow: how.overflow, audit };
+fn cast(how: How, values: &[Single], dst: &mut [u8], audit: &mut Audit) {
+    let run = Run { src: values.as_flattened(), dst, overflow: how.overflow, audit };
     run_any::<F32>(how.level, how.to, run);
 }
 
-/// Transposes binary32 numbers: `tall` rows of `width`.
-fn turn(src: &[u8], dst: &mut [u8], width: usize, tall: usize) {
-    for (row, src) in src.chunks_exact(width * 4).take(tall).enumerate() {
-        for (column, src) in src.chunks_exact(4).enumerate() {
-            let at = (column * tall + row) * 4;
-            dst[at..at + 4].copy_from_slice(src);
-        }
+/// Puts a column of a tile whose rows have `width` values of `N` bytes into a line.
+fn gather<const N: usize>(made: &[u8], column: usize, width: usize, line: &mut [u8]) {
+    let values = made.as_chunks::<N>().0[column..].iter().step_by(width);
+    for (out, value) in line.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *out = *value;
     }
 }
 

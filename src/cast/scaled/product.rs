@@ -75,10 +75,13 @@ impl Codes for E2m1 {
 
     #[inline(always)]
     fn many(bytes: &[u8]) -> [u32; LANES] {
+        // Sixteen codes are a number of 64 bits.
+        let mut array = [0; LANES / 2];
+        array.copy_from_slice(bytes);
+        let codes = u64::from_le_bytes(array);
         let mut values = [0; LANES];
-        for (values, byte) in values.chunks_exact_mut(2).zip(bytes) {
-            values[0] = E2m1(byte & 0xF).to_f32();
-            values[1] = E2m1(byte >> 4).to_f32();
+        for (number, value) in values.iter_mut().enumerate() {
+            *value = E2m1((codes >> (number * 4) & 0xF) as u8).to_f32();
         }
         values
     }
@@ -90,8 +93,11 @@ pub struct Products<'a> {
     /// The number of the first code of the segment in `codes`.
     pub start: usize,
     pub scales: Window<'a>,
-    pub out: &'a mut [u8],
+    pub out: &'a mut [Single],
 }
+
+/// The bytes of a binary32.
+pub type Single = [u8; 4];
 
 impl Products<'_> {
     /// Makes products where all scales are normal; whether all of them are finite numbers. Where
@@ -101,33 +107,54 @@ impl Products<'_> {
     #[inline(always)]
     pub fn make<C: Codes>(self) -> bool {
         let Products { codes, start, scales, out } = self;
-        let count = out.len() / 4;
+        let count = out.len();
         if !start.is_multiple_of(C::EACH) || !count.is_multiple_of(C::EACH) {
             return false;
         }
-        let codes = &codes[start / C::EACH..(start + count) / C::EACH];
-        let (mut at, mut end) = (0, (scales.block - scales.missing) as usize);
-        let (mut largest, mut lanes) = (0, [0; LANES]);
-        for scale in scales.bits {
-            let (scale, stop) = (f32::from_bits(*scale), end.min(count));
-            let times = |code: u32| (f32::from_bits(code) * scale).to_bits();
-            while at + LANES <= stop && at.is_multiple_of(C::EACH) {
-                let values = C::many(&codes[at / C::EACH..(at + LANES) / C::EACH]).map(times);
-                let out = &mut out[at * 4..(at + LANES) * 4];
-                for ((out, value), lane) in out.chunks_exact_mut(4).zip(values).zip(&mut lanes) {
-                    out.copy_from_slice(&value.to_le_bytes());
-                    *lane = (value & MAGNITUDE).max(*lane);
-                }
-                at += LANES;
-            }
-            for number in at..stop {
-                let value = times(C::one(codes, number));
-                out[number * 4..number * 4 + 4].copy_from_slice(&value.to_le_bytes());
-                largest = (value & MAGNITUDE).max(largest);
-            }
-            (at, end) = (stop, end + scales.block as usize);
+        let mut codes = &codes[start / C::EACH..(start + count) / C::EACH];
+        let (mut out, mut largest) = (out, [0; LANES]);
+        let (block, missing) = (scales.block as usize, scales.missing as usize);
+        let mut bits = scales.bits;
+        if missing > 0 && missing.is_multiple_of(C::EACH) {
+            // What is left of the first block; the others begin with a scale.
+            let first = (block - missing).min(count);
+            let (own, rest) = codes.split_at(first / C::EACH);
+            let (here, after) = out.split_at_mut(first);
+            times::<C>(own, bits[0], here, &mut largest);
+            (codes, out, bits) = (rest, after, &bits[1..]);
+        } else if missing > 0 {
+            return false;
         }
-        lanes.into_iter().fold(largest, u32::max) < INFINITY
+        if !block.is_multiple_of(C::EACH) && bits.len() > 1 {
+            return false;
+        }
+        let codes = codes.chunks((block / C::EACH).max(1));
+        for ((codes, out), scale) in codes.zip(out.chunks_mut(block)).zip(bits) {
+            times::<C>(codes, *scale, out, &mut largest);
+        }
+        largest.into_iter().fold(0, u32::max) < INFINITY
+    }
+}
+
+/// The products of codes and one scale; `largest` are the largest magnitudes so far.
+#[inline(always)]
+fn times<C: Codes>(codes: &[u8], scale: u32, out: &mut [Single], largest: &mut [u32; LANES]) {
+    let scale = f32::from_bits(scale);
+    let times = |code: u32| (f32::from_bits(code) * scale).to_bits();
+    let (whole, rest) = out.as_chunks_mut::<LANES>();
+    let chunks = codes.chunks_exact(LANES / C::EACH);
+    let last = chunks.remainder();
+    for (codes, out) in chunks.zip(whole) {
+        let values = C::many(codes).map(times);
+        for ((out, value), largest) in out.iter_mut().zip(values).zip(&mut *largest) {
+            *out = value.to_le_bytes();
+            *largest = (value & MAGNITUDE).max(*largest);
+        }
+    }
+    for (number, out) in rest.iter_mut().enumerate() {
+        let value = times(C::one(last, number));
+        *out = value.to_le_bytes();
+        largest[0] = (value & MAGNITUDE).max(largest[0]);
     }
 }
 
@@ -155,7 +182,7 @@ impl Examined {
 
     fn make<C: Codes>(&mut self, products: Products<'_>, first: usize) {
         let Products { codes, start, scales, out } = products;
-        for (number, out) in out.chunks_exact_mut(4).enumerate() {
+        for (number, out) in out.iter_mut().enumerate() {
             let code = C::one(codes, start + number);
             let block = (number as u64 + scales.missing) / scales.block;
             let scale = scales.bits[block as usize];
@@ -168,7 +195,7 @@ impl Examined {
                 self.overflowed.push(first + number);
                 value = value & !MAGNITUDE | LARGEST;
             }
-            out.copy_from_slice(&value.to_le_bytes());
+            *out = value.to_le_bytes();
         }
     }
 

@@ -78,13 +78,16 @@ impl<'a> Rows<'a> {
         let bytes = &self.inputs.scales[start as usize..];
         let bytes = &bytes[..((last - first) * scale.bytes()) as usize];
         self.bits.clear();
-        self.bits.extend(bytes.chunks_exact(scale.bytes() as usize).map(|bytes| match scale {
-            Scale::F32 => F32::load(bytes).to_f32(),
-            Scale::F16 => F16::load(bytes).to_f32(),
-            Scale::Bf16 => Bf16::load(bytes).to_f32(),
-            Scale::E8m0 => E8m0(bytes[0]).to_f32(),
-            Scale::E4m3 => E4m3::load(bytes).to_f32(),
-        }));
+        // A loop for each, so that the compiler makes vector code of it.
+        match scale {
+            Scale::F32 => self.bits.extend(bytes.chunks_exact(4).map(|it| F32::load(it).to_f32())),
+            Scale::F16 => self.bits.extend(bytes.chunks_exact(2).map(|it| F16::load(it).to_f32())),
+            Scale::Bf16 => {
+                self.bits.extend(bytes.chunks_exact(2).map(|it| Bf16::load(it).to_f32()))
+            }
+            Scale::E8m0 => self.bits.extend(bytes.iter().map(|byte| E8m0(*byte).to_f32())),
+            Scale::E4m3 => self.bits.extend(bytes.iter().map(|byte| E4m3(*byte).to_f32())),
+        }
         if let Some(second) = second {
             // One for all planes, or one for each.
             let count = self.inputs.second.len() as u64 / 4;
