@@ -6,6 +6,7 @@ mod memory;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{File, Made, Sink, Sinks, make};
 use crate::cast::scaled::{Code, Formula, Grid, Scale};
@@ -272,6 +273,78 @@ fn a_source_that_changes_after_it_was_hashed_is_refused() {
     let error = make(&files, &Changing(place), &sinks, &options, &mut |_| true);
     let error = error.expect_err("another when it is read again");
     assert!(matches!(error, Error::Changed { .. }), "{error}");
+}
+
+#[test]
+fn scales_that_change_after_they_were_read_are_refused() {
+    let (place, mut recipe, _) = example();
+    let Span::Scaled(scaled) = recipe.spans.swap_remove(5) else { panic!("the scaled span") };
+    let mut scaled = *scaled;
+    (scaled.codes.source, scaled.scales.source) = (0, 1);
+    recipe.spans = vec![Span::Scaled(Box::new(scaled))];
+    recipe.sources = vec![recipe.sources.swap_remove(3), recipe.sources.swap_remove(1)];
+    let (options, sinks) = (make::Options { threads: Some(1), ..OPTIONS }, MemorySinks::default());
+    let files = [File { number: 7, recipe: &recipe }];
+    make(&files, &Rewritten(place, 100), &sinks, &options, &mut |_| true).expect("the same");
+    let Rewritten(place, _) = Rewritten(example().0, 0);
+    // The head, and the scales of two parts, are read before it changes.
+    let error = make(&files, &Rewritten(place, 3), &sinks, &options, &mut |_| true);
+    let error = error.expect_err("other scales");
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
+}
+
+/// A place whose object with the scales has other values and other marks once it was read a number
+/// of times.
+#[derive(Debug)]
+struct Rewritten(Memory, usize);
+
+impl Place for Rewritten {
+    fn list(&self) -> Result<Vec<PathBuf>, Error> {
+        self.0.list()
+    }
+
+    fn look(&self, key: &Path) -> Result<ObjectInfo, Error> {
+        self.0.look(key)
+    }
+
+    fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
+        let object = self.0.open(key, mmap)?;
+        let is_it = key == Path::new("scales");
+        Ok(if is_it { Box::new(Other(object, AtomicUsize::new(0), self.1)) } else { object })
+    }
+
+    fn name(&self, key: &Path) -> PathBuf {
+        self.0.name(key)
+    }
+}
+
+struct Other(Box<dyn Object>, AtomicUsize, usize);
+
+impl Other {
+    fn is_other(&self) -> bool {
+        self.1.load(Ordering::Relaxed) > self.2
+    }
+}
+
+impl Object for Other {
+    fn marks(&self) -> Result<Marks, Error> {
+        let marks = self.0.marks()?;
+        Ok(if self.is_other() { Marks { rest: "another".to_owned(), ..marks } } else { marks })
+    }
+
+    fn get<'a>(
+        &'a self,
+        start: u64,
+        bytes: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Error> {
+        *buffer = self.0.get(start, bytes, &mut Vec::new())?.to_vec();
+        self.1.fetch_add(1, Ordering::Relaxed);
+        if self.is_other() {
+            buffer.iter_mut().for_each(|byte| *byte ^= 1);
+        }
+        Ok(buffer)
+    }
 }
 
 /// A place whose objects have other values, and no other marks, when they are read again.
