@@ -163,7 +163,8 @@ impl<'a, 'p> Component<'a, 'p> {
 
     /// A weight with its companions.
     fn weight(&self, scheme: &'static Scheme, stem: &str, codes: At) -> Weight {
-        let layer = stem.strip_suffix(".weight").unwrap_or(stem);
+        // Where the scheme's names begin with `weight`, the stem ends in a dot.
+        let layer = stem.strip_suffix(".weight").or(stem.strip_suffix('.')).unwrap_or(stem);
         let own = [scheme.scale].into_iter().chain(scheme.also.iter().copied());
         let own = own.map(|part| (stem, part));
         let all = own.chain(BESIDE_LAYERS.map(|part| (layer, part)));
