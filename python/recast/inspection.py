@@ -48,7 +48,7 @@ class Scheme(TypedDict):
     bytes: int
     """Codes and scales."""
     problem: str | None
-    """Why `convert` does not dequantize them, if it does not."""
+    """Why `convert` does not dequantize them, or the first of them, if it does not."""
 
 
 class TensorDict(TypedDict):

@@ -3,12 +3,13 @@
 //! goes.
 
 use std::collections::HashSet;
+use std::mem;
 use std::path::Path;
 
 use super::Warning;
 use super::dequantized::{Becomes, Dequantized, Faulty};
 use crate::checkpoint::{Checkpoint, Label, SourceFile};
-use crate::error::Error;
+use crate::error::{Error, ScaleFault};
 use crate::format::safetensors::{Shard, Tensor};
 use crate::recognize::quantized::{At, Part, is_packed};
 use crate::shown::{Names, Shown};
@@ -195,30 +196,39 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// The quantized weights of each scheme.
+    /// The quantized weights of each scheme, and of each kind of fault.
     pub fn groups(&self) -> Vec<Group> {
         let mut groups: Vec<Group> = Vec::new();
-        let mut add = |scheme: &str, problem: Option<String>, weights: u64, bytes: u64| {
-            let is_it = |group: &&mut Group| group.scheme == scheme && group.problem == problem;
-            match groups.iter_mut().find(is_it) {
-                Some(group) => {
-                    (group.weights, group.bytes) = (group.weights + weights, group.bytes + bytes)
+        let mut kinds = Vec::new();
+        let mut add = |scheme: &str, fault: Option<&ScaleFault>, known: bool, bytes: u64| {
+            let kind = (known, fault.map(mem::discriminant));
+            let mut all = groups.iter_mut().zip(&kinds);
+            match all.find(|(group, other)| group.scheme == scheme && **other == kind) {
+                Some((group, _)) => {
+                    group.weights += 1;
+                    group.bytes += bytes;
                 }
-                None => groups.push(Group { scheme: scheme.to_owned(), weights, bytes, problem }),
+                None => {
+                    let problem = fault.map(ScaleFault::to_string);
+                    let unknown = || Some("recast does not dequantize it".to_owned());
+                    let problem = if known { problem } else { unknown() };
+                    kinds.push(kind);
+                    groups.push(Group { scheme: scheme.to_owned(), weights: 1, bytes, problem });
+                }
             }
         };
         let shards: Vec<_> = self.checkpoint.shards().collect();
         let bytes = |at: At| shards[at.0].1.tensors[at.1].bytes;
         for scaled in self.dequantized.values() {
             let all = [Some(scaled.codes), Some(scaled.scales), scaled.second];
-            add(&scaled.scheme, None, 1, all.into_iter().flatten().map(bytes).sum());
+            add(&scaled.scheme, None, true, all.into_iter().flatten().map(bytes).sum());
         }
         for Faulty { codes, scheme, fault } in &self.dequantized.faulty {
-            add(scheme, Some(fault.to_string()), 1, bytes(*codes));
+            add(scheme, Some(fault), true, bytes(*codes));
         }
         for (at, _, tensor, part) in self.placed() {
             if !self.dequantized.is_of_faulty(at) {
-                add(part.name(), Some("recast does not dequantize it".to_owned()), 1, tensor.bytes);
+                add(part.name(), None, false, tensor.bytes);
             }
         }
         groups
@@ -235,7 +245,7 @@ pub struct Group {
     /// Of a scheme that is not dequantized, its tensors, scales and all.
     pub weights: u64,
     pub bytes: u64,
-    /// Why they are not dequantized.
+    /// Why they, or the first of them, are not dequantized.
     pub problem: Option<String>,
 }
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from recast.gpu.device import Gpu
-from recast.inspection import Inspection
+from recast.inspection import Inspection, Scheme
 from recast.terminal import bar, columns, counted, grid, heading, plain, render, shown, size, width
 
 if TYPE_CHECKING:
@@ -86,12 +86,18 @@ def _schemes(inspection: Inspection) -> "list[RenderableType]":
     rows = [
         (
             plain(scheme["name"]),
-            f"{counted(scheme['weights'], 'weight')}, {size(scheme['bytes'])}, "
-            + (plain(scheme["problem"]) if scheme["problem"] else "dequantized by convert"),
+            f"{counted(scheme['weights'], 'weight')}, {size(scheme['bytes'])}, {_fate(scheme)}",
         )
         for scheme in inspection.schemes
     ]
     return [heading("quantized weights"), grid(rows)]
+
+
+def _fate(scheme: Scheme) -> str:
+    """What `convert` makes of the weights, or why it does not."""
+    problem = plain(scheme["problem"] or "dequantized by convert")
+    # Of several weights it is that of the first, and names it.
+    return f"the first: {problem}" if scheme["weights"] > 1 and "'" in problem else problem
 
 
 def _gpu_heading(gpu: Gpu | None) -> "Text":
