@@ -280,8 +280,8 @@ causes! {
         Overflow { overflow: Overflow = Overflow::example() }
             "{overflow}"
             => format!(
-                "keep those tensors with --keep PATTERN, or choose --on-overflow=inf or \
-                 --on-overflow=saturate{}",
+                "{}choose --on-overflow=inf or --on-overflow=saturate{}",
+                if overflow.can_be_kept { "keep those tensors with --keep PATTERN, or " } else { "" },
                 if overflow.to == "fp16" { "; bf16 has the range of fp32" } else { "" }
             );
     }

@@ -242,8 +242,10 @@ pub fn overflow(plan: &Plan, found: &[(usize, Vec<Audit>)]) -> Overflow {
     for (file, found) in found {
         audits[*file].clone_from(found);
     }
+    let mut can_be_kept = true;
     let overflowed = audited(plan, &audits)
-        .filter(|(.., planned, audit)| planned.action != Action::Keep && audit.to_inf > 0);
+        .filter(|(.., planned, audit)| planned.action != Action::Keep && audit.to_inf > 0)
+        .inspect(|(.., planned, _)| can_be_kept &= planned.action != Action::Dequantize);
     let tensors = overflowed.map(|(file, tensor, planned, audit)| OverflowedTensor {
         name: planned.name(tensor).to_owned(),
         file: file.to_owned(),
@@ -253,5 +255,5 @@ pub fn overflow(plan: &Plan, found: &[(usize, Vec<Audit>)]) -> Overflow {
     });
     let mut tensors: Vec<_> = tensors.collect();
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.overflowed));
-    Overflow { to: plan.options.to.name(), tensors }
+    Overflow { to: plan.options.to.name(), can_be_kept, tensors }
 }

@@ -10,6 +10,8 @@ const NAMED: usize = 5;
 #[derive(Debug)]
 pub struct Overflow {
     pub to: &'static str,
+    /// Whether all of them can stay as they are: what is dequantized cannot.
+    pub can_be_kept: bool,
     /// The worst first.
     pub tensors: Vec<OverflowedTensor>,
 }
@@ -32,7 +34,7 @@ impl Overflow {
             elements: 3,
             max_abs: 70000.0,
         };
-        Overflow { to: "DTYPE", tensors: (0..=NAMED).map(tensor).collect() }
+        Overflow { to: "DTYPE", can_be_kept: true, tensors: (0..=NAMED).map(tensor).collect() }
     }
 }
 
