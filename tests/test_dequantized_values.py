@@ -1,0 +1,34 @@
+"""Every pair of a code and a scale has the value that torch, numpy and ml_dtypes give it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dequantized_pairs import quick
+
+assert torch
+
+
+def test_every_pair_of_a_code_and_an_exponent_has_its_value(tmp_path: Path) -> None:
+    found = list(quick(tmp_path))
+    assert sum(pairs for _, pairs, _ in found) > 500_000
+    assert [row for row in found if row[2]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+def test_every_pair_has_its_value_at_every_level_of_the_cpu(level: str, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("dequantized_pairs.py")
+    run = subprocess.run(
+        [sys.executable, script, tmp_path],
+        env={**os.environ, "RECAST_SIMD": level},
+        capture_output=True,
+        text=True,
+    )
+    if "no such instruction set" in run.stderr:
+        pytest.skip(f"this CPU does not run {level}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(run.stdout.splitlines()) > 40
