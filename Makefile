@@ -22,7 +22,7 @@ unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-slow test-crash test-exhaustive test-model test-sweep test-gpu \
-    lint format build bench bench-against bench-scale bench-cast docs dist picture constraints clean tools
+    lint format build bench bench-against bench-dequantize bench-scale bench-cast docs dist picture constraints clean tools
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -79,6 +79,9 @@ build: .venv/installed  ## build the extension into .venv
 
 bench: build  ## time convert beside cp, the floor, torch and transformers (2.2 GB on disk; ROUNDS=5)
 	@$(VENV) benches/bench.py --rounds $(ROUNDS) --write docs/benchmarks.md
+
+bench-dequantize: build  ## time the dequantizing of fp8 beside others (up to 24 GB on disk; ROUNDS=5)
+	@$(VENV) benches/dequantize.py --rounds $(ROUNDS) --write docs/benchmarks.md
 
 bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up to 28 GB on disk)
 	@$(VENV) benches/scale.py --write docs/benchmarks.md

@@ -12,9 +12,6 @@ FOUND = {
 }
 
 
-NAMES = {"nan": "NaN", "inf": "infinite", "zero": "zero", "negative": "negative"}
-
-
 def dry_run_text(run: DryRun) -> str:
     """The plan, and each file's size before and after."""
     facts = run.facts()
@@ -88,8 +85,10 @@ def _audit(report: Report) -> str:
     parts = [f"{counted(count, 'value')} {what}" for count, what in counts if count]
     if codes := audit.get("nan_codes"):
         parts.append(f"{counted(codes, 'code')} NaN")
-    scales = audit.get("scales", {})
-    parts += [f"{counted(count, 'scale')} {NAMES[kind]}" for kind, count in scales.items() if count]
+    if scales := audit.get("scales"):
+        unusual = [(scales["nan"], "NaN"), (scales["inf"], "infinite")]
+        unusual += [(scales["zero"], "zero"), (scales["negative"], "negative")]
+        parts += [f"{counted(count, 'scale')} {what}" for count, what in unusual if count]
     inexact = audit["inexact_tensors"]
     if inexact:
         of = report.tensors["cast"] + report.tensors.get("dequantized", 0)
