@@ -7,6 +7,7 @@ import multiprocessing
 import struct
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from common import remove
 
@@ -107,7 +108,7 @@ def write(folder: Path, tensors: dict[str, Tensor], shard_bytes: int, filled: bo
         with file.open("wb") as output:
             output.write(head)
             if filled:
-                fill(output.fileno(), shard)
+                fill(output, shard)
             else:
                 output.truncate(len(head) + data)
     index = {"metadata": {"total_size": sum(map(size, tensors.values()))}, "weight_map": weight_map}
@@ -116,7 +117,7 @@ def write(folder: Path, tensors: dict[str, Tensor], shard_bytes: int, filled: bo
     unfinished.rename(folder)
 
 
-def fill(descriptor: int, shard: dict[str, Tensor]) -> None:
+def fill(output: BinaryIO, shard: dict[str, Tensor]) -> None:
     """Random codes of weights, scales of the usual size."""
     import ml_dtypes
     import numpy as np
@@ -124,16 +125,15 @@ def fill(descriptor: int, shard: dict[str, Tensor]) -> None:
     random = np.random.default_rng(len(shard))
     codes = (random.standard_normal(1 << 22, np.float32) * 100).clip(-448, 448)
     pool = codes.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
-    with open(descriptor, "ab", closefd=False) as output:
-        for dtype, shape in shard.values():
-            count = math.prod(shape)
-            if dtype == "F8_E4M3":
-                output.write(np.resize(np.roll(pool, count % 9973), count).tobytes())
-            elif dtype == "F32":
-                output.write((random.random(count, np.float32) * 4e-4 + 1e-5).tobytes())
-            else:
-                values = random.standard_normal(count, np.float32) * np.float32(0.02)
-                output.write(values.astype(ml_dtypes.bfloat16).tobytes())
+    for dtype, shape in shard.values():
+        count = math.prod(shape)
+        if dtype == "F8_E4M3":
+            output.write(np.resize(np.roll(pool, count % 9973), count).tobytes())
+        elif dtype == "F32":
+            output.write((random.random(count, np.float32) * 4e-4 + 1e-5).tobytes())
+        else:
+            values = random.standard_normal(count, np.float32) * np.float32(0.02)
+            output.write(values.astype(ml_dtypes.bfloat16).tobytes())
 
 
 def a_few_layers(data: Path) -> Path:
