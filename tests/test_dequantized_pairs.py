@@ -1,0 +1,195 @@
+"""Which tensors verification takes for a quantized weight, and which block a scale is that of."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from judged import (
+    BLOCKS,
+    E8M0,
+    FP8,
+    Tensors,
+    agrees,
+    codes,
+    found,
+    gone,
+    loop,
+    number,
+    packed,
+    products,
+    save,
+    scales,
+)
+from recast.verification.header import read_headers
+from recast.verification.labels import read_labels
+from recast.verification.quantized import find
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16", "F16", "F8_E8M0", "U8"])
+@pytest.mark.parametrize("block", [(128, 128), (64, 32), (1, 32), (3, 5)])
+def test_the_block_is_that_of_the_config(block: tuple[int, int], kind: str, tmp_path: Path) -> None:
+    rows, columns = 131, 70
+    grid = (-(-rows // block[0]), -(-columns // block[1]))
+    exponents = torch.randint(90, 150, grid, dtype=torch.uint8)
+    scale = {
+        "F32": scales(*grid),
+        "BF16": scales(*grid).bfloat16(),
+        "F16": scales(*grid).half(),
+        "F8_E8M0": exponents.view(E8M0),
+        "U8": exponents,
+    }[kind]
+    weight = codes(rows, columns)
+    said = {"text_config": {"quantization_config": {"weight_block_size": list(block)}}}
+    root = save(tmp_path / "model", {"m.weight": weight, "m.weight_scale_inv": scale}, config=said)
+    expected = loop(
+        (rows, columns),
+        lambda r, c: (number(weight, r, c), number(scale, r // block[0], c // block[1])),
+    )
+    assert agrees(found(root)["m.weight"], expected)
+
+
+def test_another_block_of_the_same_grid_gives_other_values(tmp_path: Path) -> None:
+    # 192 rows are 2 blocks of 128 as of 96: only the config says which.
+    tensors = {"m.weight": torch.ones(192, 4).to(FP8), "m.weight_scale_inv": scales(2, 1)}
+    made = []
+    for rows in (128, 96):
+        said = {"quantization_config": {"weight_block_size": [rows, 128]}}
+        root = save(tmp_path / str(rows), tensors, config=said)
+        made.append(products(found(root)["m.weight"]))
+    assert torch.equal(made[0][:96], made[1][:96])
+    assert torch.equal(made[0][128:], made[1][128:])
+    assert not (made[0][96:128] == made[1][96:128]).any()
+    assert found(save(tmp_path / "unsaid", tensors)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("m.weight", "m.weight_scale_inv"),
+        ("m.weight", "m.weight_scale"),
+        ("m.weight", "m.scale"),
+        ("m.weight", "m.qscale_weight"),
+        ("m.weight", "m.scale_weight"),
+        ("experts.gate_up_proj", "experts.gate_up_proj_scale"),
+        ("experts.gate_up_proj", "experts.gate_up_proj_scale_inv"),
+        ("experts.down_proj", "experts.down_proj_weight_scale"),
+        ("table.3.weight", "table.weight_scale"),
+    ],
+)
+def test_every_name_of_a_scale_is_known(name: str, scale: str, tmp_path: Path) -> None:
+    weight, one = codes(4, 4), scales(1)
+    beside = {"m.input_scale": scales(1), "m.k_scale": scales(1), "scaled_fp8": codes(2)}
+    plain = {"m.logit_scale": scales(1), "m.bias": scales(4), "n.layer_scale": scales(4)}
+    root = save(tmp_path / "model", {name: weight, scale: one, **beside, **plain})
+    expected = loop((4, 4), lambda *at: (number(weight, *at), number(one, 0)))
+    assert agrees(found(root)[name], expected)
+    assert gone(root) == {scale, *beside}
+
+
+def test_one_scale_may_be_that_of_several_and_in_another_shard(tmp_path: Path) -> None:
+    tables = {f"table.{number}.weight": codes(4, 4) for number in range(3)}
+    own = {"m.weight": codes(4, 4)}
+    shared = {"table.weight_scale": scales(1)}
+    # Each `m.weight` has the scale of its own shard.
+    near = [{"m.weight_scale": scales(1)} for _ in range(2)]
+    root = save(tmp_path / "model", tables | own | near[0], shared, own | near[1])
+    headers, _ = read_headers(root)
+    weights = find(headers, root.joinpath, partial(read_labels, root))
+    assert len(weights) == 5
+    for (file, name), weight in weights.items():
+        number_ = "m.weight_scale" if name == "m.weight" else "table.weight_scale"
+        assert weight.scale.key[1] == number_
+        assert (weight.scale.key[0] == file) == (name == "m.weight")
+
+
+def test_swizzled_nvfp4_without_a_label_is_not_taken_for_modelopts(tmp_path: Path) -> None:
+    tensors = {"m.weight": packed(4, 16), "m.weight_scale": codes(4, 2)}
+    root = save(tmp_path / "model", {**tensors, "m.weight_scale_2": scales(1)})
+    assert found(root) == {}
+
+
+GROUPS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "block": ({"strategy": "block", "block_structure": [4, 8]}, (4, 8)),
+    "group": ({"strategy": "group", "group_size": 5}, (1, 5)),
+}
+
+
+@pytest.mark.parametrize("strategy", GROUPS)
+def test_the_groups_of_compressed_tensors_state_the_block(strategy: str, tmp_path: Path) -> None:
+    weights, block = GROUPS[strategy]
+    said = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+    weight, scale = codes(10, 20), scales(-(-10 // block[0]), -(-20 // block[1])).bfloat16()
+    root = save(
+        tmp_path / "model",
+        {"m.weight": weight, "m.weight_scale": scale},
+        config={"compression_config": said},
+    )
+    expected = loop(
+        (10, 20), lambda r, c: (number(weight, r, c), number(scale, r // block[0], c // block[1]))
+    )
+    assert agrees(found(root)["m.weight"], expected)
+
+
+def test_a_group_that_names_the_module_counts(tmp_path: Path) -> None:
+    def group(target: str, rows: int) -> dict[str, Any]:
+        return {"targets": [target], "weights": {"block_structure": [rows, 128]}}
+
+    tensors = {"m.weight": torch.ones(192, 4).to(FP8), "m.weight_scale": scales(2, 1)}
+    config = {"quantization_config": {"config_groups": {"a": group("Linear", 128)}}}
+    groups = config["quantization_config"]["config_groups"]
+    assert found(save(tmp_path / "1", tensors, config=config))["m.weight"].scale.blocks[0] == 128
+    groups["b"] = group("re:^m$", 96)
+    assert found(save(tmp_path / "2", tensors, config=config))["m.weight"].scale.blocks[0] == 96
+    groups["b"] = group("Other", 96)
+    assert found(save(tmp_path / "3", tensors, config=config)) == {}
+
+
+@pytest.mark.parametrize("algorithm", ["MXFP8", "FP8_PB_WO"])
+def test_the_algorithms_of_modelopt_state_the_block(algorithm: str, tmp_path: Path) -> None:
+    weight = codes(130, 96)
+    scale = {
+        "MXFP8": torch.randint(90, 150, (130, 3), dtype=torch.uint8),
+        "FP8_PB_WO": scales(2, 1, 1, 1),
+    }[algorithm]
+    said = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}}
+    root = save(
+        tmp_path / "model", {"m.weight": weight, "m.weight_scale": scale}, hf_quant_config=said
+    )
+
+    def one(row: int, column: int) -> np.float32:
+        if algorithm == "MXFP8":
+            return number(scale, row, column // 32)
+        return number(scale, row // 128, 0, column // 128, 0)
+
+    expected = loop((130, 96), lambda r, c: (number(weight, r, c), one(r, c)))
+    assert agrees(found(root)["m.weight"], expected)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"m.weight": codes(4, 4)},
+        {"m.weight": codes(4, 4), "m.weight_scale": scales(3, 1)},
+        {"m.weight": codes(4, 4), "m.weight_scale": scales(5)},
+        {"m.weight": codes(200, 4), "m.weight_scale_inv": scales(1, 2)},
+        {"m.weight": codes(200, 4), "m.weight_scale_inv": scales(3, 1)},
+        {"m.weight": codes(4, 4), "m.weight_scale": torch.ones(4, dtype=torch.int32)},
+        {"m.weight": codes(4, 4), "m.weight_scale": scales(1), "m.weight_zero_point": scales(1)},
+        {"m.weight": codes(4, 4), "m.weight_scale": scales(1), "m.pre_quant_scale": scales(4)},
+        {"m.w_blocks": packed(2, 6, 3, 16), "m.w_scales": packed(2, 6, 2)},
+        {"m.weight_packed": packed(4, 16), "m.weight_scale": packed(4, 2)},
+        {"m.weight": packed(4, 16).view(torch.int8), "m.scale": scales(4, 1)},
+        {"m.weight": torch.zeros(4, 4, dtype=torch.int8), "m.weight_scale": scales(4, 1)},
+        {"m.qweight": torch.zeros(4, 4, dtype=torch.int32), "m.scales": scales(4, 1)},
+    ],
+)
+def test_what_does_not_fit_is_not_found(tensors: Tensors, tmp_path: Path) -> None:
+    assert found(save(tmp_path / "model", tensors, config=BLOCKS)) == {}
