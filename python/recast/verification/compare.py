@@ -1,5 +1,6 @@
 """Comparing the values of all tensors of a result with those of its source."""
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from recast.options import Progress
 from recast.verification import values
+from recast.verification.dequantized import Dequantized, Products
 from recast.verification.dtypes import FLOATS, SOURCES, torch_floats
 from recast.verification.expectation import Expectation
 from recast.verification.header import Entry, Headers
@@ -38,12 +40,15 @@ class _Pair(NamedTuple):
     entry: Entry
     stored: Entry
     wanted: list[values.Range]
+    weight: Dequantized | None = None
+    """What it must be made of, where it is dequantized; `entry` is that of its exact values."""
 
     @property
     def bytes(self) -> int:
         """How many bytes of the source are compared."""
         compared = sum(end - start for start, end in self.wanted)
-        return self.entry.bytes * compared // max(1, self.entry.elements)
+        entry = self.weight.codes.entry if self.weight else self.entry
+        return entry.bytes * compared // max(1, self.entry.elements)
 
 
 def compare(
@@ -69,9 +74,13 @@ def compare(
             elements = _stored(files, root / pair.file, pair.stored)
         else:
             elements = partial(values.chosen, loaded.detach().reshape(-1))
+        read: Callable[[list[values.Range]], torch.Tensor]
+        if pair.weight is not None:
+            read = Products(pair.weight, reader)
+        else:
+            read = partial(reader.read, expected.source_file(pair.file), pair.entry)
         count, wrong = values.compare(
-            reader,
-            expected.source_file(pair.file),
+            read,
             pair.entry,
             pair.stored,
             elements,
@@ -94,16 +103,27 @@ def _pairs(
 ) -> Iterator[_Pair]:
     """The tensors whose values can be compared: a wrong shape, or a dtype that no cast gives, is a
     problem of the structure."""
-    for file, entries in expected.source_headers().items():
-        for name, entry in entries.items():
-            stored = headers.get(file, {}).get(name)
-            if stored is None or stored.shape != entry.shape:
-                continue
-            if stored.dtype == entry.dtype or (stored.dtype in FLOATS and entry.dtype in SOURCES):
-                # The name of a file may not be UTF-8.
-                drawn_from = f"{seed}/{file}/{name}".encode(errors="surrogateescape")
-                wanted = values.ranges(entry.elements, samples, random.Random(drawn_from))
-                yield _Pair(file, name, entry, stored, wanted)
+    weights = expected.quantized if expected.dequantizes else {}
+    sources = {
+        (file, name): entry
+        for file, entries in expected.source_headers.items()
+        for name, entry in entries.items()
+    }
+    sources |= {key: _exact(weight) for key, weight in weights.items()}
+    for (file, name), entry in sources.items():
+        stored = headers.get(file, {}).get(name)
+        if stored is None or stored.shape != entry.shape:
+            continue
+        if stored.dtype == entry.dtype or (stored.dtype in FLOATS and entry.dtype in SOURCES):
+            # The name of a file may not be UTF-8.
+            drawn_from = f"{seed}/{file}/{name}".encode(errors="surrogateescape")
+            wanted = values.ranges(entry.elements, samples, random.Random(drawn_from))
+            yield _Pair(file, name, entry, stored, wanted, weights.get((file, name)))
+
+
+def _exact(weight: Dequantized) -> Entry:
+    """A dequantized weight as a tensor of the source: its values before any rounding are fp64."""
+    return Entry("F64", weight.shape, 0, 8 * math.prod(weight.shape))
 
 
 def _stored(

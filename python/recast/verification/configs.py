@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recast.terminal import shown
-from recast.verification import dtypes
+from recast.verification import dtypes, labels
 from recast.verification.expectation import Expectation
 from recast.verification.files import MAX_CONFIG, MAX_INDEX, read_json
 from recast.verification.header import Headers
@@ -20,11 +20,19 @@ def config_differences(expected: Expectation, dest: Path, file: str) -> Iterator
     """The dtypes that a config states, and those that it no longer states, unless they are the
     target's."""
     try:
-        stated = _stated(read_json(dest / file, MAX_CONFIG), expected.casts_fp8)
+        config = read_json(dest / file, MAX_CONFIG)
+        stated = _stated(config, expected.casts_fp8)
     except (OSError, ValueError, RecursionError) as error:
         yield problem("config_invalid", file, reason=shown(error))
         return
-    before = _stated(expected.source_json(file, MAX_CONFIG), expected.casts_fp8)
+    if expected.dequantizes:
+        for key in labels.stated(config):
+            yield problem("quantization_left", file, key=key)
+    original = expected.source_json(file, MAX_CONFIG)
+    before = _stated(original, expected.casts_fp8)
+    if expected.dequantizes:
+        gone = tuple(f"{key}." for key in labels.stated(original))
+        before = {key: dtype for key, dtype in before.items() if not key.startswith(gone)}
     for key in sorted(before.keys() | stated.keys()):
         if expected.to and stated.get(key) != expected.to:
             dtype = stated.get(key)
@@ -57,7 +65,7 @@ def index_differences(
         yield problem("index_invalid", file, reason=shown(repr(error)))
         return
     folder = os.path.dirname(file)
-    same = weight_map == expected.source_json(file, MAX_INDEX)["weight_map"]
+    same = weight_map == expected.weight_map(file)
     held: set[tuple[str, str]] = set()
     lost, total = 0, 0
     for name, shard in weight_map.items():

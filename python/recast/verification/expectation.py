@@ -1,7 +1,8 @@
 """What a result is expected to be: what converting the source was asked to make."""
 
+import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from recast.errors import InputError
 from recast.options import POLICIES, Options
 from recast.report import REPORT_NAME
 from recast.terminal import first_of, shown
+from recast.verification import quantized
+from recast.verification.dequantized import Dequantized
 from recast.verification.dtypes import FLOATS, FP8, SOURCES, FloatName, named
-from recast.verification.files import MAX_REPORT, read_json
+from recast.verification.files import MAX_INDEX, MAX_REPORT, read_json
 from recast.verification.header import Headers, Key, read_header
+from recast.verification.labels import Labels, read_labels
 
 # The most patterns of `--keep` that are taken from a report: each costs time and memory.
 PATTERNS = 256
@@ -38,7 +42,26 @@ class Expectation:
     @cached_property
     def casts_fp8(self) -> bool:
         """Whether 8-bit floats are cast, so that nothing may state that they are there."""
-        return any(t.action == "cast" and t.source_dtype in FP8 for t in self.plan.tensors)
+        return self.dequantizes or any(
+            t.action == "cast" and t.source_dtype in FP8 for t in self.plan.tensors
+        )
+
+    @cached_property
+    def dequantizes(self) -> bool:
+        """Whether quantized weights are dequantized, and not carried as they are."""
+        return any(tensor.action == "dequantize" for tensor in self.plan.tensors)
+
+    @cached_property
+    def quantized(self) -> dict[Key, Dequantized]:
+        """The source's quantized weights as verification finds them, by file and name in a result
+        that holds them dequantized."""
+        return quantized.find(self.source_headers, self.source_file, self._labels)
+
+    @cached_property
+    def dropped(self) -> set[Key]:
+        """The source's tensors that only quantized weights need."""
+        found = self.quantized if self.dequantizes else {}
+        return quantized.dropped(self.source_headers, found)
 
     @property
     def source(self) -> Path:
@@ -49,6 +72,7 @@ class Expectation:
         """Where the source of the result's `file` is."""
         return self.source if self.source.is_file() else self.source / file
 
+    @cached_property
     def source_headers(self) -> Headers:
         """The headers of the source's shards."""
         files = [file.path for file in self.plan.files if file.action == "cast"]
@@ -61,6 +85,28 @@ class Expectation:
         """The value in a JSON file of the source, which was valid when the plan was made."""
         try:
             return read_json(self.source_file(file), limit)
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._changed(error) from error
+
+    def weight_map(self, file: str) -> Any:
+        """What an index must map to shards, by that of the source: not what is dropped, and the
+        dequantized weights by their names in the result."""
+        before = self.source_json(file, MAX_INDEX)["weight_map"]
+        if not self.dequantizes:
+            return before
+        folder = os.path.dirname(file)
+        names = {weight.codes.key: weight.name for weight in self.quantized.values()}
+        keys = {name: (os.path.join(folder, shard), name) for name, shard in before.items()}
+        return {
+            names.get(key, key[1]): before[name]
+            for name, key in keys.items()
+            if key not in self.dropped
+        }
+
+    def _labels(self, folder: str) -> Labels:
+        """What the source says of the weights in a folder; a file alone says nothing."""
+        try:
+            return Labels() if self.source.is_file() else read_labels(self.source, folder)
         except (OSError, ValueError, RecursionError) as error:
             raise self._changed(error) from error
 
@@ -90,9 +136,12 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expecta
     notes.append(f"{why}, so the target is inferred to be the dtype of most tensors: {target}")
     if kept:
         notes.append(f"not cast, which is assumed to be intended: {first_of(kept)}")
-    plain = any(dtype in FP8 and after.get(key) in FLOATS for key, dtype in before.items())
-    options = Options(to=target or "fp32", auto_keep=False, skip_quantized=True, unscaled_fp8=plain)
-    return Expectation(checkpoint.plan(options), target, "inf", exact=False)
+    options = Options(to=target or "fp32", auto_keep=False, skip_quantized=True)
+    carried = Expectation(checkpoint.plan(options), target, "inf", exact=False)
+    made = {key for key in carried.quantized if after.get(key) in FLOATS}
+    cast = {key for key, dtype in before.items() if dtype in FP8 and after.get(key) in FLOATS}
+    options = replace(options, skip_quantized=not made, unscaled_fp8=bool(cast - made))
+    return replace(carried, plan=checkpoint.plan(options))
 
 
 def _options(report: Path) -> Options:

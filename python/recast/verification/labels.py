@@ -73,6 +73,26 @@ def read_labels(root: Path, folder: str) -> Labels:
     return Labels(described, modelopt)
 
 
+def stated(value: Any, at: str = "") -> Iterator[str]:
+    """The keys of a config that say that weights are quantized, with the keys they are below."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        path = f"{at}.{key}" if at else key
+        if (key in KEYS and inner is not None) or (
+            key == "quantization" and isinstance(inner, dict)
+        ):
+            yield path
+        else:
+            yield from stated(inner, path)
+
+
+def in_metadata(path: Path) -> list[str]:
+    """The same of the metadata of a shard."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as shard:
+        return sorted(METADATA & (shard.metadata() or {}).keys())
+
+
 def descriptions(value: Any) -> Iterator[dict[str, Any]]:
     """What a config says of quantization, at its top and deeper."""
     for key, inner in value.items() if isinstance(value, dict) else ():

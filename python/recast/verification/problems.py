@@ -14,6 +14,9 @@ Kind = Literal[
     "tensor_unexpected",
     "tensor_shape",
     "tensor_dtype",
+    "weight_unknown",
+    "weight_left",
+    "scale_left",
     "hash",
     "config_invalid",
     "config_dtype",
@@ -24,6 +27,8 @@ Kind = Literal[
     "index_map",
     "index_size",
     "index_dtype",
+    "quantization_left",
+    "sidecar_left",
     "load_failed",
     "memory_requested",
     "memory_allocated",
@@ -37,6 +42,13 @@ SENTENCES: dict[Kind, str] = {
     "tensor_unexpected": "tensor '{tensor}' in {file} is unexpected: the source does not have it",
     "tensor_shape": "tensor '{tensor}' in {file} has shape {found}, expected {expected}",
     "tensor_dtype": "tensor '{tensor}' in {file} is {found}, expected {expected}",
+    "weight_unknown": (
+        "tensor '{tensor}' in {file} is dequantized, but the source has no codes and scales for it"
+    ),
+    "weight_left": (
+        "tensor '{tensor}' in {file} should be dequantized, as other weights of the source are"
+    ),
+    "scale_left": "tensor '{tensor}' in {file} belongs to quantized weights, which are dequantized",
     "hash": "{file} states {key} = {found}, but the digest of its tensors is {expected}",
     "config_invalid": "{file} is not JSON: {reason}",
     "config_dtype": "{file} states {key} = {found}, expected {expected}",
@@ -47,6 +59,8 @@ SENTENCES: dict[Kind, str] = {
     "index_map": "{file} does not map the same tensors to the same shards as the source's index",
     "index_size": "{file} states total_size = {found}, but its tensors have {expected} bytes",
     "index_dtype": "{file} states dtype = {found}, expected {expected}",
+    "quantization_left": "{file} states {key}, but its weights are dequantized",
+    "sidecar_left": "{file} describes quantized weights, which are dequantized",
     "load_failed": "{reason}",
     "memory_requested": "memory: requested is {found} bytes, {reason}",
     "memory_allocated": "memory: allocated is {found} bytes, {reason}",

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from recast.verification import configs, hashes
+from recast.verification import configs, hashes, labels
 from recast.verification.expectation import Expectation
 from recast.verification.files import is_index, shards, walk
 from recast.verification.header import Headers
@@ -25,10 +25,15 @@ def differences(expected: Expectation, dest: Path, headers: Headers) -> Iterator
         yield problem("file_unexpected", file)
     found = {file: headers[file] for file in headers if file in planned}
     yield from _tensors(expected, found)
+    yield from _weights(expected, found)
     for file in found:
         yield from hashes.differences(dest / file, file)
+        for key in labels.in_metadata(dest / file) if expected.dequantizes else ():
+            yield problem("quantization_left", file, key=key)
     for file in walk(dest):
-        if is_index(file):
+        if expected.dequantizes and os.path.basename(file) in labels.SIDECARS:
+            yield problem("sidecar_left", file)
+        elif is_index(file):
             yield from configs.index_differences(expected, dest, file, headers)
         elif os.path.basename(file) == "config.json" and file in planned:
             yield from configs.config_differences(expected, dest, file)
@@ -50,7 +55,45 @@ def _tensors(expected: Expectation, headers: Headers) -> Iterator[Problem]:
             shape = list(entry.shape)
             yield problem("tensor_shape", *where, found=shape, expected=tensor.shape)
         kept = not expected.exact and entry.dtype == tensor.source_dtype
+        kept = kept and tensor.action != "dequantize"
         if entry.dtype != tensor.dtype and not kept:
             yield problem("tensor_dtype", *where, found=entry.dtype, expected=tensor.dtype)
     for file, name in sorted(unexpected):
         yield problem("tensor_unexpected", file, name)
+
+
+def _weights(expected: Expectation, headers: Headers) -> Iterator[Problem]:
+    """In what the plan differs from what verification finds of quantized weights, and what of them
+    the expected files still hold."""
+    planned = {(tensor.file, tensor.name): tensor for tensor in expected.plan.tensors}
+    weights = expected.quantized
+    for key, tensor in planned.items():
+        if tensor.action != "dequantize":
+            continue
+        weight = weights.get(key)
+        if weight is None:
+            yield problem("weight_unknown", *key)
+        elif weight.shape != tuple(tensor.shape):
+            shape = list(tensor.shape)
+            yield problem("tensor_shape", *key, found=shape, expected=list(weight.shape))
+    if not expected.dequantizes:
+        # Codes and scales are of use only as they are.
+        for weight in weights.values():
+            for part in (weight.codes, *weight.scales):
+                found = headers.get(part.key[0], {}).get(part.key[1])
+                if found is not None and found.dtype != part.entry.dtype:
+                    dtype = part.entry.dtype
+                    yield problem("tensor_dtype", *part.key, found=found.dtype, expected=dtype)
+        return
+    for key, weight in weights.items():
+        if key not in planned or planned[key].action != "dequantize":
+            yield problem("weight_left", *weight.codes.key)
+    codes = {weight.codes.key for weight in weights.values()}
+    for file, entries in expected.source_headers.items():
+        for name in entries:
+            key = (file, name)
+            if key in expected.dropped:
+                if name in headers.get(file, {}):
+                    yield problem("scale_left", *key)
+            elif key not in planned and key not in codes:
+                yield problem("tensor_missing", *key)

@@ -128,8 +128,7 @@ def differences(expected: "torch.Tensor", found: "torch.Tensor") -> "torch.Tenso
 
 
 def compare(
-    reader: Reader,
-    path: Path,
+    read: Callable[[list[Range]], "torch.Tensor"],
     entry: Entry,
     stored: Entry,
     found: Callable[[list[Range]], "torch.Tensor"],
@@ -138,9 +137,10 @@ def compare(
 ) -> tuple[int, Wrong | None]:
     """Compares ranges of a tensor; how many values, and what is wrong with them, if anything is.
 
-    `entry` is the tensor in the source file `path`, `stored` the one in the result; `found(ranges)`
-    gives its elements as they were loaded, flat, of the dtype they were loaded in. What is not a
-    float, and what was loaded as it was stored, is compared byte by byte.
+    `entry` is the tensor in the source, `stored` the one in the result; `read(ranges)` gives its
+    bytes in the source, `found(ranges)` its elements as they were loaded, flat, of the dtype they
+    were loaded in. What is not a float, and what was loaded as it was stored, is compared byte by
+    byte.
     """
     import torch
 
@@ -154,7 +154,7 @@ def compare(
         wanted = [(0, entry.bytes)]
     # The result is also read in batches, and may be the wider one.
     for batch in batches(wanted, CHUNK // max(width, stored.width)):
-        raw, loaded = reader.read(path, entry, batch), found(batch)
+        raw, loaded = read(batch), found(batch)
         values = raw.view(torch_floats()[entry.dtype]) if is_float else raw
         if is_float and (entry.dtype != stored.dtype or loaded.dtype != values.dtype):
             # A loader may widen what is stored, or narrow what was kept, by a cast of its own.
