@@ -140,11 +140,11 @@ class Products:
         packed = codes.entry.dtype not in FP8
         each = 2 if packed else 1
         # The bytes of a row that hold the columns, and of them those that are read.
+        width //= each
         own = range(columns.start // each, -(-columns.stop // each))
-        read = range(width // each) if width // each <= PAGE else own
-        starts = [(matrix * height + row) * (width // each) for row in rows]
-        ranges = [(start + read.start, start + read.stop) for start in starts]
-        raw = self.reader.read(codes.path, codes.entry, _joined(ranges)).view(len(rows), -1)
+        read = range(width) if width <= PAGE else own
+        ranges = _within_rows(matrix * height * width, width, rows, read)
+        raw = self.reader.read(codes.path, codes.entry, ranges).view(len(rows), -1)
         raw = raw[:, own.start - read.start : own.stop - read.start]
         if not packed:
             # A copy, because torch views no part of a row as another dtype.
@@ -171,21 +171,20 @@ class _Scales:
             self.whole = reader.read(scale.path, entry, [(0, entry.elements)]).clone()
 
     def read(self, matrix: int, rows: range, columns: range) -> "torch.Tensor":
-        """The scale of each value of that part of a matrix, in fp64."""
+        """The scale of each value of that part of a matrix, in fp64; one row or column of them
+        where all rows or columns have the same."""
         import torch
 
         down, across = self.blocks
         first, last = rows.start // down, (rows.stop - 1) // down + 1
         left, right = columns.start // across, (columns.stop - 1) // across + 1
-        starts = [
-            (self._index(matrix) * self.height + row) * self.width for row in range(first, last)
-        ]
-        ranges = _joined([(start + left, start + right) for start in starts])
-        values = self._values(ranges).view(last - first, right - left)
-        number = torch.arange(rows.start, rows.stop, device=values.device) // down - first
-        values = values[number] if len(values) > 1 else values
-        number = torch.arange(columns.start, columns.stop, device=values.device) // across - left
-        return values[:, number] if values.shape[1] > 1 else values
+        found = self._grid(self._index(matrix), range(first, last), range(left, right))
+        if len(found) > 1:
+            found = found[torch.arange(rows.start, rows.stop, device=found.device) // down - first]
+        if found.shape[1] > 1:
+            numbers = torch.arange(columns.start, columns.stop, device=found.device)
+            found = found[:, numbers // across - left]
+        return found
 
     def _index(self, matrix: int) -> int:
         """Which matrix of scales a matrix of the weight has."""
@@ -197,15 +196,19 @@ class _Scales:
             found, stride = found + index // block * stride, stride * count
         return found
 
-    def _values(self, ranges: list[Range]) -> "torch.Tensor":
+    def _grid(self, matrix: int, rows: range, columns: range) -> "torch.Tensor":
+        """A part of a matrix of scales."""
         import torch
 
         entry = self.scale.entry
+        left, right = columns.start * entry.width, columns.stop * entry.width
         if self.whole is None:
-            raw = self.reader.read(self.scale.path, entry, ranges)
+            start = matrix * self.height * self.width
+            ranges = _within_rows(start, self.width, rows, columns)
+            raw = self.reader.read(self.scale.path, entry, ranges).view(len(rows), -1)
         else:
-            width = entry.width
-            raw = torch.cat([self.whole[start * width : end * width] for start, end in ranges])
+            raw = self.whole.view(-1, self.height, self.width * entry.width)[matrix]
+            raw = raw[rows.start : rows.stop, left:right].contiguous()
         if entry.dtype in E8M0:
             # 2^(code - 127) by its bits, because a power may be rounded; a code of 255 is NaN.
             powers = ((raw.to(torch.int64) - 127 + 1023) << 52).view(torch.float64)
@@ -241,12 +244,9 @@ def _pieces(whole: range, most: int) -> Iterator[range]:
         yield range(start, min(start + most, whole.stop))
 
 
-def _joined(ranges: list[Range]) -> list[Range]:
-    """`ranges`, those that follow each other as one."""
-    found = ranges[:1]
-    for start, end in ranges[1:]:
-        if start == found[-1][1]:
-            found[-1] = (found[-1][0], end)
-        else:
-            found.append((start, end))
-    return found
+def _within_rows(start: int, width: int, rows: range, columns: range) -> list[Range]:
+    """The columns of each row, in elements, of a matrix that begins at `start`."""
+    if len(columns) == width:
+        return [(start + rows.start * width, start + rows.stop * width)]
+    starts = (start + row * width for row in rows)
+    return [(row + columns.start, row + columns.stop) for row in starts]
