@@ -29,6 +29,8 @@ from judged import (
 )
 from recast.verification import dequantized, values
 from recast.verification.dequantized import Products
+from recast.verification.header import Entry
+from support import raw_header
 
 
 @pytest.fixture(autouse=True)
@@ -215,3 +217,54 @@ def test_torch_rounds_fp64_through_fp32(to: str) -> None:
         expected = exact.float().to(TARGETS[to])
         for part in (slice(None), slice(3, None, 7), slice(1)):
             assert torch.equal(x[part].to(TARGETS[to]), expected[part])
+
+
+class CountingReader(values.Reader):
+    """Counts the bytes that it reads."""
+
+    bytes = 0
+
+    def read(self, path: Path, entry: Entry, wanted: list[values.Range]) -> torch.Tensor:
+        self.bytes += sum(end - start for start, end in wanted) * entry.width
+        return super().read(path, entry, wanted)
+
+
+@pytest.mark.parametrize("kind", ["block", "group", "experts"])
+def test_a_sample_of_a_huge_weight_reads_little(kind: str, tmp_path: Path) -> None:
+    # 100 GB of zeros, and one code of 1.0 with a scale of 2.0, that nothing is stored for.
+    shape, one, of, scale_at = {
+        "block": ([1 << 19, 200_000], 0x38, [1 << 12, 1563], 3 * 1563 + 1),
+        "group": ([1 << 19, 200_000], 0x38, [1 << 19, 6250], 390 * 6250 + 7),
+        "experts": ([1 << 10, 1 << 18, 25, 16], 0x22, [1 << 10, 1 << 18, 25], 390 * 25),
+    }[kind]
+    dtype, exponent = ("U8", "U8") if kind == "experts" else ("F8_E4M3", "F8_E8M0")
+    sizes = [math.prod(shape), math.prod(of)]
+    names = ("w_blocks", "w_scales") if kind == "experts" else ("w", "w_scale")
+    ends = [(0, sizes[0]), (sizes[0], sum(sizes))]
+    header = {
+        names[0]: {"dtype": dtype, "shape": shape, "data_offsets": ends[0]},
+        names[1]: {"dtype": exponent, "shape": of, "data_offsets": ends[1]},
+    }
+    path = tmp_path / "model.safetensors"
+    row = 400 if kind == "experts" else 200_000
+    with path.open("wb") as file:
+        start = file.write(raw_header(header))
+        file.truncate(start + sum(sizes))
+        file.seek(start + 390 * row + (0 if kind == "experts" else 230))
+        file.write(bytes([one]))
+        file.seek(start + sizes[0] + scale_at)
+        file.write(bytes([128]))
+    block = [128, 128] if kind == "block" else [1, 32]
+    said = {"quantization_config": {"weight_block_size": block}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    weight = found(tmp_path)["w"]
+    reader = CountingReader("cpu")
+    read = Products(weight, reader)
+    at = 390 if kind == "experts" else 390 * 200_000 + 230
+    assert read([(at, at + 1)]).tolist() == [2.0]
+    if kind == "experts":
+        # Both codes of a byte, in the first two columns, which are rows of the result.
+        assert read([(at + (1 << 18), at + (1 << 18) + 1)]).tolist() == [2.0]
+    last = math.prod(weight.shape)
+    assert read([(at - 10, at), (at + 1, at + 4096), (last - 4096, last)]).count_nonzero() == 0
+    assert reader.bytes < 10 << 20
