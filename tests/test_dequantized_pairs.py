@@ -184,6 +184,7 @@ def test_the_algorithms_of_modelopt_state_the_block(algorithm: str, tmp_path: Pa
         {"m.weight": codes(4, 4), "m.weight_scale": torch.ones(4, dtype=torch.int32)},
         {"m.weight": codes(4, 4), "m.weight_scale": scales(1), "m.weight_zero_point": scales(1)},
         {"m.weight": codes(4, 4), "m.weight_scale": scales(1), "m.pre_quant_scale": scales(4)},
+        {"t.1.weight": codes(4, 4), "t.weight_scale": scales(4)},
         {"m.w_blocks": packed(2, 6, 3, 16), "m.w_scales": packed(2, 6, 2)},
         {"m.weight_packed": packed(4, 16), "m.weight_scale": packed(4, 2)},
         {"m.weight": packed(4, 16).view(torch.int8), "m.scale": scales(4, 1)},

@@ -43,7 +43,7 @@ def source(tmp_path: Path) -> Path:
         save_file(tensors, path / file, {"format": "pt"})
     weight_map = {name: file for file, tensors in shards.items() for name in tensors}
     (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    said = {"quant_method": "fp8", "weight_block_size": [128, 32]}
+    said = {"quant_method": "fp8", "weight_block_size": [128, 32], "dtype": "float32"}
     config = {"model_type": "x", "dtype": "float32", "text_config": {"quantization_config": said}}
     (path / "config.json").write_text(json.dumps(config))
     return path

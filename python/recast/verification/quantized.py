@@ -44,11 +44,10 @@ def dropped(headers: Headers, found: dict[Key, Dequantized]) -> set[Key]:
     """The tensors of the source that must not be in the result under any name."""
     folders = {os.path.dirname(file) for file, _ in found}
     gone = {scale.key for weight in found.values() for scale in weight.scales}
-    codes = {weight.codes.key for weight in found.values()}
     for file, entries in headers.items():
         if os.path.dirname(file) in folders:
             gone |= {(file, name) for name in entries if is_beside(name)}
-    return gone - codes
+    return gone
 
 
 def is_beside(name: str) -> bool:
