@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from recast.verification import values
 from recast.verification.dequantized import Dequantized, Products
-from recast.verification.header import read_headers
-from recast.verification.labels import read_labels
+from recast.verification.header import Headers, read_headers
+from recast.verification.labels import Labels, read_labels
 from recast.verification.quantized import dropped, find
 from safetensors.torch import save_file
 
@@ -35,18 +35,22 @@ def save(folder: Path, *shards: Tensors, **jsons: Any) -> Path:
     return folder
 
 
-def found(root: Path) -> dict[str, Dequantized]:
+def judged(root: Path) -> tuple[Headers, Callable[[str], Path], Callable[[str], Labels]]:
+    """What verification needs to find the quantized weights below `root`."""
     headers, damaged = read_headers(root)
     assert not damaged
-    weights = find(headers, root.joinpath, partial(read_labels, root))
+    return headers, root.joinpath, partial(read_labels, root)
+
+
+def found(root: Path) -> dict[str, Dequantized]:
+    weights = find(*judged(root))
     assert len({name for _, name in weights}) == len(weights)
     return {name: weight for (_, name), weight in weights.items()}
 
 
 def gone(root: Path) -> set[str]:
-    headers, _ = read_headers(root)
-    weights = find(headers, root.joinpath, partial(read_labels, root))
-    return {name for _, name in dropped(headers, weights)}
+    given = judged(root)
+    return {name for _, name in dropped(given[0], find(*given))}
 
 
 def products(weight: Dequantized) -> torch.Tensor:

@@ -1,10 +1,8 @@
 """Which tensors verification takes for a quantized weight, and which block a scale is that of."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from judged import (
@@ -16,6 +14,7 @@ from judged import (
     codes,
     found,
     gone,
+    judged,
     loop,
     number,
     packed,
@@ -23,8 +22,6 @@ from judged import (
     save,
     scales,
 )
-from recast.verification.header import read_headers
-from recast.verification.labels import read_labels
 from recast.verification.quantized import find
 
 
@@ -86,8 +83,12 @@ def test_another_block_of_the_same_grid_gives_other_values(tmp_path: Path) -> No
 )
 def test_every_name_of_a_scale_is_known(name: str, scale: str, tmp_path: Path) -> None:
     weight, one = codes(4, 4), scales(1)
-    beside = {"m.input_scale": scales(1), "m.k_scale": scales(1), "scaled_fp8": codes(2)}
+    layer = name.removesuffix(".weight")
+    beside = {f"{layer}.input_scale": scales(1), f"{layer}_activation_scale": scales(1)}
+    beside |= {"attention.k_scale": scales(1), "scaled_fp8": codes(2), "n.comfy_quant": packed(9)}
     plain = {"m.logit_scale": scales(1), "m.bias": scales(4), "n.layer_scale": scales(4)}
+    # Those of other layers, and what is no single number, may be parameters like any other.
+    plain |= {"n.input_scale": scales(1), "attention.q_scale": scales(4), "m.klok_scale": scales(1)}
     root = save(tmp_path / "model", {name: weight, scale: one, **beside, **plain})
     expected = loop((4, 4), lambda *at: (number(weight, *at), number(one, 0)))
     assert agrees(found(root)[name], expected)
@@ -101,13 +102,35 @@ def test_one_scale_may_be_that_of_several_and_in_another_shard(tmp_path: Path) -
     # Each `m.weight` has the scale of its own shard.
     near = [{"m.weight_scale": scales(1)} for _ in range(2)]
     root = save(tmp_path / "model", tables | own | near[0], shared, own | near[1])
-    headers, _ = read_headers(root)
-    weights = find(headers, root.joinpath, partial(read_labels, root))
+    weights = find(*judged(root))
     assert len(weights) == 5
     for (file, name), weight in weights.items():
         number_ = "m.weight_scale" if name == "m.weight" else "table.weight_scale"
         assert weight.scale.key[1] == number_
         assert (weight.scale.key[0] == file) == (name == "m.weight")
+
+
+def test_a_scale_that_is_in_several_other_shards_is_none(tmp_path: Path) -> None:
+    shards = [{"m.weight": codes(4, 4)}, *({"m.weight_scale": scales(1)} for _ in range(2))]
+    assert found(save(tmp_path / "model", *shards)) == {}
+
+
+def test_labels_above_a_folder_count(tmp_path: Path) -> None:
+    root = save(tmp_path / "model", config=BLOCKS)
+    tensors = {"m.weight": codes(200, 4), "m.weight_scale_inv": scales(2, 1)}
+    save(root / "a", tensors, config={})
+    save(root / "b", tensors, config={"quantization_config": {"weight_block_size": [100, 128]}})
+    # Two sizes fit the second, and nothing says which one is meant.
+    (name,) = find(*judged(root))
+    assert name == (str(Path("a", "model-0.safetensors")), "m.weight")
+
+
+def test_rotated_weights_are_not_found(tmp_path: Path) -> None:
+    tensors = {"m.weight": codes(4, 4), "m.weight_scale": scales(1)}
+    transforms: dict[str, dict[str, Any]] = {"none": {}, "some": {"config_groups": {}}}
+    for name, transform in transforms.items():
+        said = {"quantization_config": {"transform_config": transform}}
+        assert bool(found(save(tmp_path / name, tensors, config=said))) == (name == "none")
 
 
 def test_swizzled_nvfp4_without_a_label_is_not_taken_for_modelopts(tmp_path: Path) -> None:
@@ -119,6 +142,7 @@ def test_swizzled_nvfp4_without_a_label_is_not_taken_for_modelopts(tmp_path: Pat
 GROUPS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "block": ({"strategy": "block", "block_structure": [4, 8]}, (4, 8)),
     "group": ({"strategy": "group", "group_size": 5}, (1, 5)),
+    "text": ({"block_structure": "4x8"}, (4, 8)),
 }
 
 
@@ -152,24 +176,54 @@ def test_a_group_that_names_the_module_counts(tmp_path: Path) -> None:
     assert found(save(tmp_path / "3", tensors, config=config)) == {}
 
 
-@pytest.mark.parametrize("algorithm", ["MXFP8", "FP8_PB_WO"])
-def test_the_algorithms_of_modelopt_state_the_block(algorithm: str, tmp_path: Path) -> None:
+SAID: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
+    "ModelOpt MXFP8": ("hf_quant_config", {"quantization": {"quant_algo": "MXFP8"}}, (1, 32)),
+    "ModelOpt's blocks": (
+        "hf_quant_config",
+        {"quantization": {"quant_algo": "FP8_PB_WO"}},
+        (128, 128),
+    ),
+    "a group size": (
+        "hf_quant_config",
+        {"quantization": {"quant_algo": "X", "group_size": 48}},
+        (1, 48),
+    ),
+    "a layer's algorithm": (
+        "hf_quant_config",
+        {"quantization": {"quantized_layers": {"m": {"quant_algo": "MXFP8"}, "n": {}}}},
+        (1, 32),
+    ),
+    "the algorithm in a config": (
+        "config",
+        {"quantization_config": {"quant_algo": "MXFP8"}},
+        (1, 32),
+    ),
+    "a format": ("config", {"quantization_config": {"format": "mxfp8-quantized"}}, (1, 32)),
+    "a method": ("config", {"quantization_config": {"quant_method": "mxfp8"}}, (1, 32)),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_formats_and_algorithms_state_the_block(said: str, tmp_path: Path) -> None:
+    file, value, block = SAID[said]
     weight = codes(130, 96)
-    scale = {
-        "MXFP8": torch.randint(90, 150, (130, 3), dtype=torch.uint8),
-        "FP8_PB_WO": scales(2, 1, 1, 1),
-    }[algorithm]
-    said = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}}
+    scale = scales(-(-130 // block[0]), 96 // block[1] or 1)
+    root = save(tmp_path / "model", {"m.weight": weight, "m.weight_scale": scale}, **{file: value})
+    expected = loop(
+        (130, 96), lambda r, c: (number(weight, r, c), number(scale, r // block[0], c // block[1]))
+    )
+    assert agrees(found(root)["m.weight"], expected)
+
+
+def test_modelopts_blocks_may_keep_their_extents_as_ones(tmp_path: Path) -> None:
+    weight, scale = codes(130, 200), scales(2, 1, 2, 1)
+    said = {"quantization": {"quant_algo": "FP8_PB_WO"}}
     root = save(
         tmp_path / "model", {"m.weight": weight, "m.weight_scale": scale}, hf_quant_config=said
     )
-
-    def one(row: int, column: int) -> np.float32:
-        if algorithm == "MXFP8":
-            return number(scale, row, column // 32)
-        return number(scale, row // 128, 0, column // 128, 0)
-
-    expected = loop((130, 96), lambda r, c: (number(weight, r, c), one(r, c)))
+    expected = loop(
+        (130, 200), lambda r, c: (number(weight, r, c), number(scale, r // 128, 0, c // 128, 0))
+    )
     assert agrees(found(root)["m.weight"], expected)
 
 

@@ -275,7 +275,8 @@ def test_what_verification_does_not_find_itself_is_a_problem(
     monkeypatch.setattr(quantized, "find", fewer)
     found = check(source, result)
     assert kinds(found) == {"weight_unknown", "tensor_missing", "index_map"}
-    assert {problem.tensor for problem in found.problems} == {"c.weight", "c.weight_scale", None}
+    tensors = {problem.tensor for problem in found.problems}
+    assert tensors == {"c.weight", "c.weight_scale", "c.input_scale", None}
 
 
 @pytest.mark.parametrize("policy", ["inf", "saturate"])

@@ -26,9 +26,6 @@ SIDECARS = {
     "quanto_qmap.json",
 }
 """Files that hold such a description and nothing else."""
-ALGORITHMS = {"MXFP8": (1, 32), "FP8_PB_WO": (128, 128)}
-"""The blocks of ModelOpt's algorithms that have some."""
-
 Block = tuple[int, int]
 
 
@@ -36,41 +33,56 @@ Block = tuple[int, int]
 class Labels:
     """What is said of the weights of one component."""
 
-    described: list[dict[str, Any]] = field(default_factory=list)
-    """The descriptions of its config."""
-    modelopt: list[dict[str, Any]] = field(default_factory=list)
-    """Those of NVIDIA ModelOpt, wherever they are."""
+    said: list[dict[str, Any]] = field(default_factory=list)
+    """The descriptions, of configs and of files of their own."""
+
+    @property
+    def modelopt(self) -> bool:
+        """Whether NVIDIA ModelOpt is said to have written the weights."""
+        producers = [each for said in self.said for each in _objects(said) if "name" in each]
+        words = [said.get("quant_method") for said in self.said]
+        words += [producer["name"] for producer in producers]
+        return any(str(word).startswith("modelopt") for word in words)
+
+    @property
+    def rotated(self) -> bool:
+        """Whether the weights are said to be rotated, so that they fit rotated inputs only."""
+        return any(said.get("transform_config") for said in self.said)
 
     def blocks(self, module: str) -> list[Block]:
         """The rows and columns of the blocks that a module's weight may have: all that are stated,
         or only those of the group that names it."""
-        found = [
-            block for said in self.described if (block := _extents(said.get("weight_block_size")))
-        ]
-        groups = [group for said in self.described for group in _objects(said.get("config_groups"))]
-        named = [group for group in groups if _names(group, module)]
-        for group in named or groups:
-            found += _of_group(group)
-        for said in self.modelopt:
+        sizes = [said.get("weight_block_size") for said in self.said]
+        groups = [group for said in self.said for group in _objects(said.get("config_groups"))]
+        for group in [group for group in groups if _names(group, module)] or groups:
+            weights = group.get("weights")
+            sizes += _of_algorithm(group)
+            if isinstance(weights, dict):
+                size = weights.get("block_structure")
+                sizes.append([1, weights.get("group_size")] if size is None else size)
+        for said in self.said:
             layers = said.get("quantized_layers")
             own = layers.get(module) if isinstance(layers, dict) else None
             each = [own] if isinstance(own, dict) else [said, *_objects(layers)]
-            found += [ALGORITHMS[name] for name in map(_algorithm, each) if name in ALGORITHMS]
-        return sorted(set(found))
+            sizes += [size for one in each for size in _of_algorithm(one)]
+        return sorted({block for size in sizes if (block := _extents(size))})
 
 
 def read_labels(root: Path, folder: str) -> Labels:
-    """What is said of the weights in a folder below `root`: by the config in it, or else by that
-    of the nearest folder above, and by ModelOpt's file beside that config."""
-    while folder and not (root / folder / "config.json").is_file():
-        folder = os.path.dirname(folder)
-    described = list(descriptions(_read(root / folder / "config.json")))
-    beside = _read(root / folder / "hf_quant_config.json")
-    modelopt = [said for said in described if str(said.get("quant_method")).startswith("modelopt")]
-    if isinstance(beside, dict):
-        inner = beside.get("quantization")
-        modelopt.append(inner if isinstance(inner, dict) else beside)
-    return Labels(described, modelopt)
+    """What is said of the weights in a folder below `root`, by files in it and in those above."""
+    said = list(descriptions(_read(root / folder / "config.json")))
+    for name in sorted(SIDECARS):
+        try:
+            beside = _read(root / folder / name)
+        except ValueError:
+            # Whatever else is called so says nothing.
+            continue
+        if isinstance(beside, dict):
+            inner = beside.get("quantization")
+            said += [beside, *([inner] if isinstance(inner, dict) else [])]
+    if folder:
+        said += read_labels(root, os.path.dirname(folder)).said
+    return Labels(said)
 
 
 def stated(value: Any, at: str = "") -> Iterator[str]:
@@ -129,18 +141,16 @@ def _names(group: dict[str, Any], module: str) -> bool:
     return False
 
 
-def _of_group(group: dict[str, Any]) -> Iterator[Block]:
-    """The blocks of a group of compressed-tensors."""
-    weights = group.get("weights")
-    if not isinstance(weights, dict):
-        return
-    own = _extents(weights.get("block_structure")) or _extents([1, weights.get("group_size")])
-    if own:
-        yield own
-
-
-def _algorithm(said: dict[str, Any]) -> str:
-    return str(said.get("quant_algo"))
+def _of_algorithm(said: dict[str, Any]) -> Iterator[list[Any]]:
+    """The blocks of an algorithm: those its name stands for, and the groups stated beside it."""
+    for key in ("quant_algo", "quant_method", "format"):
+        name = str(said.get(key)).lower()
+        if name.startswith("mxfp8"):
+            yield [1, 32]
+        elif name == "fp8_pb_wo":
+            yield [128, 128]
+    if "quant_algo" in said:
+        yield [1, said.get("group_size")]
 
 
 def _extents(value: Any) -> Block | None:

@@ -18,13 +18,16 @@ OF_WEIGHT = (".scale", ".qscale_weight", ".scale_weight")
 """What it has in place of their `.weight`."""
 OTHER = ("_zero_point", "_g_idx", "_scale_2")
 """What fp8 codes have beside them that need more than a scale."""
-BESIDE = (
+ACTIVATIONS = (
     *("input_scale", "input_global_scale", "input_zero_point", "scale_input", "qscale_act"),
     *("output_scale", "output_global_scale", "output_zero_point"),
-    *("activation_scale", "act_scale", "q_scale", "k_scale", "v_scale", "kv_scale", "prob_scale"),
-    *("comfy_quant", "scaled_fp8"),
+    *("activation_scale", "act_scale"),
 )
-"""The last word of what goes with quantized weights and is no part of their values."""
+"""The last word of what a layer has for quantized activations."""
+CACHES = ("q_scale", "k_scale", "v_scale", "kv_scale", "prob_scale")
+"""The same for a quantized cache; norms of queries and keys are called so, too."""
+MARKERS = ("comfy_quant", "scaled_fp8")
+"""The same of what only says that a layer, or a file, is quantized."""
 
 
 def find(
@@ -42,18 +45,34 @@ def find(
 
 def dropped(headers: Headers, found: dict[Key, Dequantized]) -> set[Key]:
     """The tensors of the source that must not be in the result under any name."""
-    folders = {os.path.dirname(file) for file, _ in found}
     gone = {scale.key for weight in found.values() for scale in weight.scales}
+    layers = {
+        (os.path.dirname(file), name.removesuffix(".weight"))
+        for weight in found.values()
+        for file, name in (weight.codes.key, (weight.codes.key[0], weight.name))
+    }
+    folders = {folder for folder, _ in layers}
     for file, entries in headers.items():
-        if os.path.dirname(file) in folders:
-            gone |= {(file, name) for name in entries if is_beside(name)}
+        folder = os.path.dirname(file)
+        for name, entry in entries.items() if folder in folders else ():
+            layer = _before(name, ACTIVATIONS)
+            if (
+                (layer is not None and (folder, layer.removesuffix(".weight")) in layers)
+                or (_before(name, CACHES) is not None and entry.elements == 1)
+                or _before(name, MARKERS) is not None
+            ):
+                gone.add((file, name))
     return gone
 
 
-def is_beside(name: str) -> bool:
-    """Whether a name is that of something that goes with quantized weights or activations."""
-    last = name.rpartition(".")[2]
-    return any(last == word or last.endswith(f"_{word}") for word in BESIDE)
+def _before(name: str, words: tuple[str, ...]) -> str | None:
+    """What stands before one of `words`, if a name ends with it."""
+    for word in words:
+        if name == word:
+            return ""
+        if name.endswith((f".{word}", f"_{word}")):
+            return name[: -len(word) - 1]
+    return None
 
 
 class _Component:
@@ -68,6 +87,8 @@ class _Component:
 
     def weights(self) -> Iterator[Dequantized]:
         scales: set[Key] = set()
+        if self.labels.rotated:
+            return
         # Packed codes first, because fp8 tensors may be their scales.
         for rule in (_gpt_oss, _packed, _modelopt, _deepseek_v4, _fp8):
             for file, entries in self.headers.items():
@@ -85,9 +106,9 @@ class _Component:
 
     def part(self, name: str, near: Part, dtypes: set[str]) -> Part | None:
         """The tensor of that name, if its dtype is one of those: that in the file of `near`, or
-        else in another."""
+        else in the one other that has it."""
         files = self.files.get(name, [])
-        file = near.key[0] if near.key[0] in files else next(iter(files), None)
+        file = near.key[0] if near.key[0] in files else files[0] if len(files) == 1 else None
         if file is None or self.headers[file][name].dtype not in dtypes:
             return None
         return Part((file, name), self.source(file), self.headers[file][name])
@@ -96,13 +117,16 @@ class _Component:
 def _gpt_oss(component: _Component, codes: Part) -> Dequantized | None:
     for blocks, scales in (("_blocks", "_scales"), (".blocks", ".scales")):
         name, shape = codes.key[1].removesuffix(blocks), codes.entry.shape
-        scale = component.part(name + scales, codes, {"U8"})
+        scale = component.part(name + scales, codes, E8M0)
         is_packed = codes.entry.dtype == "U8" and len(shape) >= 3 and shape[-1] == MX // 2
         if name == codes.key[1] or scale is None or not is_packed:
             continue
         *outer, rows, groups, _ = shape
         own = _scale(scale, (*outer, rows, groups * MX), [(1, MX)])
         if own is not None and scale.entry.shape == shape[:-1]:
+            if blocks == ".blocks":
+                # OpenAI's own code takes them as they are.
+                return Dequantized(name, (*outer, rows, groups * MX), codes, own)
             turned = (*outer, groups * MX, rows)
             return Dequantized(name, turned, codes, own, transposed=True)
     return None
@@ -126,14 +150,17 @@ def _modelopt(component: _Component, codes: Part) -> Dequantized | None:
     name = codes.key[1]
     if codes.entry.dtype != "U8" or not codes.entry.shape or not component.labels.modelopt:
         return None
-    return _nvfp4(component, codes, name, f"{name}_scale_2", divides=False)
+    whole = name if component.has(f"{name}_scale_2") else f"{name}_weight"
+    return _nvfp4(component, codes, name, f"{whole}_scale_2", divides=False)
 
 
 def _nvfp4(
     component: _Component, codes: Part, name: str, second: str, *, divides: bool
 ) -> Dequantized | None:
     shape = _unpacked(codes.entry)
-    scale = component.part(f"{name}_scale", codes, {"F8_E4M3"})
+    # What scales a scale is called like it, with a few letters more.
+    own_name = second.removesuffix("_2").replace("_global_scale", "_scale")
+    scale = component.part(own_name, codes, {"F8_E4M3"})
     whole = component.part(second, codes, {"F32"})
     own = _scale(scale, shape, [(1, NV)])
     above = _scale(whole, shape, [])
@@ -171,11 +198,8 @@ def _shared(component: _Component, codes: Part) -> Scale | None:
         layer = layer.rpartition(".")[0]
         if component.has(f"{layer}.weight_scale"):
             scale = component.part(f"{layer}.weight_scale", codes, FLOATS)
-            return (
-                _scale(scale, codes.entry.shape, [])
-                if scale and scale.entry.elements == 1
-                else None
-            )
+            is_one = scale is not None and scale.entry.elements == 1
+            return _scale(scale, codes.entry.shape, []) if is_one else None
     return None
 
 
@@ -185,16 +209,16 @@ def _unpacked(codes: Entry) -> tuple[int, ...]:
 
 
 def _scale(part: Part | None, shape: tuple[int, ...], blocks: list[Block]) -> Scale | None:
-    """Scales of a weight of that shape, each for one of the first of `blocks` that fits, unless
-    there is one for all, or for whole dimensions."""
+    """Scales of a weight of that shape: one for all, or for whole dimensions, or else for each
+    block of the one size of `blocks` that fits."""
     if part is None:
         return None
     own = part.entry.shape
     if part.entry.elements == 1:
         return Scale(part.key, part.path, part.entry, tuple(max(1, extent) for extent in shape))
-    if len(own) == 1:
+    if 0 < len(own) < len(shape) and own == shape[: len(own)]:
         # One for each row, or for each matrix of a stack.
-        own = own + (1,) * (len(shape) - 1)
+        own += (1,) * (len(shape) - len(own))
     if len(own) == len(shape) and all(
         count in (1, extent) for count, extent in zip(own, shape, strict=True)
     ):
@@ -209,7 +233,7 @@ def _scale(part: Part | None, shape: tuple[int, ...], blocks: list[Block]) -> Sc
         grid = (*outer, -(-height // rows), -(-width // columns))
         # ModelOpt leaves the extents inside the blocks as ones.
         if part.entry.shape in (grid, (*outer, grid[-2], 1, grid[-1], 1)):
-            fitting.add((min(rows, height), min(columns, width)))
+            fitting.add((max(1, min(rows, height)), max(1, min(columns, width))))
     if len(fitting) != 1:
         return None
     return Scale(part.key, part.path, part.entry, (*(1 for _ in outer), *fitting.pop()))
