@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import recast
 import torch
+from conftest import build
 from judged import FP8, codes, packed, scales
 from recast.options import FloatName
 from recast.verification import quantized
@@ -312,3 +313,20 @@ def test_the_command_names_what_is_wrong(source: Path, result: Path) -> None:
     assert done.returncode == 1
     assert "tensor 'c.weight_scale'" in done.stdout
     assert "which are dequantized" in done.stdout
+
+
+def test_what_transformers_loads_of_it_passes(tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "model")
+    held = load_file(tmp_path / "model" / "model.safetensors")
+    for name in [name for name, weight in held.items() if name.endswith("proj.weight")]:
+        rows, columns = held[name].shape
+        held[f"{name}_scale_inv"] = scales(-(-rows // 20), -(-columns // 20)).abs()
+        held[name] = held[name].to(FP8)
+    save_file(held, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    said = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [20, 20]}}
+    in_json("config.json", lambda config: config.update(said))(tmp_path / "model")
+    recast.convert(tmp_path / "model", tmp_path / "out", to="bf16", sync=False)
+    found = check(tmp_path / "model", tmp_path / "out", loader="transformers")
+    assert found.passed, found.failures()
+    assert found.values_checked == sum(weight.numel() for weight in model.parameters())
