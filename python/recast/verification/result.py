@@ -26,7 +26,8 @@ class Mismatch:
     index: int
     """Which element it is, in C order."""
     source: str
-    """Its value in the source; `bytes` for what is not a float."""
+    """Its value in the source; `bytes` for what is not a float. Of a dequantized weight it is the
+    exact product of code and scale, in fp64, and so are the bits."""
     source_bits: str
     expected_bits: str
     found_bits: str
