@@ -78,6 +78,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[..., tuple[in
     "a square's rows": ((6, 6), (6,), lambda r, c: (r,)),
     "experts' columns": ((3, 4, 6), (3, 1, 6), lambda e, r, c: (e, 0, c)),
     "experts' rows": ((3, 4, 6), (3, 4, 1), lambda e, r, c: (e, r, 0)),
+    "experts' rows, flat": ((3, 4, 6), (3, 4), lambda e, r, c: (e, r)),
     "experts": ((3, 4, 6), (3,), lambda e, r, c: (e,)),
     "a convolution's channels": ((3, 4, 2, 2), (3, 1, 1, 1), lambda o, i, h, w: (o, 0, 0, 0)),
     "inner channels": ((3, 4, 2, 2), (1, 4, 1, 1), lambda o, i, h, w: (0, i, 0, 0)),
@@ -137,7 +138,7 @@ def test_gpt_oss_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
     assert torch.equal(made.view(torch.int16), theirs.contiguous().view(torch.int16))
 
 
-@pytest.mark.parametrize("scheme", ["compressed-tensors", "modelopt"])
+@pytest.mark.parametrize("scheme", ["compressed-tensors", "modelopt", "modelopt, fused"])
 def test_each_nvfp4_has_its_own_formula(scheme: str, tmp_path: Path) -> None:
     rows, columns = 9, 64
     four, eight = packed(rows, columns // 2), codes(rows, columns // 16)
@@ -149,6 +150,10 @@ def test_each_nvfp4_has_its_own_formula(scheme: str, tmp_path: Path) -> None:
         "m.weight_global_scale" if divides else "m.weight_scale_2": whole,
         "m.input_global_scale" if divides else "m.input_scale": scales(1),
     }
+    if scheme == "modelopt, fused":
+        names = {"m.weight": "m.w", "m.weight_scale": "m.w_weight_scale"}
+        names |= {"m.weight_scale_2": "m.w_weight_scale_2", "m.input_scale": "m.w_input_scale"}
+        tensors = {names[name]: tensor for name, tensor in tensors.items()}
     said = {} if divides else {"producer": {"name": "modelopt"}, "quantization": {}}
     root = save(tmp_path / "model", tensors, hf_quant_config=said)
 
@@ -157,8 +162,9 @@ def test_each_nvfp4_has_its_own_formula(scheme: str, tmp_path: Path) -> None:
         return np.float32(one / all_ if divides else one * all_)
 
     expected = loop((rows, columns), lambda r, c: (fp4(four, r, c), scale(r, c)))
-    assert agrees(found(root)["m.weight"], expected)
-    assert gone(root) == tensors.keys() - {"m.weight", "m.weight_packed"}
+    name = "m.w" if scheme == "modelopt, fused" else "m.weight"
+    assert agrees(found(root)[name], expected)
+    assert gone(root) == tensors.keys() - {name, "m.weight_packed"}
 
 
 @pytest.mark.parametrize("kind", ["compressed-tensors", "DeepSeek-V4"])

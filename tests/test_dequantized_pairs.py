@@ -198,6 +198,21 @@ SAID: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         {"quantization_config": {"quant_algo": "MXFP8"}},
         (1, 32),
     ),
+    "a group's format": (
+        "config",
+        {"quantization_config": {"config_groups": {"g": {"format": "mxfp8-quantized"}}}},
+        (1, 32),
+    ),
+    "one of two layers": (
+        "hf_quant_config",
+        {
+            "quantized_layers": {
+                "m": {"quant_algo": "X", "group_size": 40},
+                "n": {"quant_algo": "X", "group_size": 33},
+            }
+        },
+        (1, 40),
+    ),
     "a format": ("config", {"quantization_config": {"format": "mxfp8-quantized"}}, (1, 32)),
     "a method": ("config", {"quantization_config": {"quant_method": "mxfp8"}}, (1, 32)),
 }
@@ -207,7 +222,7 @@ SAID: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
 def test_formats_and_algorithms_state_the_block(said: str, tmp_path: Path) -> None:
     file, value, block = SAID[said]
     weight = codes(130, 96)
-    scale = scales(-(-130 // block[0]), 96 // block[1] or 1)
+    scale = scales(-(-130 // block[0]), -(-96 // block[1]))
     root = save(tmp_path / "model", {"m.weight": weight, "m.weight_scale": scale}, **{file: value})
     expected = loop(
         (130, 96), lambda r, c: (number(weight, r, c), number(scale, r // block[0], c // block[1]))
@@ -240,6 +255,7 @@ def test_modelopts_blocks_may_keep_their_extents_as_ones(tmp_path: Path) -> None
         {"m.weight": codes(4, 4), "m.weight_scale": scales(1), "m.pre_quant_scale": scales(4)},
         {"t.1.weight": codes(4, 4), "t.weight_scale": scales(4)},
         {"m.w_blocks": packed(2, 6, 3, 16), "m.w_scales": packed(2, 6, 2)},
+        {"m.w_blocks": packed(2, 6, 3, 16), "m.w_scales": packed(1)},
         {"m.weight_packed": packed(4, 16), "m.weight_scale": packed(4, 2)},
         {"m.weight": packed(4, 16).view(torch.int8), "m.scale": scales(4, 1)},
         {"m.weight": torch.zeros(4, 4, dtype=torch.int8), "m.weight_scale": scales(4, 1)},
