@@ -19,7 +19,8 @@ from support import raw_bytes, recast_here
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-TORCH = re.compile(r"^ *(?:import|from) (?:torch|transformers|safetensors\.torch|tensors)\b", re.M)
+OURS = r"tensors|dequantizers|dequantized_pairs|quantized_\w+"
+TORCH = re.compile(rf"^ *(?:import|from) (?:torch|transformers|safetensors\.torch|{OURS})\b", re.M)
 VERIFIES = re.compile(r'recast\.verify\(|"--verify"|"--device"')
 
 Save = Callable[[str, str], Path]

@@ -1,5 +1,6 @@
-"""All pairs of a code and a scale, against torch and against numpy with ml_dtypes. Run as a script,
-with a folder to work in, it compares them at the level that `RECAST_SIMD` names."""
+"""All pairs of a code of 4 bits and a scale, against torch and against numpy with ml_dtypes (those
+of 8 bits are in `products.py`). Run as a script, with a folder to work in, it compares them at the
+level that `RECAST_SIMD` names."""
 
 import shutil
 import sys
@@ -19,7 +20,6 @@ from sources import NUMPY, TARGETS, as_torch, wrong
 Row = tuple[str, int, int]
 Array = np.ndarray[Any, Any]
 
-E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 PACKED: dict[str, Any] = {"format": "mxfp4-pack-quantized", "quant_method": "compressed-tensors"}
 GROUP = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
 MXFP4 = {**PACKED, "config_groups": {"group_0": {"targets": ["Linear"], "weights": GROUP}}}
@@ -59,16 +59,6 @@ def judged(name: str, ours: torch.Tensor, codes: Array, scales: Array, to: Float
     ]
 
 
-def rows(folder: Path, name: str, kind: Any, scales: Array) -> Iterator[Row]:
-    """Every code of 8 bits with the scale of its row, and a rest that fills no vector."""
-    row = np.concatenate([np.arange(256), np.arange(0x3A, 0x3F)]).astype(np.uint8)
-    codes = np.tile(row, (len(scales), 1)).view(kind)
-    tensors = {"m.weight": as_torch(codes), "m.weight_scale": as_torch(scales[:, None])}
-    for to in TARGETS:
-        ours = results(folder / "rows", tensors, None, to)["m.weight"]
-        yield from judged(name, ours, codes, scales[:, None], to)
-
-
 def halves() -> Array:
     """Every code of 4 bits twice, in 16 bytes, once in either half."""
     return (np.arange(16) | np.arange(15, -1, -1) << 4).astype(np.uint8)
@@ -100,7 +90,7 @@ def mxfp4(folder: Path) -> Iterator[Row]:
 def nvfp4(folder: Path, weights: int) -> Iterator[Row]:
     """Every code of 4 bits with every scale in fp8, under many second scales."""
     packed = np.tile(halves(), (128, 1))
-    scales = np.arange(256, dtype=np.uint8).reshape(128, 2).view(E4M3)
+    scales = np.arange(256, dtype=np.uint8).reshape(128, 2).view(ml_dtypes.float8_e4m3fn)
     draw = np.random.default_rng(4)
     seconds = np.exp(draw.uniform(-12, 12, weights)).astype(np.float32)
     codes = numbers(packed)
@@ -122,39 +112,15 @@ def nvfp4(folder: Path, weights: int) -> Iterator[Row]:
             yield from judged(name, ours, np.tile(codes, (weights, 1, 1)), every, to)
 
 
-def sixteen_bits(kind: Any) -> Array:
-    return np.arange(1 << 16, dtype=np.uint16).view(kind)
-
-
-def quick(folder: Path) -> Iterator[Row]:
-    """What takes no time."""
-    exponents = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu)
-    draw = np.random.default_rng(1).integers(0, 1 << 32, 1000, dtype=np.uint32)
-    for kind in (E4M3, E5M2):
-        yield from rows(folder, f"{kind.__name__} x E8M0", kind, exponents)
-        yield from rows(folder, f"{kind.__name__} x fp32", kind, draw.view(np.float32))
+def compared(folder: Path, weights: int) -> Iterator[Row]:
+    """Everything, with so many second scales."""
     yield from mxfp4(folder)
-    yield from nvfp4(folder, 8)
-
-
-def every(folder: Path) -> Iterator[Row]:
-    """And all scales of 16 bits, and 10^8 products with scales of all 32."""
-    yield from quick(folder)
-    for kind in (E4M3, E5M2):
-        yield from rows(folder, f"{kind.__name__} x bf16", kind, sixteen_bits(ml_dtypes.bfloat16))
-        yield from rows(folder, f"{kind.__name__} x fp16", kind, sixteen_bits(np.float16))
-    draw = np.random.default_rng(2)
-    for _ in range(3):
-        noise = draw.integers(0, 1 << 32, 1 << 16, dtype=np.uint32).view(np.float32)
-        usual = np.exp(draw.uniform(-12, -4, 1 << 16)).astype(np.float32)
-        yield from rows(folder, "e4m3 x fp32, any", E4M3, noise)
-        yield from rows(folder, "e4m3 x fp32, as in models", E4M3, usual)
-    yield from nvfp4(folder, 500)
+    yield from nvfp4(folder, weights)
 
 
 def main() -> int:
     """Prints the rows; fails where anything is wrong."""
-    found = list(every(Path(sys.argv[1])))
+    found = list(compared(Path(sys.argv[1]), 1000))
     for name, inputs, differing in found:
         print(f"{name:40} {inputs:>13,} pairs {differing} wrong")
     return int(any(differing for *_, differing in found))
