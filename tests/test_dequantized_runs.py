@@ -12,15 +12,14 @@ from quantized_models import block_config
 from support import raw_bytes, recast_here
 
 SCALES = "scales-1.safetensors"
-LAYERS = {1: 128 * KIB, 2: 128 * KIB, 3: 128 * KIB, 4: 24 * MIB}
 
 
-def quantized(path: Path) -> Path:
-    """Shards of codes, the last of which takes long, each with its scales in another shard."""
+def quantized(path: Path, last: int = 128 * KIB) -> Path:
+    """Shards of codes, each with its scales in another shard."""
     path.mkdir()
     draw = np.random.default_rng(0)
     where: dict[str, str] = {}
-    for layer, size in LAYERS.items():
+    for layer, size in enumerate([128 * KIB] * 3 + [last], 1):
         codes, rows = draw.integers(0, 0x7F, size, dtype=np.uint8), size // 512
         row = (f"layers.{layer}.weight", "F8_E4M3", [rows, 512], codes.tobytes())
         name = f"model-{layer}.safetensors"
@@ -36,6 +35,11 @@ def quantized(path: Path) -> Path:
     return path
 
 
+def slow(path: Path) -> Path:
+    """The same, and the last one takes long."""
+    return quantized(path, 24 * MIB)
+
+
 def assert_right(source: Path, dest: Path) -> None:
     ours = {name: row[1:] for name, row in found(dest).items()}
     assert ours == scaled((128, 128))(source, "bf16")
@@ -45,7 +49,7 @@ def assert_right(source: Path, dest: Path) -> None:
 def test_values_of_other_scales_are_never_mixed_with_what_was_staged(
     change: str, tmp_path: Path
 ) -> None:
-    source, dest = quantized(tmp_path / "in"), tmp_path / "out"
+    source, dest = slow(tmp_path / "in"), tmp_path / "out"
     name = next(name for name in killed_midway(source, dest) if name.startswith("model-"))
     OTHER[change](source / name.replace("model", "scales"))
     assert reported(source, dest)["resumed_files"] == 0
@@ -56,7 +60,7 @@ def test_values_of_other_scales_are_never_mixed_with_what_was_staged(
 
 @pytest.mark.parametrize("change", SAME)
 def test_a_stopped_run_continues_where_the_scales_are_the_same(change: str, tmp_path: Path) -> None:
-    source, dest = quantized(tmp_path / "in"), tmp_path / "out"
+    source, dest = slow(tmp_path / "in"), tmp_path / "out"
     names = killed_midway(source, dest)
     for path in source.glob("scales-*"):
         SAME[change](path)
