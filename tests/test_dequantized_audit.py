@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import recast
 import torch
+from dequantized_pairs import NVFP4
 from quantized_formats import FP8
 from quantized_models import Tensors, block_config, lay
 from recast.options import FloatName
@@ -186,3 +187,86 @@ def test_products_are_rounded_twice_as_the_field_rounds_them(
     mantissas, exponents = np.frexp(numbers.astype(np.float64) * scales)
     once = np.ldexp(np.rint(mantissas * 2.0**bits), exponents - bits)
     assert (once != ours).mean() > 0.01
+
+
+def counted(*scales: Any) -> dict[str, int]:
+    """What the audit says of scales, by numpy."""
+    every = np.concatenate([np.asarray(part, np.float32).ravel() for part in scales])
+    return {
+        "nan": int(np.isnan(every).sum()),
+        "inf": int(np.isinf(every).sum()),
+        "zero": int((every == 0).sum()),
+        "negative": int((every < 0).sum()),
+    }
+
+
+def odd(*shape: int) -> np.ndarray[Any, Any]:
+    """Scales, some of them of every kind that is counted."""
+    draw = np.random.default_rng(sum(shape))
+    scales = draw.random(shape, np.float32)
+    return np.where(
+        draw.random(shape) < 0.2, draw.choice([NAN, INF, 0, -1.5, -0.0, -INF], shape), scales
+    ).astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("block", [(128, 128), (24, 40), (1, 32), (4096, 4096), (3, 1)])
+def test_a_weight_made_in_pieces_is_counted_as_one(
+    block: tuple[int, int], threads: int, tmp_path: Path
+) -> None:
+    shape = (2100, 1031)
+    codes = np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
+    grid = [-(-size // side) for size, side in zip(shape, block, strict=True)]
+    scales = odd(*grid)
+    tensors = {
+        "m.weight": torch.from_numpy(codes).view(FP8),
+        "m.weight_scale_inv": torch.from_numpy(scales),
+    }
+    config = {"quantization_config": block_config(list(block))}
+    source = lay(tmp_path / "in", tensors, config)
+    report = recast.convert(
+        source, tmp_path / "out", to="fp16", on_overflow="inf", threads=threads, sync=False
+    )
+    found = row_of(report)
+    assert found["nan_codes"] == ((codes & 127) == 127).sum()
+    assert found["scales"] == counted(scales)
+    each = scales.repeat(block[0], 0).repeat(block[1], 1)[: shape[0], : shape[1]]
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * each
+        expected = products.astype(np.float16)
+    assert found["nan"] == np.isnan(products).sum()
+    assert found["inf"] == np.isinf(products).sum()
+    assert found["to_inf"] == (np.isinf(expected) & np.isfinite(products)).sum()
+    assert found["to_zero"] == ((expected == 0) & (products != 0)).sum()
+    assert found["max_abs"] == np.abs(products[np.isfinite(products)]).max(initial=0)
+
+
+def test_experts_that_are_transposed_are_counted_as_they_are_stored(tmp_path: Path) -> None:
+    draw = np.random.default_rng(6)
+    scales = draw.integers(110, 130, (3, 700, 21), dtype=np.uint8)
+    scales[draw.random(scales.shape) < 0.1] = 255
+    blocks = draw.integers(0, 256, (*scales.shape, 16), dtype=np.uint8)
+    tensors = {
+        "e.down_proj_blocks": torch.from_numpy(blocks),
+        "e.down_proj_scales": torch.from_numpy(scales),
+    }
+    report = recast.convert(lay(tmp_path / "in", tensors, {}), tmp_path / "out", to="bf16")
+    found = row_of(report, "e.down_proj")
+    nan = int((scales == 255).sum())
+    assert found["scales"] == {"nan": nan, "inf": 0, "zero": 0, "negative": 0}
+    assert (found["nan_codes"], found["nan"]) == (0, 32 * nan)
+
+
+@pytest.mark.parametrize("second", [-3.0, 1e-40, 0.0, INF, NAN])
+def test_the_scales_of_nvfp4_are_counted_as_both_make_them(second: float, tmp_path: Path) -> None:
+    scales = np.random.default_rng(7).integers(0, 256, (90, 50), dtype=np.uint8)
+    tensors = {
+        "m.weight_packed": torch.randint(0, 256, (90, 400), dtype=torch.uint8),
+        "m.weight_scale": torch.from_numpy(scales).view(FP8),
+        "m.weight_global_scale": torch.tensor([second]),
+    }
+    source = lay(tmp_path / "in", tensors, {"quantization_config": NVFP4})
+    report = recast.convert(source, tmp_path / "out", to="bf16", on_overflow="inf", sync=False)
+    with np.errstate(all="ignore"):
+        both = scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32) / np.float32(second)
+    assert row_of(report)["scales"] == counted(both)

@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.entrypoints.convert.converters import CompressedTensorsDequantizer
+from dequantized_pairs import MXFP4
 from dequantizers import (
     GONE,
     Values,
     block_converter,
+    converter,
     found,
+    moe_packed,
     of_torch,
     operation,
     packed,
     scaled,
 )
-from quantized_cases import CASES, FLOATS
+from quantized_cases import CASES, FLOATS, GPT_OSS
 from quantized_formats import comfy, compressed, modelopt, scheme, tensors_of
 from quantized_models import Tensors, lay
 from recast.options import FloatName
@@ -123,6 +126,28 @@ def test_comfy_kitchen_rounds_the_scale_to_the_dtype_of_its_output_first(tmp_pat
         }
         differs = differing(FLOATS(source, to), of_torch(values))
         assert (differs > part) if part else (differs == 0)
+
+
+def test_an_exponent_of_255_is_nan_in_the_standard_and_no_number(tmp_path: Path) -> None:
+    """The Open Compute Project's MX formats: transformers and compressed-tensors forgot it."""
+    codes = torch.tensor([0x11] * 16, dtype=torch.uint8)
+    experts = {
+        "e.down_proj_blocks": codes.reshape(1, 1, 1, 16),
+        "e.down_proj_scales": torch.full((1, 1, 1), 255, dtype=torch.uint8),
+    }
+    source = lay(tmp_path / "blocks", experts, {})
+    assert moe_packed(source, "fp32") == of_torch({"e.down_proj": torch.full((1, 32, 1), 2.0**127)})
+    nan = of_torch({"e.down_proj": torch.full((1, 32, 1), float("nan"))})
+    assert GPT_OSS(source, "fp32") == nan
+    rows = {
+        "m.weight_packed": codes.reshape(1, 16),
+        "m.weight_scale": torch.full((1, 1), 255, dtype=torch.uint8),
+    }
+    source = lay(tmp_path / "packed", rows, {"quantization_config": MXFP4})
+    ((_, data),) = converter(source, "fp32").values()
+    assert np.isinf(np.frombuffer(data, np.float32)).all()
+    ((_, data),) = packed(32)(source, "fp32").values()
+    assert np.isnan(np.frombuffer(data, np.float32)).all()
 
 
 def test_the_two_formulas_of_nvfp4_are_not_the_same(tmp_path: Path) -> None:
