@@ -9,8 +9,11 @@ from compressed_tensors.entrypoints.convert.converters import FP8BlockDequantize
 
 def main() -> None:
     """Convert SOURCE (first argument) to DEST (second)."""
-    converter = FP8BlockDequantizer(weight_block_size=(128, 128), dtype=torch.bfloat16)
-    convert_checkpoint(sys.argv[1], sys.argv[2], converter, device="cpu")
+    source, dest = sys.argv[1:]
+    converter = FP8BlockDequantizer.from_pretrained(
+        source, weight_block_size=(128, 128), dtype=torch.bfloat16
+    )
+    convert_checkpoint(source, dest, converter, device="cpu")
 
 
 if __name__ == "__main__":

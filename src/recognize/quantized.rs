@@ -7,7 +7,7 @@ use crate::format::safetensors::{Shard, Tensor};
 use crate::recognize::schemes::{
     Beside, CODES_ONLY, FP8, PACKED, SCALE_WORDS, SCHEMES, SHARED, Scheme, beside,
 };
-use weight::BESIDE_LAYERS;
+use weight::{BESIDE_CODES, BESIDE_LAYERS};
 pub use weight::{Found, Weight};
 
 /// A tensor: the position of its shard, and its own in the shard.
@@ -152,7 +152,7 @@ impl<'a, 'p> Component<'a, 'p> {
             let all: Vec<_> = self.named(&join(stem, part)).to_vec();
             let codes = all.into_iter().filter(is_codes).filter(|(_, at, _)| self.is_free(*at));
             let weights: Vec<Weight> =
-                codes.map(|(_, at, _)| self.weight(scheme, stem, at)).collect();
+                codes.map(|(name, at, _)| self.weight(scheme, stem, name, at)).collect();
             self.weights.extend(weights);
         }
         let own = [scheme.scale].into_iter().chain(scheme.codes.iter().copied());
@@ -162,12 +162,14 @@ impl<'a, 'p> Component<'a, 'p> {
     }
 
     /// A weight with its companions.
-    fn weight(&self, scheme: &'static Scheme, stem: &str, codes: At) -> Weight {
+    fn weight(&self, scheme: &'static Scheme, stem: &str, name: &str, codes: At) -> Weight {
         // Where the scheme's names begin with `weight`, the stem ends in a dot.
         let layer = stem.strip_suffix(".weight").or(stem.strip_suffix('.')).unwrap_or(stem);
         let own = [scheme.scale].into_iter().chain(scheme.also.iter().copied());
         let own = own.map(|part| (stem, part));
-        let all = own.chain(BESIDE_LAYERS.map(|part| (layer, part)));
+        let all = own
+            .chain(BESIDE_CODES.map(|part| (name, part)))
+            .chain(BESIDE_LAYERS.map(|part| (layer, part)));
         let found =
             all.filter_map(|(stem, part)| Some((part, self.beside(&join(stem, part), codes)?)));
         Weight { scheme, stem: stem.to_owned(), codes, companions: found.collect() }
@@ -222,7 +224,7 @@ impl<'a, 'p> Component<'a, 'p> {
                 .find(|scale| self.named(scale).iter().any(|(_, _, scale)| scale.elements() == 1));
             if let Some(scale) = scale {
                 let stem = &scale[..scale.len() - SHARED.scale.len()];
-                let weight = self.weight(&SHARED, stem, at);
+                let weight = self.weight(&SHARED, stem, name, at);
                 self.weights.push(weight);
                 self.mark(name, Part::Of(SHARED.name));
                 self.mark(&scale, Part::Of(SHARED.name));

@@ -7,6 +7,9 @@ use crate::recognize::schemes::Scheme;
 /// they lie in memory.
 pub(super) const BESIDE_LAYERS: [&str; 2] = [".pre_quant_scale", ".comfy_quant"];
 
+/// What stands behind the name of codes, whatever their scale is called.
+pub(super) const BESIDE_CODES: [&str; 2] = ["_zero_point", "_g_idx"];
+
 #[derive(Clone, Debug)]
 pub struct Weight {
     pub scheme: &'static Scheme,
@@ -14,7 +17,7 @@ pub struct Weight {
     pub stem: String,
     pub codes: At,
     /// The scale, and the other companions, by what stands behind the stem; and what is beside the
-    /// layer, by what stands behind its name.
+    /// codes or the layer, by what stands behind their names.
     pub(super) companions: Vec<(&'static str, Found)>,
 }
 

@@ -16,14 +16,17 @@ fn planes(shape: &[u64]) -> (u64, u64, u64) {
 /// The grid of codes whose values have that shape: one scale for all, one for each of what a
 /// dimension of the shape counts, or one for each block of one of the sizes `stated`.
 pub fn grid(shape: &[u64], scale: &Tensor, stated: &[(u64, u64)]) -> Result<Grid, ScaleFault> {
+    if shape.contains(&0) {
+        return Ok(Grid { rows: 1, columns: 1, block: (1, 1) });
+    }
     let (count, rows, columns) = planes(shape);
     if scale.elements() == 1 {
         // Through all planes, as if they were one.
         let rows = count * rows;
         return Ok(Grid { rows, columns, block: (rows.max(1), columns.max(1)) });
     }
-    if let Some(block) = by_dimensions(shape, &scale.shape) {
-        return Ok(Grid { rows, columns, block });
+    if let Some(grid) = by_dimensions(shape, &scale.shape) {
+        return Ok(grid);
     }
     let name = || scale.name.clone();
     let mut fitting: Vec<Grid> = Vec::new();
@@ -51,36 +54,40 @@ pub fn grid(shape: &[u64], scale: &Tensor, stated: &[(u64, u64)]) -> Result<Grid
     }
 }
 
-/// The block where each dimension of the scale is that of the codes, or 1: as arrays are broadcast.
-/// A scale for each row may also have lost its last dimension, and one for each plane both.
-fn by_dimensions(shape: &[u64], scale: &[u64]) -> Option<(u64, u64)> {
-    let full: Vec<u64> = match (shape, scale) {
-        ([rows, _], [scales]) if rows == scales => vec![*scales, 1],
-        ([planes, _, _], [scales]) if planes == scales => vec![*scales, 1, 1],
-        ([planes, rows, _], [first, second]) if (planes, rows) == (first, second) => {
-            vec![*first, *second, 1]
-        }
-        _ => scale.to_vec(),
+/// The grid where the scale has as many dimensions as the codes, each as large or 1, as arrays are
+/// broadcast: all of a dimension, or one for each of it. Dimensions of 1 may be missing at its end.
+fn by_dimensions(shape: &[u64], scale: &[u64]) -> Option<Grid> {
+    if scale.len() > shape.len() {
+        return None;
+    }
+    let mut full = scale.to_vec();
+    full.resize(shape.len(), 1);
+    // One for each of the first dimensions, as for the channels of a convolution.
+    let ones = full.iter().rev().take_while(|size| **size == 1).count();
+    let (own, others) = shape.split_at(shape.len() - ones);
+    if own == &full[..own.len()] {
+        let (rows, columns) = (own.iter().product(), others.iter().product());
+        return Some(Grid { rows, columns, block: (1, u64::max(columns, 1)) });
+    }
+    let ([planes @ .., rows, columns], [before @ .., tall, wide]) = (shape, full.as_slice()) else {
+        return None;
     };
-    let [before @ .., tall, wide] = full.as_slice() else {
-        return (full == shape).then_some((1, 1));
-    };
-    let [planes @ .., rows, columns] = shape else { return None };
-    let block = |scales: u64, codes: u64| match scales {
-        1 => Some(codes.max(1)),
-        _ => (scales == codes).then_some(1),
-    };
-    (before == planes).then_some(())?;
-    Some((block(*tall, *rows)?, block(*wide, *columns)?))
+    // One for each column.
+    (before == planes && *tall == 1 && wide == columns).then_some(Grid {
+        rows: *rows,
+        columns: *columns,
+        block: (u64::max(*rows, 1), 1),
+    })
 }
 
 fn is_of_blocks(shape: &[u64], scale: &[u64], grid: Grid) -> bool {
-    let (down, across) = grid.blocks();
+    let blocks = grid.blocks();
     match (shape, scale) {
+        // ModelOpt leaves the dimensions of the blocks there.
+        ([_, _], [tall, 1, wide, 1]) => (*tall, *wide) == blocks,
         ([before @ .., _, _], [planes @ .., tall, wide]) => {
-            before == planes && (*tall, *wide) == (down, across)
+            before == planes && (*tall, *wide) == blocks
         }
-        ([_], [wide]) => *wide == across,
         _ => false,
     }
 }

@@ -27,11 +27,14 @@ pub fn blocks(view: &View<'_>) -> Result<Scaled, ScaleFault> {
     if transposed && before.len() != 1 {
         return Err(view.not_the_codes());
     }
-    let columns = groups * 32;
+    let columns = groups.checked_mul(32).ok_or_else(|| view.not_the_codes())?;
     check_shape(view, scales, &[before, &[*rows, *groups]].concat(), (1, 32))?;
     let plane = if transposed { [columns, *rows] } else { [*rows, columns] };
     let shape = [before, &plane].concat();
-    let grid = Grid { rows: *rows, columns, block: (1, 32) };
+    let grid = match shape.contains(&0) {
+        true => Grid { rows: 1, columns: 1, block: (1, 1) },
+        false => Grid { rows: *rows, columns, block: (1, 32) },
+    };
     let formula = Formula { code: Code::E2m1, scale, second: None, grid, transposed };
     let (name, scheme) = (weight.stem.clone(), "MXFP4".to_owned());
     Ok(Scaled { codes: weight.codes, scales, second: None, formula, name, shape, scheme })
@@ -98,20 +101,24 @@ fn rows(
     let [before @ .., rows, bytes] = codes.shape.as_slice() else {
         return Err(view.not_the_codes());
     };
-    let (rows, columns) = (*rows, bytes * 2);
+    let columns = bytes.checked_mul(2).ok_or_else(|| view.not_the_codes())?;
+    let rows = *rows;
     check_shape(view, scales, &[before, &[rows, columns.div_ceil(group)]].concat(), (1, group))?;
     if let Some((at, _)) = second {
         view.scale(at, &F32)?;
         let planes: u64 = before.iter().product();
         let Tensor { name, shape, .. } = (view.tensor)(at);
-        let count: u64 = shape.iter().product();
+        let count = (view.tensor)(at).elements();
         if count != 1 && count != planes {
             let (scale, shape, codes) = (name.clone(), Shape(shape.clone()), codes.shape.clone());
             let blocks = "whole experts".to_owned();
             return Err(ScaleFault::Shape { scale, shape, codes: Shape(codes), blocks });
         }
     }
-    let grid = Grid { rows, columns, block: (1, group) };
+    let grid = match codes.shape.contains(&0) {
+        true => Grid { rows: 1, columns: 1, block: (1, 1) },
+        false => Grid { rows, columns, block: (1, group) },
+    };
     let (second, kind) = (second.map(|(at, _)| at), second.map(|(_, second)| second));
     let formula = Formula { code: Code::E2m1, scale, second: kind, grid, transposed: false };
     let (shape, scheme) = ([before, &[rows, columns]].concat(), scheme.to_owned());

@@ -37,7 +37,7 @@ pub fn of(view: &View<'_>) -> Result<Scaled, ScaleFault> {
         return Err(ScaleFault::Experts);
     }
     // Those of ComfyUI's MXFP8 are in tiles, and may have the same shape.
-    if view.is_comfy() && scale == Scale::E8m0 {
+    if view.is_comfy() && scale == Scale::E8m0 && tensor.elements() > 1 {
         return Err(ScaleFault::Swizzled);
     }
     let grid = blocks::grid(&codes.shape, tensor, &view.stated.blocks)?;

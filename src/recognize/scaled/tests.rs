@@ -54,6 +54,11 @@ fn blocks_have_the_size_that_a_config_states() {
     assert!(matches!(fault(&[codes, scale], "{}"), ScaleFault::Unstated { .. }));
     let scale: Row<'_> = ("a.weight_scale_inv", "F32", &[3, 3]);
     assert!(matches!(fault(&[codes, scale], BLOCKS), ScaleFault::Shape { .. }));
+    let scale: Row<'_> = ("a.weight_scale_inv", "F32", &[3, 1, 4, 1]);
+    assert_eq!(formula(&[&[codes, scale]], BLOCKS).grid, found.grid);
+    let vector: &[Row<'_>] =
+        &[("a.weight", "F8_E4M3", &[300]), ("a.weight_scale_inv", "F32", &[5])];
+    assert!(matches!(fault(vector, BLOCKS), ScaleFault::Shape { .. }));
     let planes: &[Row<'_>] =
         &[("e.down_proj", "F8_E4M3", &[2, 300, 200]), ("e.down_proj_scale_inv", "F32", &[2, 3, 4])];
     assert_eq!(formula(&[planes], BLOCKS).grid, found.grid);
@@ -74,7 +79,10 @@ fn a_scale_for_all_or_for_each_row_or_column_needs_no_config() {
     assert_eq!(block(&[300, 200], &[1, 200]), (300, 1));
     assert_eq!(block(&[3, 10, 20], &[3, 1, 20]), (10, 1));
     assert_eq!(block(&[3, 10, 20], &[3, 10]), (1, 20));
-    assert_eq!(block(&[3, 10, 20], &[3]), (10, 20));
+    assert_eq!(block(&[3, 10, 20], &[3, 10, 1]), (1, 20));
+    // All of a plane, as one row.
+    assert_eq!(block(&[3, 10, 20], &[3]), (1, 200));
+    assert_eq!(block(&[64, 32, 3, 3], &[64, 1, 1, 1]), (1, 288));
     assert_eq!(block(&[20], &[1]), (1, 20));
 }
 
@@ -150,6 +158,12 @@ fn what_needs_more_than_codes_and_scales_is_refused() {
     };
     assert_eq!(with("a.weight_zero_point", "F8_E4M3", "{}"), ScaleFault::ZeroPoints);
     assert_eq!(with("a.weight_g_idx", "I32", "{}"), ScaleFault::Reordered);
+    let mistral: &[Row<'_>] = &[
+        ("a.weight", "F8_E4M3", &[8, 8]),
+        ("a.qscale_weight", "F32", &[]),
+        ("a.weight_zero_point", "F32", &[]),
+    ];
+    assert_eq!(fault(mistral, "{}"), ScaleFault::ZeroPoints);
     assert_eq!(with("a.weight_scale_2", "F32", "{}"), ScaleFault::Second);
     assert_eq!(with("a.pre_quant_scale", "F32", "{}"), ScaleFault::Smoothed);
     let rotated = r#"{"transform_config": {"config_groups": {}}}"#;
