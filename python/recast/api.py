@@ -52,9 +52,11 @@ def plan(
     `source` is a `.safetensors` file or a directory that holds some. `to` is `"fp32"`, `"fp16"`,
     `"bf16"`, another usual spelling, or a numpy or torch dtype. Tensors whose name matches a
     pattern of `keep` (a glob; `re:` starts a regular expression; `vae/*` is a component) keep
-    their dtype, and so do those that are fp32 on purpose, unless `auto_keep` is false. Quantized
-    weights are refused, or, with `skip_quantized`, carried as they are. So are fp8 tensors without
-    scales, unless `unscaled_fp8` says that they are plain values, which are cast.
+    their dtype, and so do those that are fp32 on purpose, unless `auto_keep` is false. Codes
+    with scales (fp8, MXFP8, MXFP4, NVFP4) become the values that they stand for. Weights that are
+    quantized in another way are refused; with `skip_quantized`, all quantized weights are carried
+    as they are. So are fp8 tensors without scales, unless `unscaled_fp8` says that they are plain
+    values, which are cast.
 
     Raises `UsageError` for options that make no sense or a source that is not a local path, and
     `InputError` for a source that cannot be converted.
