@@ -144,6 +144,8 @@ def scaled(block: tuple[int, int] | None = None, *spellings: str) -> Judge:
         if codes.dtype in (np.int8, np.uint8):
             return spread(scale, (len(codes), 2 * codes.shape[1]), (1, 32)) * halves(codes)
         values: Array = codes.astype(np.float32)
+        if scale.ndim == 4 and codes.ndim == 2:
+            scale = scale[:, 0, :, 0]
         if block is not None:
             scale = spread(scale, values.shape, block)
         elif scale.size > 1:
@@ -237,6 +239,16 @@ def each_expert(block: tuple[int, int]) -> Judge:
         )
 
     return judge
+
+
+def blocks_of_modelopt(source: Path, to: FloatName) -> Values:
+    """The step of compressed-tensors' converter, for scales of four dimensions."""
+    tensors = tensors_of(source)
+    step = FP8BlockDequantizer(dtype=DTYPES[to])._create_dequantized_weight
+    scaled = {name: x for name, x in tensors.items() if f"{name}_scale" in tensors}
+    return of_torch(
+        {name: step(x, tensors[f"{name}_scale"][:, 0, :, 0]) for name, x in scaled.items()}
+    )
 
 
 def converter(source: Path, to: FloatName) -> Values:

@@ -127,6 +127,12 @@ def modelopt_quantized(name: str, weight: torch.Tensor, algorithm: str) -> Tenso
     if algorithm == "FP8_PER_CHANNEL_PER_TOKEN":
         rows = weight.abs().amax(1) / 448
         return {name: (weight / rows[:, None]).to(FP8), stem + "weight_scale": rows}
+    if algorithm == "FP8_PB_WO":
+        tiles = tiled(weight, [128, 128])
+        blocks = tiles.abs().amax((-3, -1), keepdim=True) / 448
+        padded = (tiles / blocks).reshape(len(tiles) * 128, -1)
+        codes = padded[: len(weight), : weight.shape[1]].to(FP8)
+        return {name: codes, stem + "weight_scale": blocks}
     assert algorithm == "NVFP4"
     second = largest / (6 * 448)
     blocks = weight.reshape(len(weight), -1, 16)
