@@ -27,8 +27,8 @@ impl Quantization {
     }
 
     pub fn merge(&mut self, other: Quantization) {
-        self.blocks.extend(other.blocks);
-        self.words.extend(other.words);
+        add(&mut self.blocks, other.blocks);
+        add(&mut self.words, other.words);
         self.rotates |= other.rotates;
     }
 
@@ -42,15 +42,15 @@ impl Quantization {
             match (key.as_str(), value) {
                 ("quant_method" | "quant_algo" | "format" | "name", Value::String(word)) => {
                     let word = word.to_lowercase();
-                    self.blocks.extend(block_of(&word));
-                    self.words.push(word);
+                    add(&mut self.blocks, block_of(&word));
+                    add(&mut self.words, [word]);
                 }
-                ("weight_block_size", value) => self.blocks.extend(pair(value)),
-                ("group_size", value) if is_algorithm => self.blocks.extend(group(value)),
+                ("weight_block_size", value) => add(&mut self.blocks, pair(value)),
+                ("group_size", value) if is_algorithm => add(&mut self.blocks, group(value)),
                 ("weights", Value::Object(weights)) => {
                     let structure = weights.get("block_structure").and_then(pair);
                     let group = weights.get("group_size").and_then(group);
-                    self.blocks.extend(structure.or(group));
+                    add(&mut self.blocks, structure.or(group));
                 }
                 ("transform_config", Value::Object(members)) => {
                     self.rotates |= !members.is_empty();
@@ -60,6 +60,15 @@ impl Quantization {
                 (_, Value::Object(inner)) => self.collect(inner),
                 _ => {}
             }
+        }
+    }
+}
+
+/// Adds what is not there yet: a config may say the same of each of many layers.
+fn add<T: PartialEq>(all: &mut Vec<T>, more: impl IntoIterator<Item = T>) {
+    for it in more {
+        if !all.contains(&it) {
+            all.push(it);
         }
     }
 }
@@ -115,6 +124,11 @@ mod tests {
             (r#"{"quantization": {"quant_algo": "FP8_PB_WO"}}"#, &[(128, 128)]),
             (r#"{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}"#, &[(1, 16)]),
             (r#"{"format": "mxfp8-quantized"}"#, &[(1, 32)]),
+            (
+                r#"{"quantized_layers": {"a": {"quant_algo": "NVFP4", "group_size": 16},
+                    "b": {"quant_algo": "NVFP4", "group_size": 16}}}"#,
+                &[(1, 16)],
+            ),
             (r#"{"weight_block_size": [0, 128], "x": Infinity}"#, &[]),
             ("[]", &[]),
         ] {
