@@ -2,13 +2,14 @@
 //! exact bytes. Pure: it looks at nothing but the opened checkpoint and the options.
 
 use std::cell::LazyCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod dequantized;
 mod planned;
 mod quantized;
+mod results;
 mod tensors;
 
 use crate::cast::Overflow;
@@ -17,7 +18,6 @@ use crate::checksum::Digest;
 use crate::dtype::{Castable, Float};
 use crate::error::{Error, causes};
 use crate::format::config::Stated;
-use crate::format::index::Index;
 use crate::format::listing::PIPELINE;
 use crate::format::safetensors::{Shard, Tensor};
 use crate::place::Place;
@@ -27,6 +27,7 @@ use planned::Sources;
 pub use planned::{Action, Content, PlannedTensor, Role};
 use quantized::LeftOver;
 pub use quantized::Parts;
+use results::{check_index, results, total_size};
 use tensors::Decisions;
 pub use tensors::Options;
 
@@ -96,11 +97,12 @@ impl Plan {
             let text = match &file.kind {
                 Kind::Shard(_) | Kind::OtherWeights | Kind::StaleIndex => continue,
                 Kind::Index(index) => {
+                    check_index(file, index, &results)?;
                     let total_size = total_size(file, index, &results);
                     index.updated(total_size, stated, &|tensor, shard| {
                         let of = results.get(&*file.path().with_file_name(shard))?;
                         match of.get(tensor) {
-                            Some(result) => result.map(|(name, _)| name),
+                            Some(result) => result.map(|(source, planned)| planned.name(source)),
                             // Loaders make it of another one.
                             None => Some(tensor),
                         }
@@ -295,32 +297,6 @@ impl PlannedFile {
 /// Whether a part of a file's name names a dtype that is cast.
 fn names_a_dtype(part: &str) -> bool {
     Castable::parse(part).is_some() || part.eq_ignore_ascii_case("fp8")
-}
-
-/// What the tensors of a shard are called in the result, and their bytes there, by their names in
-/// the source; nothing for one that is not in the result.
-type Results<'a> = HashMap<&'a str, Option<(&'a str, u64)>>;
-
-/// Those of each planned shard, by its path.
-fn results(shards: &[PlannedFile]) -> HashMap<&Path, Results<'_>> {
-    let sized = shards.iter().map(|shard| {
-        let made = shard.tensors().map(|(tensor, planned)| {
-            (tensor.name.as_str(), Some((planned.name(tensor), planned.bytes)))
-        });
-        let dropped = shard.dropped().map(|tensor| (tensor.name.as_str(), None));
-        (shard.path.as_path(), made.chain(dropped).collect())
-    });
-    sized.collect()
-}
-
-/// The tensor bytes an index's shards hold, which is what `total_size` means.
-fn total_size(file: &SourceFile, index: &Index, results: &HashMap<&Path, Results<'_>>) -> u64 {
-    let bytes = |(tensor, shard): &(String, String)| {
-        // Of those that are not there, loaders make the bytes of others.
-        let shard = &results[&*file.path().with_file_name(shard)];
-        shard.get(tensor.as_str()).copied().flatten().map_or(0, |(_, bytes)| bytes)
-    };
-    index.weight_map.iter().map(bytes).sum()
 }
 
 /// Files that make a directory a model are published after what they describe, the root's last.

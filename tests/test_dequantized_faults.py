@@ -300,3 +300,18 @@ def test_one_damaged_weight_is_enough_to_refuse_all(tmp_path: Path) -> None:
     source = comfy(tmp_path / "in", "old")
     file = rewritten(source, "blocks.0.mlp.out.scale_weight", gone)
     refused(source, file, "blocks.0.mlp.out.weight")
+
+
+def test_two_weights_of_an_index_never_get_the_same_name(tmp_path: Path) -> None:
+    """A loader would take either, and the index would name one twice."""
+    source = compressed(tmp_path / "in", scheme("NVFP4"))
+    tensors = tensors_of(source)
+    for path in source.glob("*.safetensors*"):
+        path.unlink()
+    other = {f"{DOWN}.weight": torch.ones(2, 2)}
+    names = {"model-00001-of-00002.safetensors": tensors, "model-00002-of-00002.safetensors": other}
+    for file, own in names.items():
+        save_file(own, source / file, {"format": "pt"})
+    where = {name: file for file, own in names.items() for name in own}
+    (source / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    refused(source, INDEX, f"{DOWN}.weight_packed", f"would be called '{DOWN}.weight'")
