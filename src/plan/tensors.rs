@@ -251,13 +251,17 @@ fn check_names(file: &SourceFile, shard: &Shard, tensors: &[PlannedTensor]) -> R
         let source = &shard.tensors[planned.tensor];
         planned.name(source) != source.name
     };
+    if !tensors.iter().any(|planned| is_renamed(&planned)) {
+        return Ok(());
+    }
+    let mut count: HashMap<&str, usize> = HashMap::new();
+    for planned in tensors {
+        *count.entry(planned.name(&shard.tensors[planned.tensor])).or_default() += 1;
+    }
     for planned in tensors.iter().filter(is_renamed) {
         let source = &shard.tensors[planned.tensor];
         let name = planned.name(source);
-        let other = |other: &&PlannedTensor| {
-            other.tensor != planned.tensor && other.name(&shard.tensors[other.tensor]) == name
-        };
-        if let (Some(_), Role::Codes(scaled)) = (tensors.iter().find(other), &planned.role) {
+        if let (2.., Role::Codes(scaled)) = (count[name], &planned.role) {
             let (path, tensor) = (file.location.clone(), source.name.clone());
             let (fault, scheme) =
                 (Box::new(ScaleFault::Taken { name: name.to_owned() }), scaled.scheme.clone());
