@@ -213,23 +213,28 @@ impl<'a, 'p> Component<'a, 'p> {
 
     /// One scale may be that of all fp8 tensors below it, such as a table cut into many.
     fn claim_shared_scales(&mut self) {
+        let mut shared = Vec::new();
         for number in 0..self.names.len() {
             let (name, at, tensor) = self.names[number];
             if !self.is_free(at) || !FP8.contains(&tensor.dtype.name()) {
                 continue;
             }
             let above = name.rmatch_indices('.').map(|(at, _)| &name[..at]);
-            let scale = above
-                .map(|above| format!("{above}.weight_scale"))
-                .find(|scale| self.named(scale).iter().any(|(_, _, scale)| scale.elements() == 1));
-            if let Some(scale) = scale {
+            let is_one = |scale: &String| {
+                self.named(scale).iter().any(|(_, _, scale)| scale.elements() == 1)
+            };
+            let scale = above.map(|above| format!("{above}.weight_scale")).find(is_one);
+            // That of a weight of its own is for nothing else.
+            let is_own = |scale: &String| self.named(scale).iter().any(|it| !self.is_free(it.1));
+            if let Some(scale) = scale.filter(|scale| !is_own(scale)) {
                 let stem = &scale[..scale.len() - SHARED.scale.len()];
                 let weight = self.weight(&SHARED, stem, name, at);
                 self.weights.push(weight);
                 self.mark(name, Part::Of(SHARED.name));
-                self.mark(&scale, Part::Of(SHARED.name));
+                shared.push(scale);
             }
         }
+        shared.iter().for_each(|scale| self.mark(scale, Part::Of(SHARED.name)));
     }
 
     /// Integers of two or more dimensions beside something like a scale: a scheme of another name.

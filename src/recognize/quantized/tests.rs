@@ -232,6 +232,16 @@ fn one_scale_may_be_that_of_several_tensors() {
 }
 
 #[test]
+fn the_scale_of_a_weight_is_not_that_of_tensors_below_it() {
+    let found = parts(&[
+        ("a.weight", "F8_E4M3", &[8, 8]),
+        ("a.weight_scale", "F32", &[]),
+        ("a.b.weight", "F8_E4M3", &[8, 8]),
+    ]);
+    assert_eq!(found, [Some(Part::Of("fp8")), Some(Part::Of("fp8")), Some(Part::Codes)]);
+}
+
+#[test]
 fn codes_without_a_scale_and_scales_without_codes_are_orphans() {
     let fp8 = ("b.weight", "F8_E4M3", [8, 8].as_slice());
     assert_eq!(parts(&[fp8]), [Some(Part::Unscaled)]);
