@@ -23,6 +23,7 @@ impl Quantization {
         if let Ok(Value::Object(members)) = serde_json::from_str(&edit::strict(text)) {
             found.collect(&members);
         }
+        found.unique();
         found
     }
 
@@ -30,6 +31,15 @@ impl Quantization {
         add(&mut self.blocks, other.blocks);
         add(&mut self.words, other.words);
         self.rotates |= other.rotates;
+        self.unique();
+    }
+
+    /// Each once, because a config may say the same of every layer, and each weight looks at all.
+    fn unique(&mut self) {
+        self.blocks.sort_unstable();
+        self.blocks.dedup();
+        self.words.sort_unstable();
+        self.words.dedup();
     }
 
     pub fn says(&self, word: &str) -> bool {
@@ -134,6 +144,16 @@ mod tests {
         ] {
             assert_eq!(blocks(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_said_of_every_layer_counts_once() {
+        let layer = r#"{"quant_algo": "NVFP4", "group_size": 16}"#;
+        let text =
+            format!(r#"{{"quantized_layers": {{"a": {layer}, "b": {layer}, "c": {layer}}}}}"#);
+        let mut found = Quantization::parse(&text);
+        found.merge(found.clone());
+        assert_eq!((found.blocks, found.words), (vec![(1, 16)], vec!["nvfp4".to_owned()]));
     }
 
     #[test]
