@@ -83,9 +83,11 @@ fn by_dimensions(shape: &[u64], scale: &[u64]) -> Option<Grid> {
 fn is_of_blocks(shape: &[u64], scale: &[u64], grid: Grid) -> bool {
     let blocks = grid.blocks();
     match (shape, scale) {
-        // ModelOpt leaves the dimensions of the blocks there.
-        ([_, _], [tall, 1, wide, 1]) => (*tall, *wide) == blocks,
-        ([before @ .., _, _], [planes @ .., tall, wide]) => {
+        ([before @ .., _, _], [planes @ .., tall, wide]) if before.len() == planes.len() => {
+            before == planes && (*tall, *wide) == blocks
+        }
+        // ModelOpt leaves the extents inside the blocks as ones.
+        ([before @ .., _, _], [planes @ .., tall, 1, wide, 1]) => {
             before == planes && (*tall, *wide) == blocks
         }
         _ => false,

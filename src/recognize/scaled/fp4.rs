@@ -101,8 +101,7 @@ fn rows(
     let [before @ .., rows, bytes] = codes.shape.as_slice() else {
         return Err(view.not_the_codes());
     };
-    let columns = bytes.checked_mul(2).ok_or_else(|| view.not_the_codes())?;
-    let rows = *rows;
+    let (rows, columns) = (*rows, bytes.checked_mul(2).ok_or_else(|| view.not_the_codes())?);
     check_shape(view, scales, &[before, &[rows, columns.div_ceil(group)]].concat(), (1, group))?;
     if let Some((at, _)) = second {
         view.scale(at, &F32)?;

@@ -65,6 +65,29 @@ fn blocks_have_the_size_that_a_config_states() {
 }
 
 #[test]
+fn blocks_may_keep_their_extents_as_ones() {
+    let codes: Row<'_> = ("a.weight", "F8_E4M3", &[300, 200]);
+    let stated = r#"{"quantization": {"quant_algo": "FP8_PB_WO"}}"#;
+    let found = formula(&[&[codes, ("a.weight_scale", "F32", &[3, 1, 2, 1])]], stated);
+    assert_eq!(found.grid, Grid { rows: 300, columns: 200, block: (128, 128) });
+    for other in [[2, 1, 3, 1].as_slice(), &[3, 2, 1, 1], &[1, 3, 1, 2]] {
+        let scale: Row<'_> = ("a.weight_scale", "F32", other);
+        assert!(matches!(fault(&[codes, scale], stated), ScaleFault::Shape { .. }));
+    }
+}
+
+#[test]
+fn more_columns_than_can_be_counted_are_refused() {
+    let packed: &[Row<'_>] =
+        &[("a.weight_packed", "U8", &[0, 1 << 63]), ("a.weight_scale", "U8", &[0, 0])];
+    let stated = r#"{"format": "mxfp4-pack-quantized"}"#;
+    assert!(matches!(fault(packed, stated), ScaleFault::Codes { .. }));
+    let blocks: &[Row<'_>] =
+        &[("a_blocks", "U8", &[0, 3, 1 << 60, 16]), ("a_scales", "U8", &[0, 3, 1 << 60])];
+    assert!(matches!(fault(blocks, "{}"), ScaleFault::Codes { .. }));
+}
+
+#[test]
 fn a_scale_for_all_or_for_each_row_or_column_needs_no_config() {
     let block = |codes: &[u64], scale: &[u64]| {
         let rows: &[Row<'_>] = &[("a.weight", "F8_E5M2", codes), ("a.weight_scale", "F32", scale)];
