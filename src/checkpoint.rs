@@ -155,32 +155,14 @@ impl Checkpoint {
         let describes = |key: &PathBuf| [REPORT, SUMS].map(Path::new).contains(&key.as_path());
         for key in keys.iter().filter(|key| single_file || !describes(key)) {
             let file = files::read(&*checkpoint.place, key)?;
-            match &file.kind {
-                Kind::Config(config) => checkpoint.note(file.path(), &file.location, config),
-                Kind::Shard(shard) => {
-                    let key = shard.quantization();
-                    let says = key.map(|key| format!("{key} in its metadata"));
-                    let words = key.map(str::to_owned).into_iter().collect();
-                    let quantization = Quantization { words, ..Quantization::default() };
-                    checkpoint.label(file.path(), &file.location, says, quantization);
-                }
-                Kind::Settings(config) => {
-                    let (says, quantization) = (&config.quantized, &config.quantization);
-                    let (says, quantization) = (says.clone(), quantization.clone());
-                    checkpoint.label(file.path(), &file.location, says, quantization);
-                }
-                Kind::Sidecar(quantization) => {
-                    let says = "which is written for quantized weights".to_owned();
-                    let quantization = quantization.clone();
-                    checkpoint.label(file.path(), &file.location, Some(says), quantization);
-                }
-                _ => {}
-            }
+            checkpoint.note_file(&file);
             checkpoint.files.push(file);
         }
         if single_file {
             // The config beside a lone shard is not part of the job, but it still knows the model.
-            checkpoint.note_config_beside(Path::new("config.json"))?;
+            for name in ["config.json"].iter().chain(&files::SIDECARS) {
+                checkpoint.note_beside(Path::new(name))?;
+            }
         }
         if checkpoint.shards().next().is_none() {
             let mut other = checkpoint.files.iter();
@@ -218,17 +200,41 @@ impl Checkpoint {
         self.findings.state.get(shard).is_some_and(|state| state.contains(&tensor))
     }
 
-    fn note_config_beside(&mut self, key: &Path) -> Result<(), Error> {
+    fn note_beside(&mut self, key: &Path) -> Result<(), Error> {
         match self.place.look(key) {
             Ok(_) => {}
             // A folder of that name is not a config.
             Err(Error::NoSuchPath { .. } | Error::LinkToDirectory { .. }) => return Ok(()),
             Err(error) => return Err(error),
         }
-        let (bytes, name) =
-            (read_small(&*self.place, key, json::MAX_CONFIG)?, self.place.name(key));
-        self.note(key, &name, &Config::parse(&name, bytes)?);
+        let file = files::read(&*self.place, key)?;
+        self.note_file(&file);
         Ok(())
+    }
+
+    /// Notes what a file says of models and of quantization.
+    fn note_file(&mut self, file: &SourceFile) {
+        match &file.kind {
+            Kind::Config(config) => self.note(file.path(), &file.location, config),
+            Kind::Shard(shard) => {
+                let key = shard.quantization();
+                let says = key.map(|key| format!("{key} in its metadata"));
+                let words = key.map(str::to_owned).into_iter().collect();
+                let quantization = Quantization { words, ..Quantization::default() };
+                self.label(file.path(), &file.location, says, quantization);
+            }
+            Kind::Settings(config) => {
+                let (says, quantization) = (&config.quantized, &config.quantization);
+                let (says, quantization) = (says.clone(), quantization.clone());
+                self.label(file.path(), &file.location, says, quantization);
+            }
+            Kind::Sidecar(quantization) => {
+                let says = "which is written for quantized weights".to_owned();
+                let quantization = quantization.clone();
+                self.label(file.path(), &file.location, Some(says), quantization);
+            }
+            _ => {}
+        }
     }
 
     fn note(&mut self, path: &Path, location: &Path, config: &Config) {

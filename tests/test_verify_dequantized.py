@@ -74,6 +74,22 @@ def test_a_good_result_passes(to: FloatName, source: Path, tmp_path: Path) -> No
         assert found.notes == []
 
 
+@pytest.mark.parametrize("file", ["config", "hf_quant_config"])
+def test_what_is_said_beside_a_single_file_counts(file: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "model"
+    path.mkdir()
+    tensors = {"a.weight": torch.randn(130, 70).to(FP8), "a.weight_scale_inv": scales(3, 3)}
+    save_file(tensors, path / "weights.safetensors")
+    said = {"quant_algo": "none", "weight_block_size": [64, 32]}
+    key = "quantization_config" if file == "config" else "quantization"
+    (path / f"{file}.json").write_text(json.dumps({key: said}))
+    source = path / "weights.safetensors"
+    recast.convert(source, tmp_path / "out", to="bf16", verify="cpu", sync=False)
+    found = check(source, tmp_path / "out")
+    assert found.passed, found.failures()
+
+
 def test_what_another_tool_dequantized_passes_without_a_report(source: Path, result: Path) -> None:
     (result / "recast.json").unlink()
     found = check(source, result)

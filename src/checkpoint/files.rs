@@ -15,7 +15,7 @@ use crate::place::{Place, Source, read_small};
 
 /// The files that quantizing tools write beside the weights, and no others do: AutoGPTQ, AutoAWQ,
 /// ModelOpt, transformers before 4.30, and quanto.
-const SIDECARS: [&str; 5] = [
+pub(super) const SIDECARS: [&str; 5] = [
     "quantize_config.json",
     "quant_config.json",
     "hf_quant_config.json",

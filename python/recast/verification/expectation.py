@@ -104,9 +104,10 @@ class Expectation:
         }
 
     def _labels(self, folder: str) -> Labels:
-        """What the source says of the weights in a folder; a file alone says nothing."""
+        """What the source says of the weights in a folder; of a file, what is beside it says it."""
+        root = self.source.parent if self.source.is_file() else self.source
         try:
-            return Labels() if self.source.is_file() else read_labels(self.source, folder)
+            return read_labels(root, folder)
         except (OSError, ValueError, RecursionError) as error:
             raise self._changed(error) from error
 
