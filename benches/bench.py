@@ -11,7 +11,7 @@ import filecmp
 import json
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,9 @@ def entrants(source: Path, work: Path, to: str) -> list[Contestant]:
     return [*result, Contestant("cp -r (no sync)", ["cp", "-r", str(source), str(dest)])]
 
 
-def first_round(contestants: list[Contestant], work: Path) -> None:
+def first_round(
+    contestants: list[Contestant], work: Path, same: Callable[[Path, Path], bool] = same
+) -> None:
     """Run all contestants once; stop unless all that convert wrote the same model."""
     dest, first = work / "output", work / "first"
     for one in contestants:
