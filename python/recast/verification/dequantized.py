@@ -111,14 +111,16 @@ class Products:
 
     def _fill(self, out: "torch.Tensor", matrix: int, rows: range, columns: range) -> None:
         """Writes a part of a matrix of the codes' orientation to `out`, a piece at a time."""
+        import torch
+
         for across in _pieces(columns, PIECE):
             left = across.start - columns.start
             height = max(1, PIECE // max(len(across), PAGE))
             for down in _pieces(rows, height):
                 top = down.start - rows.start
                 piece = out[top : top + len(down), left : left + len(across)]
-                piece[:] = self._codes(matrix, down, across)
-                piece *= self._scale(matrix, down, across)
+                codes, scales = self._codes(matrix, down, across), self._scale(matrix, down, across)
+                torch.mul(codes, scales, out=piece)
 
     def _scale(self, matrix: int, rows: range, columns: range) -> "torch.Tensor":
         """What each value of the piece is multiplied by."""

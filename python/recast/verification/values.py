@@ -164,7 +164,8 @@ def compare(
             expected, loaded = raw, loaded.view(torch.uint8)
             different = (expected != loaded).view(-1, width).any(1)
         checked += different.numel()
-        count = int(different.sum())
+        # Nearly always there is nothing to count, which takes longer than looking.
+        count = int(different.sum()) if bool(different.any()) else 0
         if count and wrong is None:
             at = int(different.int().argmax())
             wrong = Wrong(
