@@ -217,9 +217,9 @@ impl Checkpoint {
         match &file.kind {
             Kind::Config(config) => self.note(file.path(), &file.location, config),
             Kind::Shard(shard) => {
-                let key = shard.quantization();
-                let says = key.map(|key| format!("{key} in its metadata"));
-                let words = key.map(str::to_owned).into_iter().collect();
+                let says = shard.quantization().next();
+                let says = says.map(|key| format!("{key} in its metadata"));
+                let words = shard.quantization().map(str::to_owned).collect();
                 let quantization = Quantization { words, ..Quantization::default() };
                 self.label(file.path(), &file.location, says, quantization);
             }

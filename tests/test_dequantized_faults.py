@@ -12,7 +12,7 @@ import torch
 from quantized_formats import FP8, comfy, compressed, modelopt, scheme, shared_scale, tensors_of
 from quantized_models import deepseek_v4, fine_grained, gpt_oss, lay, mistral, ragged
 from safetensors.torch import load_file, save_file
-from support import recast_here
+from support import raw_header, recast_here
 
 INDEX = "model.safetensors.index.json"
 Change = Callable[[torch.Tensor], torch.Tensor | None]
@@ -273,6 +273,15 @@ def test_the_swizzled_nvfp4_of_comfyui_is_refused(tmp_path: Path) -> None:
     said = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}
     for at, config in enumerate((None, said)):
         refused(lay(tmp_path / str(at) / "in", tensors, config), "m.weight")
+    del tensors["m.comfy_quant"]
+    source = lay(tmp_path / "metadata" / "in", tensors, said)
+    metadata = {"format": "pt", "quantization": "nvfp4", "_quantization_metadata": "{}"}
+    for keys in (metadata, dict(reversed(metadata.items()))):
+        data = (source / "model.safetensors").read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        header = {**json.loads(data[8 : 8 + size]), "__metadata__": keys}
+        (source / "model.safetensors").write_bytes(raw_header(header) + data[8 + size :])
+        refused(source, "m.weight", "in tiles")
 
 
 def test_nvfp4_whose_inputs_are_scaled_too_is_refused(tmp_path: Path) -> None:

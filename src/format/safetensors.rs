@@ -73,12 +73,12 @@ impl Shard {
         Shard::parse(head, bytes).map_err(invalid)
     }
 
-    /// The key of the metadata that says that the tensors are quantized: what SVDQuant, ComfyUI
+    /// The keys of the metadata that say that the tensors are quantized: what SVDQuant, ComfyUI
     /// and torchao write.
-    pub fn quantization(&self) -> Option<&str> {
+    pub fn quantization(&self) -> impl Iterator<Item = &str> {
         const KEYS: [&str; 3] = ["quantization_config", "_quantization_metadata", "quantization"];
-        let mut members = self.metadata.iter().flatten();
-        members.find(|(key, _)| KEYS.contains(&key.as_str())).map(|(key, _)| key.as_str())
+        let keys = self.metadata.iter().flatten().map(|(key, _)| key.as_str());
+        keys.filter(|key| KEYS.contains(key))
     }
 
     /// The keys of the metadata that hold a hash of the tensors' bytes, and what stands before its

@@ -185,7 +185,7 @@ impl Decisions {
         });
         let says = shard.quantization().filter(|_| left_over.contains(file.path()));
         let others = shard.other_hashes().filter(|_| changes(shard, &tensors));
-        let removed: Vec<&str> = says.into_iter().chain(others).collect();
+        let removed: Vec<&str> = says.chain(others).collect();
         let metadata = metadata(shard.metadata.as_deref(), &removed);
         let hashes: Vec<_> = shard.hashes().collect();
         let header = |digit: &str| {
