@@ -22,6 +22,7 @@ from judged import (
     save,
     scales,
 )
+from recast.verification import labels
 from recast.verification.quantized import find
 
 
@@ -228,6 +229,22 @@ def test_formats_and_algorithms_state_the_block(said: str, tmp_path: Path) -> No
         (130, 96), lambda r, c: (number(weight, r, c), number(scale, r // block[0], c // block[1]))
     )
     assert agrees(found(root)["m.weight"], expected)
+
+
+def test_what_is_said_of_each_layer_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are as many layers as weights, and their names may not be those of the weights."""
+    layers = {f"model.{n}": {"quant_algo": "FP8_PB_WO"} for n in range(100)}
+    read: list[Any] = []
+    algorithm = labels._of_algorithm
+
+    def counted(said: Any) -> Any:
+        read.append(said)
+        return algorithm(said)
+
+    monkeypatch.setattr(labels, "_of_algorithm", counted)
+    said = labels.Labels([{"quantized_layers": layers}])
+    assert all(said.blocks(f"{n}") == [(128, 128)] for n in range(100))
+    assert len(read) == 101
 
 
 def test_modelopts_blocks_may_keep_their_extents_as_ones(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ class Labels:
         """Whether the weights are said to be rotated, so that they fit rotated inputs only."""
         return any(said.get("transform_config") for said in self.said)
 
+    @cached_property
+    def _anywhere(self) -> list[list[list[int]]]:
+        """The blocks of the algorithms that each description states, of whatever layer."""
+        found = []
+        for said in self.said:
+            each = [said, *_objects(said.get("quantized_layers"))]
+            sizes = [size for one in each for size in _of_algorithm(one)]
+            found.append([list(block) for block in {_extents(size) for size in sizes} if block])
+        return found
+
     def blocks(self, module: str) -> list[Block]:
         """The rows and columns of the blocks that a module's weight may have: all that are stated,
         or only those of the group that names it."""
@@ -60,11 +71,10 @@ class Labels:
             if isinstance(weights, dict):
                 size = weights.get("block_structure")
                 sizes.append([1, weights.get("group_size")] if size is None else size)
-        for said in self.said:
+        for said, anywhere in zip(self.said, self._anywhere, strict=True):
             layers = said.get("quantized_layers")
             own = layers.get(module) if isinstance(layers, dict) else None
-            each = [own] if isinstance(own, dict) else [said, *_objects(layers)]
-            sizes += [size for one in each for size in _of_algorithm(one)]
+            sizes += list(_of_algorithm(own)) if isinstance(own, dict) else anywhere
         return sorted({block for size in sizes if (block := _extents(size))})
 
 
