@@ -150,37 +150,44 @@ impl<'a, 'p> Component<'a, 'p> {
         };
         for part in scheme.codes {
             let all: Vec<_> = self.named(&join(stem, part)).to_vec();
-            let codes = all.into_iter().filter(is_codes).filter(|(_, at, _)| self.is_free(*at));
+            // Of the same name, but in another file, may be the plain weights.
+            let codes: Vec<_> = all.into_iter().filter(is_codes).collect();
+            let free = codes.iter().filter(|(_, at, _)| self.is_free(*at));
             let weights: Vec<Weight> =
-                codes.map(|(name, at, _)| self.weight(scheme, stem, name, at)).collect();
+                free.map(|(name, at, _)| self.weight(scheme, stem, (name, *at))).collect();
             self.weights.extend(weights);
+            codes.into_iter().for_each(|(_, at, _)| self.mark_one(at, Part::Of(name)));
         }
-        let own = [scheme.scale].into_iter().chain(scheme.codes.iter().copied());
-        for part in own.chain(scheme.also.iter().copied()) {
+        for part in [scheme.scale].into_iter().chain(scheme.also.iter().copied()) {
             self.mark(&join(stem, part), Part::Of(name));
         }
     }
 
     /// A weight with its companions.
-    fn weight(&self, scheme: &'static Scheme, stem: &str, name: &str, codes: At) -> Weight {
+    fn weight(&self, scheme: &'static Scheme, stem: &str, codes: (&str, At)) -> Weight {
         // Where the scheme's names begin with `weight`, the stem ends in a dot.
         let layer = stem.strip_suffix(".weight").or(stem.strip_suffix('.')).unwrap_or(stem);
         let own = [scheme.scale].into_iter().chain(scheme.also.iter().copied());
         let own = own.map(|part| (stem, part));
         let all = own
-            .chain(BESIDE_CODES.map(|part| (name, part)))
+            .chain(BESIDE_CODES.map(|part| (codes.0, part)))
             .chain(BESIDE_LAYERS.map(|part| (layer, part)));
         let found =
             all.filter_map(|(stem, part)| Some((part, self.beside(&join(stem, part), codes)?)));
-        Weight { scheme, stem: stem.to_owned(), codes, companions: found.collect() }
+        Weight { scheme, stem: stem.to_owned(), codes: codes.1, companions: found.collect() }
     }
 
-    /// The tensor of that name that goes with one in another place.
-    fn beside(&self, name: &str, (shard, _): At) -> Option<Found> {
-        let all = self.named(name);
-        let own = all.iter().find(|(_, at, _)| at.0 == shard);
-        match (own, all) {
-            (Some((_, at, _)), _) | (None, [(_, at, _)]) => Some(Found::At(*at)),
+    /// The tensor of that name that goes with one in another place. That in a shard with a tensor
+    /// called as the latter goes with that one: the shard is another copy of the weights.
+    fn beside(&self, name: &str, (other, (shard, _)): (&str, At)) -> Option<Found> {
+        let copies = self.named(other);
+        let is_of_a_copy =
+            |found: &At| found.0 != shard && copies.iter().any(|(_, at, _)| at.0 == found.0);
+        let all = self.named(name).iter().map(|(_, at, _)| *at);
+        let all: Vec<At> = all.filter(|at| !is_of_a_copy(at)).collect();
+        let own = all.iter().find(|at| at.0 == shard);
+        match (own, all.as_slice()) {
+            (Some(at), _) | (None, [at]) => Some(Found::At(*at)),
             (None, []) => None,
             (None, _) => Some(Found::Ambiguous),
         }
@@ -207,6 +214,10 @@ impl<'a, 'p> Component<'a, 'p> {
         }
     }
 
+    fn mark_one(&mut self, (shard, tensor): At, part: Part) {
+        self.parts[shard][tensor].get_or_insert(part);
+    }
+
     fn is_free(&self, (shard, tensor): At) -> bool {
         self.parts[shard][tensor].is_none()
     }
@@ -228,9 +239,9 @@ impl<'a, 'p> Component<'a, 'p> {
             let is_own = |scale: &String| self.named(scale).iter().any(|it| !self.is_free(it.1));
             if let Some(scale) = scale.filter(|scale| !is_own(scale)) {
                 let stem = &scale[..scale.len() - SHARED.scale.len()];
-                let weight = self.weight(&SHARED, stem, name, at);
+                let weight = self.weight(&SHARED, stem, (name, at));
                 self.weights.push(weight);
-                self.mark(name, Part::Of(SHARED.name));
+                self.mark_one(at, Part::Of(SHARED.name));
                 shared.push(scale);
             }
         }
@@ -259,7 +270,7 @@ impl<'a, 'p> Component<'a, 'p> {
                 });
             let beside: Vec<&str> = beside.map(|(other, ..)| *other).collect();
             if !beside.is_empty() {
-                self.mark(name, Part::Of(UNKNOWN));
+                self.mark_one(at, Part::Of(UNKNOWN));
                 beside.into_iter().for_each(|other| self.mark(other, Part::Of(UNKNOWN)));
             }
         }
@@ -295,7 +306,7 @@ impl<'a, 'p> Component<'a, 'p> {
             } else {
                 continue;
             };
-            self.mark(name, part);
+            self.mark_one(at, part);
         }
     }
 
@@ -307,9 +318,9 @@ impl<'a, 'p> Component<'a, 'p> {
             self.names.iter().any(|(name, at, _)| !self.is_free(*at) || is_said(name));
         let part = if is_quantized { Part::Codes } else { Part::Unscaled };
         for number in 0..self.names.len() {
-            let (name, at, tensor) = self.names[number];
+            let (_, at, tensor) = self.names[number];
             if self.is_free(at) && FP8.contains(&tensor.dtype.name()) {
-                self.mark(name, part);
+                self.mark_one(at, part);
             }
         }
     }

@@ -106,8 +106,12 @@ class _Component:
 
     def part(self, name: str, near: Part, dtypes: set[str]) -> Part | None:
         """The tensor of that name, if its dtype is one of those: that in the file of `near`, or
-        else in the one other that has it."""
-        files = self.files.get(name, [])
+        else in the one other that has it. A file with another copy of `near` has its own."""
+        files = [
+            file
+            for file in self.files.get(name, [])
+            if file == near.key[0] or near.key[1] not in self.headers[file]
+        ]
         file = near.key[0] if near.key[0] in files else files[0] if len(files) == 1 else None
         if file is None or self.headers[file][name].dtype not in dtypes:
             return None

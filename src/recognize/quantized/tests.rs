@@ -232,6 +232,21 @@ fn one_scale_may_be_that_of_several_tensors() {
 }
 
 #[test]
+fn copies_of_the_weights_in_other_files_have_nothing_to_do_with_scales() {
+    let scaled = shard(&[("a.weight", "F8_E4M3", &[8, 8]), ("a.scale_weight", "F32", &[])]);
+    let (plain, unscaled) =
+        (shard(&[("a.weight", "BF16", &[8, 8])]), shard(&[("a.weight", "F8_E4M3", &[8, 8])]));
+    let found = Quantized::of(&[("", &scaled), ("", &plain), ("", &unscaled)]);
+    assert_eq!(found.part((0, 0)), Some(Part::Of("ComfyUI fp8")));
+    assert_eq!(found.part((1, 0)), None);
+    let scales = found.weights().iter().map(|it| (it.codes.0, it.companion(".scale_weight")));
+    let expected = [(0, Some(Found::At((0, 1)))), (2, None)];
+    assert_eq!(scales.collect::<Vec<_>>(), expected);
+    let found = Quantized::of(&[("", &plain), ("", &unscaled)]);
+    assert_eq!((found.part((0, 0)), found.part((1, 0))), (None, Some(Part::Unscaled)));
+}
+
+#[test]
 fn the_scale_of_a_weight_is_not_that_of_tensors_below_it() {
     let found = parts(&[
         ("a.weight", "F8_E4M3", &[8, 8]),
