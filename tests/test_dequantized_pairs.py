@@ -116,6 +116,12 @@ def test_a_scale_that_is_in_several_other_shards_is_none(tmp_path: Path) -> None
     assert found(save(tmp_path / "model", *shards)) == {}
 
 
+def test_a_file_with_another_copy_of_a_weight_has_its_scale_for_itself(tmp_path: Path) -> None:
+    scaled = {"m.weight": codes(4, 4), "m.weight_scale": scales(1)}
+    root = save(tmp_path / "model", {"m.weight": codes(4, 4)}, scaled)
+    assert list(find(*judged(root))) == [("model-1.safetensors", "m.weight")]
+
+
 def test_labels_above_a_folder_count(tmp_path: Path) -> None:
     root = save(tmp_path / "model", config=BLOCKS)
     tensors = {"m.weight": codes(200, 4), "m.weight_scale_inv": scales(2, 1)}

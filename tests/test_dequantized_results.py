@@ -267,6 +267,23 @@ def test_each_of_two_files_with_the_same_names_has_its_own_scales(tmp_path: Path
         assert torch.equal(result, codes.float() * torch.tensor(0.37 + at))
 
 
+def test_a_plain_copy_beside_is_cast_and_one_without_scales_is_refused(tmp_path: Path) -> None:
+    """A folder may hold the same model in several dtypes, each in a file of its own."""
+    codes = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).to(FP8)
+    source = tmp_path / "in"
+    source.mkdir()
+    scaled = {"m.weight": codes, "m.scale_weight": torch.tensor(0.37)}
+    save_file(scaled, source / "fp8_scaled.safetensors")
+    save_file({"m.weight": codes.double()}, source / "fp64.safetensors")
+    out = converted(source, "fp32", verify="cpu")
+    assert torch.equal(load_file(out / "fp64.safetensors")["m.weight"], codes.float())
+    result = load_file(out / "fp8_scaled.safetensors")["m.weight"]
+    assert torch.equal(result, codes.float() * torch.tensor(0.37))
+    save_file({"m.weight": codes}, source / "fp8.safetensors")
+    with pytest.raises(recast.QuantizedError, match=r"fp8\.safetensors.*'m\.weight'"):
+        recast.plan(source, to="bf16")
+
+
 def test_each_component_of_a_pipeline_has_its_own_scales(tmp_path: Path) -> None:
     for name, block in (("transformer", (64, 64)), ("text_encoder", (32, 32))):
         fine_grained(tmp_path / "in" / name, block=block, shards=2)
