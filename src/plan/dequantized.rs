@@ -48,14 +48,21 @@ impl Dequantized {
             return found;
         }
         let shards: Vec<_> = checkpoint.shards().collect();
-        let stated: Vec<Quantization> = shards
+        // Shared by all shards that the same files are about, because a config may say much.
+        let mut said: HashMap<Vec<usize>, Arc<Quantization>> = HashMap::new();
+        let stated: Vec<Arc<Quantization>> = shards
             .iter()
             .map(|(file, _)| {
-                let labels = checkpoint.labels.iter().filter(|label| label.covers(file));
-                labels.fold(Quantization::default(), |mut all, label| {
-                    all.merge(label.quantization.clone());
-                    all
-                })
+                let labels = checkpoint.labels.iter().enumerate();
+                let covering = labels.filter(|(_, label)| label.covers(file));
+                let covering: Vec<usize> = covering.map(|(number, _)| number).collect();
+                let merged = said.entry(covering).or_insert_with_key(|covering| {
+                    let mut all = Quantization::default();
+                    let labels = covering.iter().map(|number| &checkpoint.labels[*number]);
+                    labels.for_each(|label| all.merge(label.quantization.clone()));
+                    Arc::new(all)
+                });
+                Arc::clone(merged)
             })
             .collect();
         let tensor = |(shard, tensor): At| -> &Tensor { &shards[shard].1.tensors[tensor] };
