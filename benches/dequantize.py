@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import deepseek
-from bench import FLOOR, SPREAD, above, first_round, same_tensors
+from bench import SPREAD, above, first_round, same_tensors
 from common import (
     CPUS,
     MIB,
@@ -27,23 +27,26 @@ from common import (
 )
 
 
-def entrants(source: Path, work: Path) -> list[Contestant]:
-    """The contestants."""
+def entrants(source: Path, work: Path, others: bool) -> list[Contestant]:
+    """The contestants; the other dequantizers only with `others`."""
     dest, floor, here = work / "output", build("floor"), Path(__file__).parent
     result = []
     for sync in (True, False):
         extra = [] if sync else ["--no-sync"]
         name = f"recast, {CPUS} threads" + ("" if sync else ", --no-sync")
         result.append(Contestant(name, convert(source, dest, *extra), "json", "recast"))
-    for order, what in (("in-order", FLOOR), ("spread", SPREAD)):
-        for sync in (True, False):
-            how = "sync" if sync else "no-sync"
-            command = [floor, str(work / "first"), str(dest), str(CPUS), how, order]
-            name = f"{what}, {CPUS} threads" + ("" if sync else ", no sync")
-            result.append(Contestant(name, command, "print", "floor"))
+    for sync in (True, False):
+        how = "sync" if sync else "no-sync"
+        command = [floor, str(work / "first"), str(dest), str(CPUS), how, "spread"]
+        name = f"{SPREAD}, {CPUS} threads" + ("" if sync else ", no sync")
+        result.append(Contestant(name, command, "print", "floor"))
     for name, script in (
-        ("DeepSeek's script, in torch (no sync)", "dequantize_script.py"),
-        ("compressed-tensors (no sync)", "dequantize_converter.py"),
+        ()
+        if not others
+        else (
+            ("DeepSeek's script, in torch (no sync)", "dequantize_script.py"),
+            ("compressed-tensors (no sync)", "dequantize_converter.py"),
+        )
     ):
         result.append(
             Contestant(name, [sys.executable, str(here / script), str(source), str(dest)])
@@ -54,23 +57,37 @@ def entrants(source: Path, work: Path) -> list[Contestant]:
 def table(contestants: list[Contestant]) -> list[str]:
     """All contestants, as Markdown."""
     others = [one for one in contestants if one.kind == "other" and not one.name.startswith("cp")]
-    fastest = min(one.median("wall") for one in others)
+    fastest = min((one.median("wall") for one in others), default=0.0)
     lines = [
-        "| | whole process | fastest other / process | own clock | own clock / floor "
-        "| own clock / floor, one file per thread | peak RSS |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| | whole process | fastest other / process | own clock | own clock / floor | peak RSS |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for one in contestants:
         wall, rss = one.median("wall"), one.median("rss")
         clock = f"{one.median('clock'):.2f} s" if one.clock else ""
         is_ours = one.kind == "recast"
-        ratios = [above(one, floor, contestants) if is_ours else "" for floor in (FLOOR, SPREAD)]
-        faster = f"{fastest / wall:.1f}" if is_ours else ""
+        ratio = above(one, SPREAD, contestants) if is_ours else ""
+        faster = f"{fastest / wall:.1f}" if is_ours and others else ""
         peak = "" if one.kind == "floor" else f"{rss / MIB:,.0f} MiB"
-        lines.append(
-            f"| {one.name} | {wall:.2f} s | {faster} | {clock} | {' | '.join(ratios)} | {peak} |"
-        )
+        lines.append(f"| {one.name} | {wall:.2f} s | {faster} | {clock} | {ratio} | {peak} |")
     return lines
+
+
+def warm(source: Path) -> None:
+    """Read the source, so that every contestant finds it in the page cache."""
+    for file in source.iterdir():
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(4 * MIB):
+                pass
+
+
+def empty(folder: Path) -> None:
+    """Leave files of the same sizes, which take no space: the floor needs no more of them, and what
+    they hold would take the place of the source in the page cache."""
+    for file in folder.iterdir():
+        size = file.stat().st_size
+        with file.open("wb") as opened:
+            opened.truncate(size)
 
 
 def planned(work: Path, rounds: int) -> str:
@@ -93,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
     parser.add_argument("--data", type=Path, default=ROOT / "bench-data")
+    parser.add_argument("--floor-only", action="store_true", help="leave out other dequantizers")
     parser.add_argument("--write", type=Path, help="page to write the tables into")
     options = parser.parse_args()
     if not Path(RECAST).exists():
@@ -112,10 +130,11 @@ def main() -> None:
         f"medians. The outputs of the dequantizers were first compared byte for byte. {where}.\n"
     ]
     try:
-        contestants = entrants(source, work)
+        contestants = entrants(source, work, not options.floor_only)
         # Only recast writes metadata, so the files are not the same.
         first_round(contestants, work, same_tensors)
-        take_turns(contestants, options.rounds, work / "output")
+        empty(work / "first")
+        take_turns(contestants, options.rounds, work / "output", lambda: warm(source))
         lines += [*table(contestants), "", planned(work, options.rounds)]
     finally:
         remove(work)

@@ -95,12 +95,12 @@ fn block_of(word: &str) -> Option<(u64, u64)> {
 
 /// Two sizes, as a list or, in old files, as a text such as `128x128`.
 fn pair(value: &Value) -> Option<(u64, u64)> {
-    let sizes: Vec<u64> = match value {
-        Value::Array(sizes) => sizes.iter().filter_map(Value::as_u64).collect(),
-        Value::String(text) => text.split('x').filter_map(|size| size.parse().ok()).collect(),
-        _ => Vec::new(),
+    let sizes: Option<Vec<u64>> = match value {
+        Value::Array(sizes) => sizes.iter().map(Value::as_u64).collect(),
+        Value::String(text) => text.split('x').map(|size| size.parse().ok()).collect(),
+        _ => None,
     };
-    match *sizes {
+    match *sizes.unwrap_or_default() {
         [rows, columns] if rows > 0 && columns > 0 => Some((rows, columns)),
         _ => None,
     }
@@ -140,6 +140,8 @@ mod tests {
                 &[(1, 16)],
             ),
             (r#"{"weight_block_size": [0, 128], "x": Infinity}"#, &[]),
+            (r#"{"weight_block_size": ["x", 128, 128]}"#, &[]),
+            (r#"{"weight_block_size": [128.0, 128]}"#, &[]),
             ("[]", &[]),
         ] {
             assert_eq!(blocks(text), expected, "{text}");
