@@ -41,7 +41,7 @@ impl E2m1 {
         let (sign, magnitude) = ((bits & 8) << 28, bits & 7);
         let normal = (magnitude << 22) + (126 << 23);
         // The two smallest are zero and a half.
-        sign | select(magnitude < 2, magnitude * 0x3F00_0000, normal)
+        sign | select(magnitude < 2, (magnitude & 1) * 0x3F00_0000, normal)
     }
 }
 
