@@ -51,14 +51,17 @@ pub struct SourceFile {
     /// What a recipe says of it; the key is its path below the root, or, for a checkpoint of one
     /// file, its name.
     pub source: Source,
+    /// What it becomes: a pickle becomes a safetensors file, everything else keeps its path.
+    pub result: PathBuf,
     pub location: PathBuf,
     pub executable: bool,
     pub kind: Kind,
 }
 
 impl SourceFile {
+    /// Where it is in the result.
     pub fn path(&self) -> &Path {
-        &self.source.key
+        &self.result
     }
 }
 
@@ -70,6 +73,8 @@ pub struct Checkpoint {
     /// Which snapshot that is, and why it was chosen.
     pub snapshot: Option<String>,
     pub single_file: bool,
+    /// Which of the state dicts of a pickle is the model, where that was said.
+    pub key: Option<String>,
     pub place: Arc<dyn Place>,
     pub files: Vec<SourceFile>,
     /// What the configs call the models.
@@ -114,19 +119,23 @@ impl Label {
 }
 
 impl Checkpoint {
-    pub fn open(path: &Path) -> Result<Checkpoint, Error> {
+    /// Opens a file or a directory; `key` says which state dict of a pickle is the model.
+    ///
+    /// # Errors
+    /// What is missing, damaged, or does not belong together.
+    pub fn open(path: &Path, key: Option<&str>) -> Result<Checkpoint, Error> {
         address::check_local(path, address::Use::Read)?;
         let metadata = crate::fs::metadata(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => address::missing(path),
             _ => Error::io("open", path)(error),
         })?;
         if !metadata.is_dir() {
-            return Checkpoint::open_place(Arc::new(Local::file(path)?), path, true);
+            return Checkpoint::open_place(Arc::new(Local::file(path)?), path, true, key);
         }
         let snapshot = Snapshot::of(path)?;
         let path = snapshot.as_ref().map_or(path, |snapshot| &snapshot.path);
         let mut checkpoint =
-            Checkpoint::open_place(Arc::new(Local::directory(path)?), path, false)?;
+            Checkpoint::open_place(Arc::new(Local::directory(path)?), path, false, key)?;
         checkpoint.snapshot = snapshot.map(|snapshot| snapshot.choice);
         Ok(checkpoint)
     }
@@ -139,11 +148,13 @@ impl Checkpoint {
         place: Arc<dyn Place>,
         root: &Path,
         single_file: bool,
+        key: Option<&str>,
     ) -> Result<Checkpoint, Error> {
         let mut checkpoint = Checkpoint {
             root: root.to_owned(),
             snapshot: None,
             single_file,
+            key: key.map(str::to_owned),
             place,
             files: Vec::new(),
             models: Vec::new(),
@@ -153,15 +164,16 @@ impl Checkpoint {
         };
         let keys = checkpoint.place.list()?;
         let describes = |key: &PathBuf| [REPORT, SUMS].map(Path::new).contains(&key.as_path());
+        let pickles = files::Pickles::of(&*checkpoint.place, &keys, single_file, key)?;
         for key in keys.iter().filter(|key| single_file || !describes(key)) {
-            let file = files::read(&*checkpoint.place, key)?;
+            let file = files::read(&*checkpoint.place, key, &pickles)?;
             checkpoint.note_file(&file);
             checkpoint.files.push(file);
         }
         if single_file {
             // The config beside a lone shard is not part of the job, but it still knows the model.
             for name in ["config.json"].iter().chain(&files::SIDECARS) {
-                checkpoint.note_beside(Path::new(name))?;
+                checkpoint.note_beside(Path::new(name), &pickles)?;
             }
         }
         if checkpoint.shards().next().is_none() {
@@ -171,6 +183,10 @@ impl Checkpoint {
                 path: checkpoint.root.clone(),
                 other_weights: other_weights.map(|file| file.path().to_owned()),
             });
+        }
+        let is_pickled = checkpoint.shards().any(|(_, shard)| shard.pickled.is_some());
+        if let (false, Some(key)) = (is_pickled, key) {
+            return Err(Error::NoPickle { path: checkpoint.root, key: key.to_owned() });
         }
         checkpoint.check_shards()?;
         let shards: Vec<(String, &Shard)> =
@@ -200,14 +216,14 @@ impl Checkpoint {
         self.findings.state.get(shard).is_some_and(|state| state.contains(&tensor))
     }
 
-    fn note_beside(&mut self, key: &Path) -> Result<(), Error> {
+    fn note_beside(&mut self, key: &Path, pickles: &files::Pickles<'_>) -> Result<(), Error> {
         match self.place.look(key) {
             Ok(_) => {}
             // A folder of that name is not a config.
             Err(Error::NoSuchPath { .. } | Error::LinkToDirectory { .. }) => return Ok(()),
             Err(error) => return Err(error),
         }
-        let file = files::read(&*self.place, key)?;
+        let file = files::read(&*self.place, key, pickles)?;
         self.note_file(&file);
         Ok(())
     }

@@ -291,6 +291,17 @@ impl Dtype {
         }
     }
 
+    /// The dtype that torch calls so.
+    pub fn of_torch(name: &str) -> Option<Dtype> {
+        let index = DTYPES.iter().position(|row| row.torch_name == Some(name))?;
+        Some(Dtype::Known(index as u8))
+    }
+
+    /// What torch calls it, where it has it.
+    pub fn torch_name(&self) -> Option<&'static str> {
+        self.row()?.torch_name
+    }
+
     fn row(&self) -> Option<&'static Row> {
         match self {
             Dtype::Known(index) => Some(&DTYPES[usize::from(*index)]),

@@ -5,10 +5,12 @@
 mod causes;
 mod destination;
 mod difference;
+mod examples;
 mod header;
 mod hub;
 mod json;
 mod overflow;
+mod pickle;
 mod scales;
 
 use std::io::{self, ErrorKind};
@@ -18,10 +20,12 @@ pub use causes::Reason;
 pub(crate) use causes::causes;
 pub use destination::DestinationFault;
 pub use difference::Difference;
+pub use examples::examples;
 pub use header::HeaderFault;
 pub use hub::HubModel;
 pub use json::JsonFault;
 pub use overflow::{Overflow, OverflowedTensor};
+pub use pickle::PickleFault;
 pub use scales::{ScaleFault, Shape};
 
 use crate::shown::{Names, Shown, counted, shown_all};
@@ -58,6 +62,10 @@ causes! {
                 None if nearest.is_empty() => "`recast inspect --tensors` lists the names".into(),
                 None => format!("the nearest names are: {}", shown_all(nearest, ", ")),
             };
+        NoPickle { path: PathBuf = "PATH", key: String = "KEY" }
+            "{}: --key '{}' chooses a state dict of a pickle, and this is none",
+            path.shown(), key.shown()
+            => "leave out --key";
         FileAddress { path: PathBuf = "PLACE", plain: PathBuf = "/PATH" }
             "{}: 'file://' is not supported; recast reads and writes local paths", path.shown()
             => format!("give the plain path: {}", plain.shown());
@@ -108,13 +116,13 @@ causes! {
             "{}: is a whole Hub cache, not a model", path.shown()
             => format!("give one of its repositories, such as '{}'", path.join(repository).shown());
         NoShards { path: PathBuf = "PATH", other_weights: Option<PathBuf> = None }
-            "{}: no .safetensors file found", path.shown()
+            "{}: no .safetensors file and no PyTorch pickle found", path.shown()
             => match other_weights {
                 Some(file) => format!(
                     "'{}' holds weights in another format; load it with its framework and save it \
                      with save_pretrained(..., safe_serialization=True) first", file.shown()
                 ),
-                None => "give a .safetensors file or a directory that has one".into(),
+                None => "give a .safetensors or pickled file, or a directory that has one".into(),
             };
         LinkToDirectory { path: PathBuf = "PATH" }
             "{}: is a link to a directory", path.shown()
@@ -149,6 +157,12 @@ causes! {
             "{}: is a Git LFS pointer, not the weights themselves", path.shown()
             => "fetch the weights with `git lfs pull` in the clone, or download the checkpoint \
                 with `hf download`";
+    }
+
+    "PickleError" {
+        Pickle { path: PathBuf = "PATH", fault: PickleFault = PickleFault::NotOne }
+            "{}: {}", path.shown(), fault.to_string().shown()
+            => fault.hint();
     }
 
     "IndexFileError" {
@@ -321,33 +335,6 @@ const OUT_OF_FILES: &str =
 /// Whether the process, or the system, has no more room for open files.
 fn is_out_of_files(error: &io::Error) -> bool {
     cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24))
-}
-
-/// One of each error, those with a fault once for each fault.
-pub fn examples() -> Vec<Error> {
-    let plain = Error::examples().into_iter().flat_map(|example| match example {
-        Error::Json { path, .. } => {
-            let fault = |fault| Error::Json { path: path.clone(), fault };
-            JsonFault::examples().into_iter().map(fault).collect()
-        }
-        Error::Header { path, .. } => {
-            let fault = |fault| Error::Header { path: path.clone(), fault };
-            HeaderFault::examples().into_iter().map(fault).collect()
-        }
-        Error::Destination { path, .. } => {
-            let fault = |fault| Error::Destination { path: path.clone(), fault };
-            DestinationFault::examples().into_iter().map(fault).collect()
-        }
-        Error::Scales { path, tensor, scheme, .. } => {
-            let fault = |fault| {
-                let (path, tensor, scheme) = (path.clone(), tensor.clone(), scheme.clone());
-                Error::Scales { path, tensor, scheme, fault: Box::new(fault), more: 0 }
-            };
-            ScaleFault::examples().into_iter().map(fault).collect()
-        }
-        other => vec![other],
-    });
-    plain.collect()
 }
 
 impl Error {

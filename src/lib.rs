@@ -14,7 +14,7 @@
 //! ```no_run
 //! use recast::{checkpoint::Checkpoint, commit, dtype::Float, plan};
 //! # fn main() -> Result<(), recast::error::Error> {
-//! let checkpoint = Checkpoint::open("model".as_ref())?;
+//! let checkpoint = Checkpoint::open("model".as_ref(), None)?;
 //! let plan = plan::Plan::new(&checkpoint, &plan::Options::to(Float::Bf16))?;
 //! let (dest, options) = ("model-bf16".as_ref(), commit::Options::default());
 //! commit::convert(&plan, dest, &options, &mut |_, _| true).map_err(|(error, _)| error)?;
@@ -41,6 +41,7 @@ pub mod recipe;
 pub mod recognize;
 pub mod report;
 mod shown;
+mod view;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -45,6 +45,8 @@ pub struct PlannedFile {
 pub struct Plan {
     pub source: PathBuf,
     pub single_file: bool,
+    /// The key of the state dict in pickles, where it was given.
+    pub key: Option<String>,
     pub place: Arc<dyn Place>,
     pub options: Options,
     /// The files, in the order of publication: weights, other files, indexes, configs, and last
@@ -60,14 +62,17 @@ pub struct Plan {
 impl Plan {
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Plan, Error> {
         let mut options = options.clone();
-        let parts = Parts::new(checkpoint, options.unscaled_fp8, options.skip_quantized);
-        let left_over = parts.examine(options.skip_quantized)?;
+        let (to, overflow) = (options.to, options.overflow);
+        // Where nothing is cast, what is quantized and what is said of it stays as it is.
+        let skip = options.skip_quantized || to.is_none();
+        let parts = Parts::new(checkpoint, options.unscaled_fp8, skip);
+        let mut left_over = parts.examine(skip)?;
+        left_over.retain(|_| to.is_some());
         // Where nothing would have been refused or dequantized, they make no difference.
-        options.skip_quantized &= parts.described().is_some();
-        options.unscaled_fp8 &= parts.has_unscaled();
+        options.skip_quantized &= parts.described().is_some() && to.is_some();
+        options.unscaled_fp8 &= parts.has_unscaled() && to.is_some();
         options.keep.sort();
         options.keep.dedup();
-        let (to, overflow) = (options.to, options.overflow);
         let decisions = Decisions::new(checkpoint, &parts, &options)?;
         options.auto_keep = options.auto_keep || !decisions.keeps_any(checkpoint);
         let mut sources: Vec<&SourceFile> = checkpoint.files.iter().collect();
@@ -126,6 +131,7 @@ impl Plan {
         let mut plan = Plan {
             source: checkpoint.root.clone(),
             single_file: checkpoint.single_file,
+            key: checkpoint.key.clone(),
             place: Arc::clone(&checkpoint.place),
             options,
             files,
@@ -198,7 +204,6 @@ impl Plan {
     ) -> Vec<Warning> {
         let snapshot = checkpoint.snapshot.iter().cloned();
         let mut warnings: Vec<_> = snapshot.map(|choice| Warning::Snapshot { choice }).collect();
-        let to = self.options.to;
         let other = checkpoint.files.iter().filter(|file| matches!(file.kind, Kind::OtherWeights));
         let files = Names::of(other.map(|file| file.path().shown()));
         warnings.extend(files.map(|files| Warning::LeftBehind { files }));
@@ -207,8 +212,16 @@ impl Plan {
         warnings.extend(files.map(|files| Warning::StaleIndex { files }));
         let tensors = Names::of(checkpoint.findings.tied.iter().cloned());
         warnings.extend(tensors.map(|tensors| Warning::Tied { tensors }));
+        let pickled = || checkpoint.shards().filter_map(|(_, shard)| shard.pickled.as_ref());
+        let names = Names::of(pickled().flat_map(|pickled| pickled.left_out.iter().cloned()));
+        warnings.extend(names.map(|names| Warning::LeftOut { names }));
+        let tied = checkpoint.shards().flat_map(|(_, shard)| shard.tied());
+        let tensors =
+            Names::of(tied.map(|(name, kept)| format!("{} ({})", name.shown(), kept.shown())));
+        warnings.extend(tensors.map(|tensors| Warning::Same { tensors }));
         let files = Names::of(checkpoint.not_loaded().map(Shown::shown));
         warnings.extend(files.map(|files| Warning::NotLoaded { files }));
+        let Some(to) = self.options.to else { return warnings };
         let kept = self.tensors().filter(|(_, _, planned)| planned.is_kept_in_vain);
         let tensors = Names::of(kept.map(|(_, tensor, _)| tensor.name.shown()));
         warnings.extend(tensors.map(|tensors| Warning::KeptInVain { to: to.name(), tensors }));
@@ -244,14 +257,14 @@ impl Plan {
                     .split(['.', '-', '_'])
                     .any(|part| names_a_dtype(part) && Float::parse(part) != Some(to))
         });
-        let to = to.name();
+        let to_name = to.name();
         let files = Names::of(misnamed.map(|file| file.path.shown()));
-        warnings.extend(files.map(|files| Warning::Misnamed { to, files }));
+        warnings.extend(files.map(|files| Warning::Misnamed { to: to_name, files }));
         if self.tensors().all(|(_, _, planned)| planned.action == Action::Copy) {
             let mut floats = self.tensors().filter(|(_, tensor, _)| tensor.dtype.may_be_float());
-            let all_are = floats.all(|(_, tensor, _)| tensor.dtype == self.options.to.dtype());
+            let all_are = floats.all(|(_, tensor, _)| tensor.dtype == to.dtype());
             warnings.push(match all_are {
-                true => Warning::NothingToCast { to },
+                true => Warning::NothingToCast { to: to_name },
                 false => Warning::NothingWasCast,
             });
         }
@@ -270,6 +283,15 @@ impl PlannedFile {
         shard.zip(tensors).map(|(shard, planned)| (&shard.tensors[planned.tensor], planned))
     }
 
+    /// The tensors of the source's shard that are the memory of others, each with that.
+    pub fn tied(&self) -> impl Iterator<Item = (&str, &str)> {
+        let shard = match &self.content {
+            Content::Shard { shard, .. } => Some(shard),
+            _ => None,
+        };
+        shard.into_iter().flat_map(|shard| shard.tied())
+    }
+
     /// The tensors of the source's shard that are not in the result.
     pub fn dropped(&self) -> impl Iterator<Item = &Tensor> {
         let (shard, dropped) = match &self.content {
@@ -284,8 +306,7 @@ impl PlannedFile {
     fn casts_fp8(&self) -> bool {
         self.tensors().any(|(tensor, planned)| {
             let from = tensor.dtype.castable();
-            let is_cast = matches!(planned.action, Action::Cast | Action::Dequantize);
-            is_cast && from.is_some_and(Castable::is_fp8)
+            planned.action.is_cast() && from.is_some_and(Castable::is_fp8)
         })
     }
 
@@ -330,11 +351,15 @@ causes! {
         Snapshot { choice: String = "REVISION, REASON" }
             "converting one snapshot of this Hub cache repository: {choice}";
         LeftBehind { files: Names = Names::example("FILES") }
-            "left behind, because recast converts only safetensors and these hold the old dtype: \
-             {files}";
+            "left behind, because they hold weights of the old dtype and are not converted: {files}";
         StaleIndex { files: Names = Names::example("FILES") }
             "left behind, because the shards that they name are not there and loaders take the \
              single file beside them: {files}";
+        LeftOut { names: Names = Names::example("NAMES") }
+            "left out, because they are no tensors of the model: {names}";
+        Same { tensors: Names = Names::example("TENSORS") }
+            "written once, because they share memory with another tensor (noted in the metadata): \
+             {tensors}";
         Tied { tensors: Names = Names::example("TENSORS") }
             "named in an index, but in no shard; loaders tie them to the embedding: {tensors}";
         NotLoaded { files: Names = Names::example("FILES") }

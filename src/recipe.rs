@@ -3,6 +3,7 @@
 //! a path, a handle or a thread; the same recipe makes the same bytes, wherever and whenever, and
 //! any range of them alone.
 
+mod gather;
 mod scaled;
 
 use std::path::Path;
@@ -14,6 +15,8 @@ use crate::checksum::{BLOCK, Blocks, Digest, Hasher, SHA256_DIGITS};
 use crate::dtype::{Castable, Float};
 use crate::names;
 use crate::place::Source;
+use gather::GATHERED;
+pub use gather::{Gather, Input};
 pub use scaled::Scaled;
 
 /// Changes when the bytes that a recipe makes would, and only then.
@@ -57,6 +60,8 @@ pub enum Span {
     },
     /// Values that are codes with scales.
     Scaled(Box<Scaled>),
+    /// What is made of elements that do not lie one after the other.
+    Gather(Box<Gather>),
 }
 
 /// The recipe of a result file.
@@ -79,6 +84,7 @@ impl Span {
                 values.bytes / from.bytes() as u64 * to.bytes() as u64
             }
             Span::Scaled(scaled) => scaled.bytes(),
+            Span::Gather(gather) => gather.of.bytes(),
         }
     }
 
@@ -90,6 +96,7 @@ impl Span {
             Span::Keep { from, .. } => from.bytes() as u64,
             Span::Cast { to, .. } => to.bytes() as u64,
             Span::Scaled(scaled) => scaled.grain(),
+            Span::Gather(gather) => gather.of.grain(),
         }
     }
 
@@ -100,19 +107,32 @@ impl Span {
             Span::Cast { from, to, .. } => BLOCK * to.bytes().div_ceil(from.bytes()) as u64,
             Span::Hashed { text, .. } => (text.len() as u64).next_multiple_of(BLOCK),
             Span::Scaled(scaled) => scaled.step(),
+            Span::Gather(_) => GATHERED,
             _ => BLOCK,
         }
     }
 
     /// What the range of `bytes` bytes at `start`, whole grains, is made from.
-    pub fn inputs(&self, start: u64, bytes: u64) -> impl Iterator<Item = Extent> {
+    pub fn inputs(&self, start: u64, bytes: u64) -> impl Iterator<Item = Input<'_>> {
+        let (gather, span) = match self {
+            Span::Gather(gather) => (Some(gather), &gather.of),
+            _ => (None, self),
+        };
+        span.extents(start, bytes).map(move |extent| match gather {
+            Some(gather) => gather.input(extent.into()),
+            None => extent.into(),
+        })
+    }
+
+    fn extents(&self, start: u64, bytes: u64) -> impl Iterator<Item = Extent> + use<> {
         let part = |extent: &Extent, (from, to): (u64, u64)| Extent {
             source: extent.source,
             start: extent.start + start / to * from,
             bytes: bytes / to * from,
         };
         let inputs = match self {
-            Span::Literal(_) | Span::Hashed { .. } => [None; INPUTS],
+            // One that is made of gathered elements is not made of another such.
+            Span::Literal(_) | Span::Hashed { .. } | Span::Gather(_) => [None; INPUTS],
             Span::Copy(extent) | Span::Keep { values: extent, .. } => {
                 [Some(part(extent, (1, 1))), None, None]
             }
@@ -126,7 +146,11 @@ impl Span {
 
     /// Whether what happens to its values is counted.
     pub fn is_audited(&self) -> bool {
-        !matches!(self, Span::Literal(_) | Span::Hashed { .. } | Span::Copy(_))
+        match self {
+            Span::Literal(_) | Span::Hashed { .. } | Span::Copy(_) => false,
+            Span::Keep { .. } | Span::Cast { .. } | Span::Scaled(_) => true,
+            Span::Gather(gather) => gather.of.is_audited(),
+        }
     }
 
     pub fn can_overflow(&self) -> bool {
@@ -134,6 +158,7 @@ impl Span {
             Span::Cast { from, to, .. } => from.layout().largest() > to.layout().largest(),
             // A product may be beyond every dtype.
             Span::Scaled(_) => true,
+            Span::Gather(gather) => gather.of.can_overflow(),
             _ => false,
         }
     }
@@ -169,6 +194,9 @@ impl Span {
                 cast::cast(level, (*from, inputs[0]), (*to, out), overflow, audit);
             }
             Span::Scaled(scaled) => scaled.make((level, overflow), start, inputs, out, audit),
+            Span::Gather(gather) => {
+                gather.of.make((level, overflow), start, inputs, out, scratch, audit);
+            }
         }
     }
 }
@@ -217,7 +245,7 @@ impl Recipe {
     pub fn source_blocks(&self, source: usize) -> Blocks {
         let Source { head, bytes, .. } = self.sources[source];
         let used = self.spans.iter().flat_map(|span| span.inputs(0, span.bytes()));
-        let used = used.filter(|extent| extent.source == source);
+        let used = used.map(|input| input.extent).filter(|extent| extent.source == source);
         let ends = used.map(|extent| (extent.start, extent.start + extent.bytes));
         if source > 0 {
             return Blocks::of_ranges(ends.chain([(0, head)]).collect());

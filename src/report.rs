@@ -15,11 +15,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::cast::Audit;
 use crate::checksum::Digest;
+use crate::dtype::Float;
 use crate::error::{Overflow, OverflowedTensor};
 use crate::format::safetensors::Tensor;
 use crate::names;
 use crate::plan::{Action, Plan, PlannedTensor};
 use crate::recipe::FORMAT;
+
+/// What `--to` is called where nothing is cast.
+pub const AS_STORED: &str = "as-stored";
 
 /// Of the report and of what the command prints as JSON.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -63,6 +67,11 @@ pub struct Summary {
     warnings: Vec<String>,
 }
 
+/// What a plan makes of floats, as `--to` has it.
+pub fn target(plan: &Plan) -> &'static str {
+    plan.options.to.map_or(AS_STORED, Float::name)
+}
+
 /// The audits of the files of a plan, each in the order of the tensors that are audited.
 pub type Audits = [Vec<Audit>];
 
@@ -83,7 +92,7 @@ pub fn totals(plan: &Plan, audits: &Audits) -> Totals {
     let mut totals = Totals::default();
     for (.., planned, audit) in audited(plan, audits) {
         // Kept tensors are examined too; what would have become of them is no result.
-        if matches!(planned.action, Action::Cast | Action::Dequantize) {
+        if planned.action.is_cast() {
             totals.to_inf += audit.to_inf;
             totals.to_zero += audit.to_zero;
             totals.nan += audit.nan;
@@ -91,10 +100,9 @@ pub fn totals(plan: &Plan, audits: &Audits) -> Totals {
             totals.inexact_tensors += u64::from(!audit.exact);
         }
         if planned.action == Action::Dequantize {
-            let (nan_codes, mut scales) =
-                totals.scaled.take().map(Scaled::parts).unwrap_or_default();
-            scales.merge(&audit.scales);
-            totals.scaled = Some(Scaled { nan_codes: nan_codes + audit.nan_codes, scales });
+            let scaled = totals.scaled.get_or_insert_default();
+            scaled.nan_codes += audit.nan_codes;
+            scaled.scales.merge(&audit.scales);
         }
     }
     totals
@@ -131,7 +139,7 @@ impl Summary {
         }
         Summary {
             schema_version: SCHEMA_VERSION,
-            to: plan.options.to.name().to_owned(),
+            to: target(plan).to_owned(),
             files: plan.files.len(),
             tensors,
             parameters: plan.parameters(),
@@ -224,9 +232,7 @@ struct Row<'a> {
 }
 
 fn rows<'a>(plan: &'a Plan, audits: &'a Audits) -> impl Iterator<Item = Row<'a>> {
-    let made =
-        |planned: &PlannedTensor| matches!(planned.action, Action::Cast | Action::Dequantize);
-    let all = audited(plan, audits).filter(move |(.., planned, _)| made(planned));
+    let all = audited(plan, audits).filter(|(.., planned, _)| planned.action.is_cast());
     all.map(|(file, tensor, planned, audit)| {
         let Audit { to_inf, to_zero, nan, inf, exact, nan_codes, scales, .. } = *audit;
         let (name, max_abs) = (planned.name(tensor), audit.max_abs());
@@ -255,5 +261,5 @@ pub fn overflow(plan: &Plan, found: &[(usize, Vec<Audit>)]) -> Overflow {
     });
     let mut tensors: Vec<_> = tensors.collect();
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.overflowed));
-    Overflow { to: plan.options.to.name(), can_be_kept, tensors }
+    Overflow { to: target(plan), can_be_kept, tensors }
 }

@@ -22,6 +22,7 @@ NOT_RUN = {
     "docs/loading.md": 1,
     "docs/memory.md": 1,
     "docs/pipelines.md": 1,
+    "docs/pickles.md": 1,
     "docs/quantized.md": 1,
     "README.md": 3,
 }

@@ -75,6 +75,10 @@ def only_bin(root: Path) -> None:
     (root / "model" / SHARD).rename(root / "model" / "pytorch_model.bin")
 
 
+def only_gguf(root: Path) -> None:
+    (root / "model" / SHARD).rename(root / "model" / "model.gguf")
+
+
 def occupied(root: Path) -> None:
     (root / "out").mkdir()
     (root / "out" / "notes.txt").write_text("mine")
@@ -115,7 +119,8 @@ def nothing(root: Path) -> None:
 CASES = [
     Case("no such path", nothing, 65, INPUT, ("nowhere",), source="nowhere"),
     Case("no safetensors", lambda root: (root / "model" / SHARD).unlink(), 65, INPUT, ("model",)),
-    Case("only other weights", only_bin, 65, INPUT, ("model", "pytorch_model.bin")),
+    Case("only other weights", only_gguf, 65, INPUT, ("model", "model.gguf")),
+    Case("not a pickle", only_bin, 65, recast.PickleError, ("pytorch_model.bin", "torch.save")),
     Case("not empty", occupied, 73, OUTPUT, ("out", "empty")),
     Case("inside source", nothing, 73, OUTPUT, ("model/out", "inside"), dest="model/out"),
     Case("deep inside", nothing, 73, OUTPUT, ("inside",), dest="model/a/b/c"),

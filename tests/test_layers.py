@@ -35,7 +35,7 @@ RUST = [
     {"fs"},
     {"cast"},
     {"error"},
-    {"checksum", "dtype", "names", "shown"},
+    {"checksum", "dtype", "names", "shown", "view"},
     {"crate"},
 ]
 

@@ -19,6 +19,7 @@ NAMES = [field.name for field in fields(Options)]
 # A value of each option that is not its default, as the command and as the API has it.
 GIVEN: dict[str, tuple[list[str], Any]] = {
     "to": (["--to", "half"], "fp16"),
+    "key": (["--key", "ema"], "ema"),
     "keep": (["--keep", "a.*", "--keep", "re:b"], ["a.*", "re:b"]),
     "auto_keep": (["--no-auto-keep"], False),
     "skip_quantized": (["--skip-quantized"], True),

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from recast.options import FloatName, Options
+from recast.options import FloatName, Options, Target
 
 __version__: str
 SIMD_VARIABLE: str
@@ -75,7 +75,7 @@ class Checkpoint:
     """A checkpoint whose headers, indexes and configs were read and agree."""
 
     @staticmethod
-    def open(path: str) -> Checkpoint: ...
+    def open(path: str, key: str | None = None) -> Checkpoint: ...
     @property
     def path(self) -> str: ...
     @property
@@ -104,7 +104,7 @@ class PlannedTensor:
 
     @property
     def file(self) -> str:
-        """The shard that holds it, relative to the source."""
+        """The shard that holds it, relative to the destination."""
     @property
     def name(self) -> str:
         """What it is called in the result."""
@@ -141,7 +141,10 @@ class PlannedFile:
 
     @property
     def path(self) -> str:
-        """Relative to the source, and to the destination."""
+        """Relative to the destination."""
+    @property
+    def source(self) -> str:
+        """What it is made of, relative to the source; of a source that is a file, its name."""
     @property
     def action(self) -> Literal["cast", "edit", "copy"]:
         """`cast` for a shard, `edit` for a config or an index, `copy` for everything else."""
@@ -157,8 +160,11 @@ class Plan:
     def source(self) -> str:
         """The file or directory that will be converted."""
     @property
-    def to(self) -> FloatName:
-        """`fp32`, `fp16` or `bf16`."""
+    def to(self) -> Target:
+        """`fp32`, `fp16`, `bf16` or `as-stored`."""
+    @property
+    def key(self) -> str | None:
+        """The key of the state dict in pickles, where it was given."""
     @property
     def tensors(self) -> list[PlannedTensor]:
         """Every tensor, shard by shard."""

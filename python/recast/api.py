@@ -17,6 +17,7 @@ from recast.gpu.device import visible_gpu
 from recast.gpu.settings import read_settings
 from recast.inspection import Inspection, by_dtype, exactness, gpu_memory, groups, schemes
 from recast.options import (
+    AsStored,
     Device,
     Dtype,
     Io,
@@ -41,7 +42,8 @@ bytes."""
 def plan(
     source: Path,
     *,
-    to: Dtype,
+    to: Dtype | AsStored,
+    key: str | None = None,
     keep: Sequence[str] = (),
     auto_keep: bool = True,
     skip_quantized: bool = False,
@@ -49,8 +51,10 @@ def plan(
 ) -> Plan:
     """Returns what converting `source` will do, to the byte. Reads headers only, writes nothing.
 
-    `source` is a `.safetensors` file or a directory that holds some. `to` is `"fp32"`, `"fp16"`,
-    `"bf16"`, another usual spelling, or a numpy or torch dtype. Tensors whose name matches a
+    `source` is a `.safetensors` file, a file that torch.save wrote, or a directory that holds some.
+    `to` is `"fp32"`, `"fp16"`, `"bf16"`, another usual spelling, or a numpy or torch dtype;
+    `"as-stored"` changes the format alone. `key` is the name of the state dict in a pickle that
+    holds several. Tensors whose name matches a
     pattern of `keep` (a glob; `re:` starts a regular expression; `vae/*` is a component) keep
     their dtype, and so do those that are fp32 on purpose, unless `auto_keep` is false. Codes
     with scales (fp8, MXFP8, MXFP4, NVFP4) become the values that they stand for. Weights that are
@@ -63,6 +67,7 @@ def plan(
     """
     options = Options(
         to=to,
+        key=key,
         keep=keep,
         auto_keep=auto_keep,
         skip_quantized=skip_quantized,
@@ -72,14 +77,15 @@ def plan(
 
 
 def _plan(source: Path, options: Options) -> Plan:
-    return Checkpoint.open(os.fspath(source)).plan(options)
+    return Checkpoint.open(os.fspath(source), options.key).plan(options)
 
 
 def convert(
     source: Path,
     dest: Path,
     *,
-    to: Dtype,
+    to: Dtype | AsStored,
+    key: str | None = None,
     keep: Sequence[str] = (),
     auto_keep: bool = True,
     skip_quantized: bool = False,
@@ -95,8 +101,8 @@ def convert(
 ) -> Report:
     """Converts the checkpoint `source` into the new directory `dest`: all of it, or nothing.
 
-    `source`, `to`, `keep`, `auto_keep`, `skip_quantized` and `unscaled_fp8` are those of `plan`.
-    Finite values beyond the target's range stop the run (`on_overflow="error"`), become infinite
+    `source`, `to`, `key`, `keep`, `auto_keep`, `skip_quantized` and `unscaled_fp8` are those of
+    `plan`. Finite values beyond the target's range stop the run (`on_overflow="error"`), become infinite
     (`"inf"`) or the largest finite value (`"saturate"`). `verify` is a device (`"auto"`, `"cpu"`,
     `"cuda"`, `"cuda:N"` or a `torch.device`) on which every value of the result is checked before
     it is published; that requires torch. `threads` limits the worker threads. `io` is how the
@@ -117,6 +123,7 @@ def convert(
     """
     options = Options(
         to=to,
+        key=key,
         keep=keep,
         auto_keep=auto_keep,
         skip_quantized=skip_quantized,
@@ -241,14 +248,15 @@ def _check_name(dest: Path) -> None:
         )
 
 
-def inspect(path: Path) -> Inspection:
-    """What `path`, a `.safetensors` file or a directory that holds some, is made of.
+def inspect(path: Path, *, key: str | None = None) -> Inspection:
+    """What `path`, a `.safetensors` file, one that torch.save wrote, or a directory, is made of.
+    `key` is the name of the state dict in a pickle that holds several.
 
     Gives parameters and bytes, by dtype and by part of the model, and the memory the model takes
     on a GPU as it is stored and in each dtype recast converts to, with the settings that
     `PYTORCH_CUDA_ALLOC_CONF` gives PyTorch's allocator. Reads headers only. Raises `InputError`.
     """
-    checkpoint = Checkpoint.open(os.fspath(path))
+    checkpoint = Checkpoint.open(os.fspath(path), key)
     left = checkpoint.not_loaded
     stored = checkpoint.tensors
     tensors = [tensor for tensor in stored if tensor.file not in left] if left else stored

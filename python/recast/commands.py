@@ -114,7 +114,8 @@ def convert(
 ) -> None:
     """Convert the checkpoint SOURCE into the new directory DEST.
 
-    SOURCE is a .safetensors file or a directory that holds some. DEST appears complete or not at
+    SOURCE is a .safetensors file, a file that torch.save wrote (.bin, .pt, .pth, .ckpt; nothing in
+    it is run), or a directory that holds some. DEST appears complete or not at
     all. The same command again continues where it was interrupted, and does nothing when done.
 
     \b
@@ -144,7 +145,8 @@ def convert(
 @click.argument("path")
 @json_option
 @click.option("--tensors", is_flag=True, help="List every tensor: name, dtype, shape, bytes, file.")
-def inspect(path: str, as_json: bool, tensors: bool) -> None:
+@click.option("--key", metavar="NAME", help="The state dict of a pickle that holds several.")
+def inspect(path: str, as_json: bool, tensors: bool, key: str | None) -> None:
     """Show what PATH is made of, and the memory it takes on a GPU in each dtype.
 
     \b
@@ -158,7 +160,7 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
 
     # It would rescan a hundred thousand live objects.
     gc.disable()
-    inspection = api.inspect(path)
+    inspection = api.inspect(path, key=key)
     if as_json:
         terminal.write(inspection.to_json(tensor_list=tensors))
     else:

@@ -4,6 +4,7 @@ RecastError
 ├── UsageError (also ValueError)     2   options that make no sense
 ├── InputError                      65   the source cannot be converted as it is
 │   ├── HeaderError                      a safetensors header breaks the format's rules
+│   ├── PickleError                      a file of torch.save that recast does not read
 │   ├── IndexFileError                   an index and its shards do not agree
 │   └── QuantizedError                   packed tensors, which a cast would break
 ├── OutputError                     73   the destination cannot be created
@@ -79,6 +80,10 @@ class InputError(RecastError):
 
 class HeaderError(InputError):
     """A safetensors header breaks the format's rules."""
+
+
+class PickleError(InputError):
+    """A file of torch.save is damaged, or needs more than tensors; nothing of it was run."""
 
 
 class IndexFileError(InputError):

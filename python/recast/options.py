@@ -18,6 +18,9 @@ Progress = Callable[[int, int], Any]
 """Called as `progress(done, total)`, in bytes."""
 
 FloatName = Literal["fp32", "fp16", "bf16"]
+AsStored = Literal["as-stored"]
+"""Where only the format changes."""
+Target = FloatName | AsStored
 OnOverflow = Literal["error", "inf", "saturate"]
 Io = Literal["auto", "mmap", "read"]
 # fmt: off
@@ -74,12 +77,17 @@ class Options:
     """What to convert to, and how. Raises `UsageError` for what makes no sense."""
 
     to: Annotated[
-        Dtype,
+        Dtype | AsStored,
         About(
-            "The dtype to cast to; float32, half, bfloat16 and the like work too.",
-            "fp32|fp16|bf16",
+            "The dtype to cast to; float32, half, bfloat16 and the like work too. With as-stored, "
+            "only the format changes.",
+            "fp32|fp16|bf16|as-stored",
         ),
     ]
+    key: Annotated[
+        str | None,
+        About("The state dict to take of a pickle that holds several.", "NAME"),
+    ] = None
     keep: Annotated[
         Sequence[str],
         About(
@@ -129,7 +137,8 @@ class Options:
                 f"use one of: {', '.join(get_args(Io))}",
             )
         # The core knows names and lists only.
-        self._set(to=float_name(self.to), keep=list(self.keep))
+        to: Target = "as-stored" if self.to == "as-stored" else float_name(self.to)
+        self._set(to=to, keep=list(self.keep))
         self._set(verify=None if self.verify is None else str(self.verify))
 
     def _set(self, **values: Any) -> None:

@@ -11,7 +11,7 @@ from recast._core import Converted, Plan
 from recast.errors import OutputError
 from recast.gpu.predict import MemoryDict, predict
 from recast.json_text import SCHEMA_VERSION, encode, json_text, picked
-from recast.options import FloatName
+from recast.options import FloatName, Target
 from recast.terminal import plain
 
 REPORT_NAME = "recast.json"
@@ -188,7 +188,7 @@ class Report:
 
     source: str
     dest: str
-    to: FloatName
+    to: Target
     files: int
     """Files in the result, those that describe the others aside."""
     tensors: TensorCounts

@@ -1,17 +1,21 @@
 //! What a file of a checkpoint is, by its name, and what recast needs to know of it.
 
-use std::path::Path;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Kind, SourceFile};
 use crate::checksum::Digest;
-use crate::error::Error;
+use crate::error::{Error, PickleFault};
 use crate::format::config::Config;
 use crate::format::index::{self, Index};
 use crate::format::json;
+use crate::format::pickle;
 use crate::format::quantization::Quantization;
 use crate::format::safetensors::Shard;
 use crate::place::{Place, Source, read_small};
+use crate::recognize::{loaded, pickles};
+use crate::shown::Shown;
 
 /// The files that quantizing tools write beside the weights, and no others do: AutoGPTQ, AutoAWQ,
 /// ModelOpt, transformers before 4.30, and quanto.
@@ -29,17 +33,70 @@ fn is_settings(name: &str) -> bool {
     name.starts_with("sentence_") && name.ends_with("_config.json")
 }
 
+/// Which files of a checkpoint are pickles that are read.
+pub(super) struct Pickles<'a> {
+    chosen: BTreeSet<PathBuf>,
+    key: Option<&'a str>,
+}
+
+impl<'a> Pickles<'a> {
+    /// Those of a place that holds these files; `key` says which state dict is the model. A single
+    /// file was meant, whatever it is called.
+    pub fn of(
+        place: &dyn Place,
+        files: &[PathBuf],
+        single_file: bool,
+        key: Option<&'a str>,
+    ) -> Result<Self, Error> {
+        let mut chosen = pickles::chosen(files);
+        if single_file {
+            let is_other =
+                |file: &&PathBuf| file.extension().is_none_or(|suffix| suffix != "safetensors");
+            chosen.extend(files.iter().filter(is_other).cloned());
+        }
+        // What only has a suffix that many files have is looked at.
+        for file in std::mem::take(&mut chosen) {
+            let is_meant = pickles::is_loaded(&file) || pickles::part_number(&file).is_some();
+            if is_meant || pickle::is_one(&*place.open(&file, false)?)? {
+                chosen.insert(file);
+            }
+        }
+        let refuse = |path: &Path, fault| {
+            let path = place.name(path);
+            Err(Error::Pickle { path, fault })
+        };
+        let mut results: HashMap<PathBuf, &PathBuf> = HashMap::new();
+        for file in &chosen {
+            if pickles::part_number(file).is_some_and(|number| number > 0) {
+                return refuse(file, PickleFault::Part);
+            }
+            let result = pickles::result(file);
+            if let Some(other) = results.insert(result.clone(), file) {
+                let (other, result) = (other.shown(), result.shown());
+                return refuse(file, PickleFault::SameResult { other, result });
+            }
+        }
+        Ok(Pickles { chosen, key })
+    }
+}
+
 /// Reads what recast needs to know of a file: all of a small one, the header of a shard, and of
 /// any other no more than what its place says.
-pub(super) fn read(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
+pub(super) fn read(
+    place: &dyn Place,
+    key: &Path,
+    pickles: &Pickles<'_>,
+) -> Result<SourceFile, Error> {
     let (found, location) = (place.look(key)?, place.name(key));
     let name = key.file_name().unwrap_or_default().to_string_lossy();
     let mut source = Source {
         key: key.to_owned(),
         bytes: found.marks.bytes,
         head: 0,
+        heads: Vec::new(),
         version: Digest::of_head(&[]),
     };
+    let mut result = key.to_owned();
     let mut text = |limit| {
         let bytes = read_small(place, key, limit)?;
         (source.bytes, source.head) = (bytes.len() as u64, bytes.len() as u64);
@@ -52,6 +109,22 @@ pub(super) fn read(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
         let end = shard.tensors.last().map_or(shard.head, |tensor| tensor.start + tensor.bytes);
         (source.bytes, source.head, source.version) = (end, shard.head, shard.version);
         Kind::Shard(Arc::new(shard))
+    } else if pickles.chosen.contains(key) {
+        let object = place.open(key, false)?;
+        let shard = pickle::read(&*object, &location, pickles.key, &loaded::tie_rank)?;
+        source.version = shard.version;
+        if let Some(facts) = &shard.pickled {
+            (source.bytes, source.heads) = (facts.bytes, facts.heads.clone());
+        }
+        result = pickles::result(key);
+        Kind::Shard(Arc::new(shard))
+    } else if pickles::is_index(&name) && !pickles.chosen.is_empty() {
+        let mut index = Index::parse(&location, text(json::MAX_INDEX)?)?;
+        index.rename_shards(&|shard| {
+            pickles::result(Path::new(shard)).to_string_lossy().into_owned()
+        });
+        result = pickles::result(key);
+        Kind::Index(index)
     } else if index::is_index(&name) {
         Kind::Index(Index::parse(&location, text(json::MAX_INDEX)?)?)
     } else if name == "config.json" {
@@ -72,7 +145,7 @@ pub(super) fn read(place: &dyn Place, key: &Path) -> Result<SourceFile, Error> {
         Kind::Plain
     };
     let executable = matches!(kind, Kind::Plain | Kind::Sidecar(_)) && found.executable;
-    Ok(SourceFile { source, location, executable, kind })
+    Ok(SourceFile { source, result, location, executable, kind })
 }
 
 /// Weights that are not safetensors, the indexes of such weights, and safetensors under a name that

@@ -70,10 +70,7 @@ impl Checkpoint {
     fn check_indexes(&self) -> Result<Vec<String>, Error> {
         // Made once, because there may be many indexes, and only where there is one.
         let shards: LazyCell<HashMap<&Path, HashSet<&str>>, _> = LazyCell::new(|| {
-            let named = self.shards().map(|(file, shard)| {
-                let names = shard.tensors.iter().map(|tensor| tensor.name.as_str());
-                (file.path(), names.collect())
-            });
+            let named = self.shards().map(|(file, shard)| (file.path(), shard.names().collect()));
             named.collect()
         });
         let mut tied = Vec::new();

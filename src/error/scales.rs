@@ -43,6 +43,8 @@ causes! {
             "its scale, whose name ends in '{scale}', is in more than one other shard";
         ZeroPoints
             "its codes have zero points";
+        Scattered
+            "its elements do not lie one after the other in the file";
         Reordered
             "its columns are in another order than its groups ('g_idx')";
         Second

@@ -14,8 +14,8 @@ use crate::error::Error;
 /// What becomes of the dtypes that are stated.
 #[derive(Clone, Copy, Debug)]
 pub struct Stated {
-    /// What every float becomes.
-    pub to: Float,
+    /// What every float becomes; nothing where all stay.
+    pub to: Option<Float>,
     /// Whether 8-bit floats count: where they are carried, they are stated still.
     pub with_fp8: bool,
 }
@@ -137,7 +137,8 @@ fn dtype_edits(text: &str, value: &RawValue, stated: Stated) -> Vec<Edit> {
 
 /// The edit of a stated dtype, when `value` is the name of a float.
 pub fn dtype_edit(text: &str, value: &RawValue, stated: Stated) -> Option<Edit> {
-    let (Stated { to, with_fp8 }, name) = (stated, string(value)?);
+    let Stated { to: Some(to), with_fp8 } = stated else { return None };
+    let name = string(value)?;
     Castable::parse(&name).filter(|from| with_fp8 || !from.is_fp8())?;
     let prefix = if name.starts_with("torch.") { "torch." } else { "" };
     Some((edit::span(text, value), format!("\"{prefix}{}\"", to.torch_name())))
@@ -151,8 +152,8 @@ fn string(value: &RawValue) -> Option<String> {
 mod tests {
     use super::*;
 
-    const F16: Stated = Stated { to: Float::F16, with_fp8: false };
-    const BF16: Stated = Stated { to: Float::Bf16, with_fp8: false };
+    const F16: Stated = Stated { to: Some(Float::F16), with_fp8: false };
+    const BF16: Stated = Stated { to: Some(Float::Bf16), with_fp8: false };
 
     fn config(text: &str) -> Config {
         Config::parse(Path::new("config.json"), text.into()).expect("valid")

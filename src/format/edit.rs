@@ -118,7 +118,11 @@ pub fn span(text: &str, value: &RawValue) -> Range<usize> {
 pub enum Member<'a> {
     Stays,
     Goes,
-    Named(&'a str),
+    /// Another key, another text, or both.
+    Becomes {
+        key: Option<&'a str>,
+        value: Option<&'a str>,
+    },
 }
 
 /// The edits of the members of `object`, which must be a part of `whole`.
@@ -134,13 +138,15 @@ pub fn members<'n>(
         removals_of(whole, object, &|key, value| matches!(becomes(key, value), Member::Goes));
     for (key, value) in &members.0 {
         let place = span(whole, value);
-        if let Member::Named(name) = becomes(key, value) {
+        if let Member::Becomes { key, value } = becomes(key, value) {
+            let quoted = |text: &str| serde_json::to_string(text).expect("a text");
             // Nothing but the key has quotation marks there.
             let between = &whole[before..place.start];
-            if let (Some(start), Some(end)) = (between.find('"'), between.rfind('"')) {
-                let name = serde_json::to_string(name).expect("a text");
-                edits.push((before + start..before + end + 1, name));
+            let quotes = between.find('"').zip(between.rfind('"'));
+            if let Some((key, (start, end))) = key.zip(quotes) {
+                edits.push((before + start..before + end + 1, quoted(key)));
             }
+            edits.extend(value.map(|value| (place.clone(), quoted(value))));
         }
         before = place.end;
     }

@@ -14,6 +14,8 @@ pub struct Index {
     text: String,
     /// Tensor name to shard file name, in the file's order.
     pub weight_map: Vec<(String, String)>,
+    /// Whether the shards are called otherwise than in the text.
+    is_renamed: bool,
 }
 
 /// Whether a file name is an index's. transformers puts a variant's name in the middle:
@@ -49,7 +51,15 @@ impl Index {
             }
             weight_map.push((tensor.into_owned(), shard));
         }
-        Ok(Index { text, weight_map })
+        Ok(Index { text, weight_map, is_renamed: false })
+    }
+
+    /// Calls the shards what they become.
+    pub fn rename_shards(&mut self, becomes: &dyn Fn(&str) -> String) {
+        for (_, shard) in &mut self.weight_map {
+            *shard = becomes(shard);
+        }
+        self.is_renamed = true;
     }
 
     /// The text with `metadata.total_size` saying `total_size` bytes, added when missing because
@@ -83,11 +93,11 @@ impl Index {
                 edits.push((after_brace(brace), format!("\"metadata\": {{{size}}}, ")));
             }
         }
-        let changes: HashMap<&str, Option<&str>> = self
+        let changes: HashMap<&str, (Option<&str>, &str)> = self
             .weight_map
             .iter()
-            .map(|(tensor, shard)| (tensor.as_str(), becomes(tensor, shard)))
-            .filter(|(tensor, name)| *name != Some(tensor))
+            .map(|(tensor, shard)| (tensor.as_str(), (becomes(tensor, shard), shard.as_str())))
+            .filter(|(tensor, (name, _))| self.is_renamed || *name != Some(tensor))
             .collect();
         if let Some(map) = object.get("weight_map").filter(|_| !changes.is_empty()) {
             edits.extend(edit::members(
@@ -95,8 +105,11 @@ impl Index {
                 map.get(),
                 &|tensor, _| match changes.get(tensor) {
                     None => Member::Stays,
-                    Some(None) => Member::Goes,
-                    Some(Some(name)) => Member::Named(name),
+                    Some((None, _)) => Member::Goes,
+                    Some((Some(name), shard)) => {
+                        let key = (*name != tensor).then_some(*name);
+                        Member::Becomes { key, value: self.is_renamed.then_some(shard) }
+                    }
                 },
             ));
         }
@@ -118,7 +131,7 @@ mod tests {
     use super::*;
     use crate::dtype::Float;
 
-    const F16: Stated = Stated { to: Float::F16, with_fp8: false };
+    const F16: Stated = Stated { to: Some(Float::F16), with_fp8: false };
 
     fn index(text: &str) -> Index {
         Index::parse(Path::new("i"), text.into()).expect("valid")

@@ -6,5 +6,6 @@ pub mod edit;
 pub mod index;
 pub mod json;
 pub mod listing;
+pub mod pickle;
 pub mod quantization;
 pub mod safetensors;

@@ -14,6 +14,7 @@ use crate::checksum::{Blocks, Digest, SHA256_DIGITS};
 use crate::dtype::Dtype;
 use crate::error::{Error, HeaderFault};
 use crate::place::Object;
+use crate::view::View;
 
 pub const MAX_HEADER: u64 = 100_000_000;
 /// How the text begins that Git LFS leaves in the place of a file it did not fetch.
@@ -28,7 +29,10 @@ pub struct Tensor {
     pub shape: Vec<u64>,
     /// Its first byte in the file.
     pub start: u64,
+    /// Those of its elements, one after the other.
     pub bytes: u64,
+    /// Where its elements are, when they do not lie one after the other, as in a pickle.
+    pub view: Option<Box<View>>,
 }
 
 impl Tensor {
@@ -45,6 +49,21 @@ pub struct Shard {
     /// The bytes before the data: the header and its length.
     pub head: u64,
     pub version: Digest,
+    /// What else is known of it where it is a pickle.
+    pub pickled: Option<Pickled>,
+}
+
+/// What a pickle has beside tensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pickled {
+    /// The ranges that the version is the digest of: where they start, and their bytes.
+    pub heads: Vec<(u64, u64)>,
+    /// The bytes of the file.
+    pub bytes: u64,
+    /// Tensors that are the memory of another one, each with that.
+    pub tied: Vec<(String, String)>,
+    /// What is not a tensor of the model.
+    pub left_out: Vec<String>,
 }
 
 impl Shard {
@@ -71,6 +90,18 @@ impl Shard {
         }
         let head = object.get(0, 8 + length as usize, &mut buffer)?;
         Shard::parse(head, bytes).map_err(invalid)
+    }
+
+    /// The names of all tensors, also of those that are the memory of another one.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let own = self.tensors.iter().map(|tensor| tensor.name.as_str());
+        own.chain(self.tied().map(|(name, _)| name))
+    }
+
+    /// The tensors that are the memory of another one, each with that.
+    pub fn tied(&self) -> impl Iterator<Item = (&str, &str)> {
+        let tied = self.pickled.iter().flat_map(|pickled| &pickled.tied);
+        tied.map(|(name, kept)| (name.as_str(), kept.as_str()))
     }
 
     /// The keys of the metadata that say that the tensors are quantized: what SVDQuant, ComfyUI
@@ -138,6 +169,7 @@ impl Shard {
                 shape: entry.shape,
                 start: data_start.saturating_add(start),
                 bytes: stop - start,
+                view: None,
             };
             check_size(&tensor)?;
             tensors.push(tensor);
@@ -150,7 +182,8 @@ impl Shard {
         if bytes > expected {
             return Err(HeaderFault::TrailingBytes { bytes, expected });
         }
-        Ok(Shard { metadata, tensors, head: data_start, version: Digest::of_head(head) })
+        let version = Digest::of_head(head);
+        Ok(Shard { metadata, tensors, head: data_start, version, pickled: None })
     }
 
     /// The header that describes `tensors` (name, dtype, shape, bytes) one after the other, as

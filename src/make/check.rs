@@ -29,7 +29,17 @@ pub fn opened(
     }
     let mut buffer = Vec::new();
     let head = object.get(0, source.head as usize, &mut buffer)?;
-    if Digest::of_head(head) != source.version {
+    let is_same = match source.heads[..] {
+        [] => Digest::of_head(head) == source.version,
+        ref heads => {
+            let (mut all, mut buffer) = (head.to_vec(), Vec::new());
+            for (start, bytes) in heads {
+                all.extend_from_slice(object.get(*start, *bytes as usize, &mut buffer)?);
+            }
+            Digest::of_head(&all) == source.version
+        }
+    };
+    if !is_same {
         return Err(changed());
     }
     seen(head);

@@ -5,10 +5,10 @@ use sha2::{Digest as _, Sha256};
 use crate::cast::{Audit, Level};
 use crate::error::Error;
 use crate::names::hex;
-use crate::recipe::{Extent, INPUTS, Layout, Recipe};
+use crate::recipe::{INPUTS, Input, Layout, Part, Recipe};
 
-/// Gives bytes of a source, in the buffer where they have to be read first.
-pub type Read<'a> = dyn FnMut(Extent, &mut Vec<u8>) -> Result<(), Error> + 'a;
+/// Reads an input of a part of a span, which is the one of that number, into the buffer.
+pub type Read<'a> = dyn FnMut(Input<'_>, (Part, usize), &mut Vec<u8>) -> Result<(), Error> + 'a;
 
 /// The SHA-256 digest, in hexadecimal digits, of all that a recipe makes after its first span.
 pub fn rest(
@@ -22,8 +22,9 @@ pub fn rest(
     let mut inputs = [const { Vec::new() }; INPUTS];
     for part in recipe.parts(layout, start, end) {
         let span = &recipe.spans[part.span];
-        for (extent, buffer) in span.inputs(part.start, part.bytes).zip(&mut inputs) {
-            read(extent, buffer)?;
+        let wanted = span.inputs(part.start, part.bytes).enumerate();
+        for ((number, input), buffer) in wanted.zip(&mut inputs) {
+            read(input, (part, number), buffer)?;
         }
         let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
         made.resize(part.bytes as usize, 0);

@@ -12,7 +12,7 @@ use crate::checksum::{Digest, Sums};
 use crate::error::Error;
 use crate::held;
 use crate::place::{Marks, Object, Place};
-use crate::recipe::{INPUTS, Layout, Part, Recipe, Span};
+use crate::recipe::{Extent, INPUTS, Input, Layout, Part, Recipe, Span};
 
 /// A file whose bytes are all written.
 pub type Finished<S> = (usize, S, Made);
@@ -59,10 +59,12 @@ struct OpenSource {
     object: Box<dyn Object>,
     marks: Marks,
     sums: Sums,
-    /// What was read that is not whole blocks, as scales are: where it starts, and its bytes and
-    /// digest.
-    scraps: Mutex<Vec<(u64, usize, Digest)>>,
+    /// What was read that is not whole blocks, as scales and gathered elements are, and its digest.
+    scraps: Mutex<Vec<(Scrap, Digest)>>,
 }
+
+/// What was read for a part of a span: one of its inputs.
+type Scrap = (Part, usize);
 
 /// A worker's memory: the piece it makes, what it is made from where that has to be read, and room
 /// to try a cast that is not kept.
@@ -203,11 +205,11 @@ impl<'a, S: Sinks> Job<'a, S> {
         let span = &recipe.spans[part.span];
         let Buffers { piece: made, inputs, scratch } = buffers;
         let mut read: [&[u8]; INPUTS] = [&[]; INPUTS];
-        let extents = span.inputs(part.start, part.bytes);
-        for ((extent, slot), buffer) in extents.zip(&mut read).zip(inputs) {
-            let source = &open.sources[extent.source];
-            *slot = source.object.get(extent.start, extent.bytes as usize, buffer)?;
-            source.add(extent.start, slot);
+        let wanted = span.inputs(part.start, part.bytes).enumerate();
+        for (((number, input), slot), buffer) in wanted.zip(&mut read).zip(inputs) {
+            let source = &open.sources[input.extent.source];
+            *slot = input.read(&*source.object, buffer)?;
+            source.add(input, slot, (part, number));
         }
         let digest;
         if matches!(span, Span::Hashed { .. }) {
@@ -218,8 +220,9 @@ impl<'a, S: Sinks> Job<'a, S> {
         let how = (self.options.level, recipe.overflow);
         span.make(how, part.start, &read, &mut made[range.clone()], scratch, &mut audit);
         open.sums.add(at, &made[range]);
-        for extent in span.inputs(part.start, part.bytes) {
-            open.sources[extent.source].object.release(extent.start, extent.bytes as usize);
+        for input in span.inputs(part.start, part.bytes).filter(|input| !input.is_gathered()) {
+            let Extent { source, start, bytes } = input.extent;
+            open.sources[source].object.release(start, bytes as usize);
         }
         if span.is_audited() {
             if self.options.stop_at_overflow && span.can_overflow() && audit.to_inf > 0 {
@@ -232,18 +235,18 @@ impl<'a, S: Sinks> Job<'a, S> {
 
     /// What a header states that holds the digest of what follows it.
     fn digest(&self, recipe: &Recipe, open: &Open<S::Sink>) -> Result<String, Error> {
-        hashed::rest(recipe, &open.layout, self.options.level, &mut |extent, buffer| {
+        hashed::rest(recipe, &open.layout, self.options.level, &mut |input, scrap, buffer| {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped);
             }
-            let source = &open.sources[extent.source];
+            let source = &open.sources[input.extent.source];
             let mut own = Vec::new();
-            let read = source.object.get(extent.start, extent.bytes as usize, &mut own)?;
+            let read = input.read(&*source.object, &mut own)?;
             // What changes between this and when its values are made is seen by its checksum.
-            source.add(extent.start, read);
+            source.add(input, read, scrap);
             buffer.clear();
             buffer.extend_from_slice(read);
-            source.object.release(extent.start, extent.bytes as usize);
+            source.object.release(input.extent.start, input.extent.bytes as usize);
             Ok(())
         })
     }
@@ -320,9 +323,9 @@ impl OpenSource {
     }
 
     /// Takes in what was read.
-    fn add(&self, start: u64, bytes: &[u8]) {
-        if !self.sums.add(start, bytes) {
-            held(&self.scraps).push((start, bytes.len(), Digest::of(bytes)));
+    fn add(&self, input: Input<'_>, bytes: &[u8], scrap: Scrap) {
+        if input.is_gathered() || !self.sums.add(input.extent.start, bytes) {
+            held(&self.scraps).push((scrap, Digest::of(bytes)));
         }
     }
 
@@ -349,9 +352,12 @@ impl OpenSource {
             return Err(changed());
         }
         let mut buffer = Vec::new();
-        for (start, bytes, digest) in std::mem::take(&mut *held(&self.scraps)) {
-            if Digest::of(self.object.get(start, bytes, &mut buffer)?) != digest {
-                return Err(changed());
+        for ((part, number), digest) in std::mem::take(&mut *held(&self.scraps)) {
+            let inputs = recipe.spans[part.span].inputs(part.start, part.bytes);
+            for input in inputs.skip(number).take(1) {
+                if Digest::of(input.read(&*self.object, &mut buffer)?) != digest {
+                    return Err(changed());
+                }
             }
         }
         Ok((self.object.marks()?, digest))

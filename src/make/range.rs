@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::cast::{Audit, Level};
 use crate::error::Error;
 use crate::place::{Object, Place};
-use crate::recipe::{Extent, Recipe, Span};
+use crate::recipe::{Input, Recipe, Span};
 
 use super::{check, hashed};
 
@@ -31,14 +31,14 @@ pub fn range(
         let end = (part.start + part.bytes).next_multiple_of(grain);
         let mut read: Vec<Vec<u8>> = Vec::new();
         if matches!(span, Span::Hashed { .. }) {
-            let digest = hashed::rest(recipe, &layout, level, &mut |extent, buffer| {
-                buffer.clone_from(&objects.read(extent)?);
+            let digest = hashed::rest(recipe, &layout, level, &mut |input, _, buffer| {
+                buffer.clone_from(&objects.read(input)?);
                 Ok(())
             })?;
             read.push(digest.into_bytes());
         }
-        for extent in span.inputs(start, end - start) {
-            read.push(objects.read(extent)?);
+        for input in span.inputs(start, end - start) {
+            read.push(objects.read(input)?);
         }
         let inputs: Vec<&[u8]> = read.iter().map(Vec::as_slice).collect();
         let mut made = vec![0; (end - start) as usize];
@@ -58,18 +58,19 @@ struct Objects<'a> {
 }
 
 impl Objects<'_> {
-    fn read(&mut self, extent: Extent) -> Result<Vec<u8>, Error> {
+    fn read(&mut self, input: Input<'_>) -> Result<Vec<u8>, Error> {
+        let source = input.extent.source;
         self.open.resize_with(self.recipe.sources.len(), || None);
-        let object = match &mut self.open[extent.source] {
+        let object = match &mut self.open[source] {
             Some(object) => object,
             slot => {
-                let source = &self.recipe.sources[extent.source];
+                let source = &self.recipe.sources[source];
                 let object = self.place.open(&source.key, false)?;
                 check::opened(self.place, source, &*object, |_| ())?;
                 slot.insert(object)
             }
         };
         let mut buffer = Vec::new();
-        Ok(object.get(extent.start, extent.bytes as usize, &mut buffer)?.to_vec())
+        Ok(input.read(&**object, &mut buffer)?.to_vec())
     }
 }

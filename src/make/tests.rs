@@ -1,12 +1,10 @@
 //! A recipe makes the same bytes whole, in pieces, in any range and anywhere; what it says is
 //! written down and read again. The judge of the values is the crate `half`.
 
+mod changing;
 mod memory;
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
 
 use super::{File, Made, Sink, Sinks, make};
 use crate::cast::scaled::{Code, Formula, Grid, Scale};
@@ -14,10 +12,11 @@ use crate::cast::{Level, Overflow};
 use crate::checksum::{BLOCK, Digest, SHA256_DIGITS};
 use crate::dtype::{Castable, Float};
 use crate::error::Error;
-use crate::held;
 use crate::make;
-use crate::place::{Marks, Object, ObjectInfo, Place, Source};
-use crate::recipe::{self, Extent, PIECE, Recipe, Scaled, Span};
+use crate::place::Source;
+use crate::recipe::{self, Extent, Gather, PIECE, Recipe, Scaled, Span};
+use crate::view::View;
+use changing::{Changing, Rewritten};
 use memory::{Memory, MemorySinks};
 
 const LEVEL: Level = Level::Portable;
@@ -27,7 +26,8 @@ fn floats(count: u32) -> Vec<u8> {
 }
 
 fn source(key: &str, bytes: &[u8]) -> Source {
-    Source { key: key.into(), bytes: bytes.len() as u64, head: 0, version: Digest::of_head(&[]) }
+    let (key, bytes) = (key.into(), bytes.len() as u64);
+    Source { key, bytes, head: 0, heads: Vec::new(), version: Digest::of_head(&[]) }
 }
 
 fn extent(source: usize, start: u64, bytes: u64) -> Extent {
@@ -50,9 +50,32 @@ fn e4m3(code: u8) -> f32 {
     (leading + mantissa) * 2_f32.powi(exponent.max(1) - 10)
 }
 
+/// A matrix of 1,500 rows and 700 columns, column by column from the tenth value.
+fn transposed(source: usize, to: Float) -> Span {
+    let view = View::of(4, &[1_500, 700], &[1, 1_500]).expect("not one after the other");
+    let values = extent(source, 0, 4 * 1_500 * 700);
+    let of = Span::Cast { values, from: Castable::F32, to };
+    Span::Gather(Box::new(Gather { view, start: 40, of }))
+}
+
+/// What [`plain`] has, and gathered values.
+fn example() -> (Memory, Recipe, Vec<u8>) {
+    let (place, mut recipe, mut expected) = plain();
+    let values = floats(1_100_000);
+    place.put("matrix", values.clone());
+    recipe.sources.push(source("matrix", &values));
+    recipe.spans.push(transposed(4, Float::Bf16));
+    for row in 0..1_500 {
+        let value = |column: usize| values[40 + 4 * (column * 1_500 + row)..][..4].try_into();
+        let values = (0..700).map(|column| f32::from_le_bytes(value(column).expect("four")));
+        expected.extend(values.flat_map(|value| half::bf16::from_f32(value).to_le_bytes()));
+    }
+    (place, recipe, expected)
+}
+
 /// Literal bytes, a copy, casts and scaled values from several objects, of several pieces; and what
 /// it makes.
-fn example() -> (Memory, Recipe, Vec<u8>) {
+fn plain() -> (Memory, Recipe, Vec<u8>) {
     let (values, scales) = (floats(900_000), floats(3_000));
     let place = Memory::default();
     place.put("values", values.clone());
@@ -168,7 +191,7 @@ fn a_header_states_the_hash_of_what_follows_it() {
 
 #[test]
 fn pieces_are_whole_blocks_of_the_result_and_of_what_it_is_made_from() {
-    let (_, recipe, expected) = example();
+    let (_, recipe, expected) = plain();
     let (layout, pieces) = (recipe.layout(), recipe.pieces());
     assert_eq!(pieces.last(), Some(&(expected.len() as u64)));
     assert!(pieces.is_sorted() && pieces.len() > 1);
@@ -184,7 +207,8 @@ fn pieces_are_whole_blocks_of_the_result_and_of_what_it_is_made_from() {
             let span = &recipe.spans[part.span];
             assert!(starts.contains(&(layout.starts[part.span] + part.start)));
             // Scales are small beside the codes.
-            for extent in span.inputs(part.start, part.bytes).take(1) {
+            let wanted = span.inputs(part.start, part.bytes).take(1);
+            for extent in wanted.map(|input| input.extent) {
                 assert!(inputs[extent.source].contains(&extent.start), "{extent:?}");
             }
         }
@@ -264,6 +288,37 @@ fn a_source_that_is_not_the_one_that_was_planned_is_refused() {
 }
 
 #[test]
+fn every_range_that_a_version_is_of_is_compared() {
+    let (place, mut recipe, _) = example();
+    let values = floats(900_000);
+    recipe.sources[0].heads = vec![(100, 8), (4_000, 4)];
+    recipe.sources[0].version =
+        Digest::of_head(&[&values[100..108], &values[4_000..4_004]].concat());
+    let from = recipe.layout().starts[1];
+    make::range(&recipe, &place, LEVEL, from..from + 100).expect("the same ranges");
+    recipe.sources[0].heads[1].0 += 4;
+    let error = make::range(&recipe, &place, LEVEL, from..from + 100).expect_err("another");
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
+}
+
+#[test]
+fn gathered_elements_that_change_after_they_were_read_are_refused() {
+    let (place, mut recipe, _) = example();
+    recipe.spans = vec![transposed(0, Float::F32)];
+    // The one that is rewritten is called so.
+    recipe.sources = vec![source("scales", &floats(1_100_000))];
+    place.put("scales", floats(1_100_000));
+    let (options, sinks) = (make::Options { threads: Some(1), ..OPTIONS }, MemorySinks::default());
+    let files = [File { number: 7, recipe: &recipe }];
+    make(&files, &Rewritten(place, usize::MAX), &sinks, &options, &mut |_| true).expect("the same");
+    let place = example().0;
+    place.put("scales", floats(1_100_000));
+    let error = make(&files, &Rewritten(place, 3), &sinks, &options, &mut |_| true);
+    let error = error.expect_err("other values");
+    assert!(matches!(error, Error::Changed { .. }), "{error}");
+}
+
+#[test]
 fn a_source_that_changes_after_it_was_hashed_is_refused() {
     let (place, mut recipe, _) = example();
     recipe.spans[0] = Span::Hashed { text: [b'_'; SHA256_DIGITS].to_vec(), at: vec![0] };
@@ -291,101 +346,4 @@ fn scales_that_change_after_they_were_read_are_refused() {
     let error = make(&files, &Rewritten(place, 3), &sinks, &options, &mut |_| true);
     let error = error.expect_err("other scales");
     assert!(matches!(error, Error::Changed { .. }), "{error}");
-}
-
-/// A place whose object with the scales has other values and other marks once it was read a number
-/// of times.
-#[derive(Debug)]
-struct Rewritten(Memory, usize);
-
-impl Place for Rewritten {
-    fn list(&self) -> Result<Vec<PathBuf>, Error> {
-        self.0.list()
-    }
-
-    fn look(&self, key: &Path) -> Result<ObjectInfo, Error> {
-        self.0.look(key)
-    }
-
-    fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
-        let object = self.0.open(key, mmap)?;
-        let is_it = key == Path::new("scales");
-        Ok(if is_it { Box::new(Other(object, AtomicUsize::new(0), self.1)) } else { object })
-    }
-
-    fn name(&self, key: &Path) -> PathBuf {
-        self.0.name(key)
-    }
-}
-
-struct Other(Box<dyn Object>, AtomicUsize, usize);
-
-impl Other {
-    fn is_other(&self) -> bool {
-        self.1.load(Ordering::Relaxed) > self.2
-    }
-}
-
-impl Object for Other {
-    fn marks(&self) -> Result<Marks, Error> {
-        let marks = self.0.marks()?;
-        Ok(if self.is_other() { Marks { rest: "another".to_owned(), ..marks } } else { marks })
-    }
-
-    fn get<'a>(
-        &'a self,
-        start: u64,
-        bytes: usize,
-        buffer: &'a mut Vec<u8>,
-    ) -> Result<&'a [u8], Error> {
-        *buffer = self.0.get(start, bytes, &mut Vec::new())?.to_vec();
-        self.1.fetch_add(1, Ordering::Relaxed);
-        if self.is_other() {
-            buffer.iter_mut().for_each(|byte| *byte ^= 1);
-        }
-        Ok(buffer)
-    }
-}
-
-/// A place whose objects have other values, and no other marks, when they are read again.
-#[derive(Debug)]
-struct Changing(Memory);
-
-impl Place for Changing {
-    fn list(&self) -> Result<Vec<PathBuf>, Error> {
-        self.0.list()
-    }
-
-    fn look(&self, key: &Path) -> Result<ObjectInfo, Error> {
-        self.0.look(key)
-    }
-
-    fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
-        Ok(Box::new(Changed(self.0.open(key, mmap)?, Mutex::default())))
-    }
-
-    fn name(&self, key: &Path) -> PathBuf {
-        self.0.name(key)
-    }
-}
-
-struct Changed(Box<dyn Object>, Mutex<HashSet<u64>>);
-
-impl Object for Changed {
-    fn marks(&self) -> Result<Marks, Error> {
-        self.0.marks()
-    }
-
-    fn get<'a>(
-        &'a self,
-        start: u64,
-        bytes: usize,
-        buffer: &'a mut Vec<u8>,
-    ) -> Result<&'a [u8], Error> {
-        *buffer = self.0.get(start, bytes, &mut Vec::new())?.to_vec();
-        if bytes > 0 && !held(&self.1).insert(start) {
-            buffer[0] ^= 1;
-        }
-        Ok(buffer)
-    }
 }

@@ -21,6 +21,13 @@ pub enum Action {
     Dequantize,
 }
 
+impl Action {
+    /// Whether the values become others, of the dtype that is asked for.
+    pub fn is_cast(self) -> bool {
+        matches!(self, Action::Cast | Action::Dequantize)
+    }
+}
+
 /// What a tensor is to the model.
 #[derive(Clone, Debug)]
 pub enum Role {

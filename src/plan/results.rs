@@ -19,7 +19,8 @@ pub fn results(shards: &[PlannedFile]) -> HashMap<&Path, Results<'_>> {
         let made = shard
             .tensors()
             .map(|(tensor, planned)| (tensor.name.as_str(), Some((tensor, planned))));
-        let dropped = shard.dropped().map(|tensor| (tensor.name.as_str(), None));
+        let dropped = shard.dropped().map(|tensor| tensor.name.as_str());
+        let dropped = dropped.chain(shard.tied().map(|(name, _)| name)).map(|name| (name, None));
         (shard.path.as_path(), made.chain(dropped).collect())
     });
     sized.collect()

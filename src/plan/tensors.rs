@@ -15,14 +15,15 @@ use crate::dtype::Float;
 use crate::error::{Error, HeaderFault, ScaleFault};
 use crate::format::safetensors::{MAX_HEADER, Shard, Tensor};
 use crate::keep::Pattern;
-use crate::recipe::{Extent, Scaled as Scaling, Span};
+use crate::recipe::{Extent, Gather, Scaled as Scaling, Span};
 use crate::recognize::component;
 use crate::recognize::quantized::Part;
 use crate::recognize::wide::{self, Wide};
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub to: Float,
+    /// What floats become; nothing where all tensors stay as they are stored, in another format.
+    pub to: Option<Float>,
     pub keep: Vec<String>,
     /// Whether the built-in list of tensors that loaders need in fp32 holds.
     pub auto_keep: bool,
@@ -37,7 +38,7 @@ pub struct Options {
 impl Options {
     pub fn to(to: Float) -> Options {
         Options {
-            to,
+            to: Some(to),
             keep: Vec::new(),
             auto_keep: true,
             overflow: Overflow::Infinity,
@@ -48,7 +49,7 @@ impl Options {
 }
 
 pub struct Decisions {
-    to: Float,
+    to: Option<Float>,
     patterns: Vec<Pattern>,
     /// Of each component, what is wide on purpose.
     wide: HashMap<String, Wide>,
@@ -66,9 +67,9 @@ impl Decisions {
         let shards: Vec<(String, &Shard)> =
             checkpoint.shards().map(|(file, shard)| (component(file.path()), &**shard)).collect();
         let tensors = || {
-            shards.iter().flat_map(|(component, shard)| {
-                shard.tensors.iter().map(|tensor| (component.as_str(), tensor.name.as_str()))
-            })
+            shards
+                .iter()
+                .flat_map(|(component, shard)| shard.names().map(|name| (component.as_str(), name)))
         };
         for pattern in &patterns {
             if !tensors().any(|(component, name)| pattern.matches(component, name)) {
@@ -79,7 +80,8 @@ impl Decisions {
         if let Some(error) = kept_quantized(checkpoint, parts, &patterns) {
             return Err(error);
         }
-        Ok(Decisions { to, patterns, wide: wide(checkpoint, parts, to), auto_keep })
+        let wide = to.map(|to| wide(checkpoint, parts, to)).unwrap_or_default();
+        Ok(Decisions { to, patterns, wide, auto_keep })
     }
 
     /// Whether casting also what is wide on purpose makes a difference.
@@ -106,22 +108,25 @@ impl Decisions {
         self.wide.values().any(Wide::is_nameless)
     }
 
-    fn decide(&self, component: &str, tensor: &Tensor) -> (Action, Cow<'_, str>) {
+    /// What becomes of a tensor of its own; `others` are the names of what is the same memory.
+    fn decide(&self, component: &str, tensor: &Tensor, others: &[&str]) -> (Action, Cow<'_, str>) {
+        let Some(to) = self.to else { return (Action::Copy, "as stored".into()) };
         let Some(from) = tensor.dtype.castable() else {
             return (Action::Copy, format!("{} is not cast", tensor.dtype).into());
         };
-        if from == self.to.castable() {
-            return (Action::Copy, format!("already {}", self.to).into());
+        if from == to.castable() {
+            return (Action::Copy, format!("already {to}").into());
         }
-        let mut patterns = self.patterns.iter();
-        if let Some(pattern) = patterns.find(|pattern| pattern.matches(component, &tensor.name)) {
+        let names = || std::iter::once(tensor.name.as_str()).chain(others.iter().copied());
+        let matches = |pattern: &&Pattern| names().any(|name| pattern.matches(component, name));
+        if let Some(pattern) = self.patterns.iter().find(matches) {
             return (Action::Keep, format!("--keep {}", pattern.text()).into());
         }
         let wide = self.wide.get(component).filter(|_| self.auto_keep);
         if let Some(reason) = wide.zip(seen(tensor)).and_then(|(wide, tensor)| wide.why(tensor)) {
             return (Action::Keep, reason.text.into());
         }
-        (Action::Cast, format!("{from} to {}", self.to).into())
+        (Action::Cast, format!("{from} to {to}").into())
     }
 
     pub fn shard(
@@ -142,16 +147,21 @@ impl Decisions {
             reasons.insert(Arc::clone(&reason));
             reason
         };
+        let mut tied: HashMap<&str, Vec<&str>> = HashMap::new();
+        shard.tied().for_each(|(name, kept)| tied.entry(kept).or_default().push(name));
         let (mut tensors, mut dropped) = (Vec::with_capacity(shard.tensors.len()), Vec::new());
         for (index, tensor) in shard.tensors.iter().enumerate() {
             let role = role(index);
             let (action, reason) = match &role {
                 Role::Quantized(part) => (Action::Copy, carried(*part)),
                 Role::State => (Action::Copy, "optimizer state".into()),
-                Role::Weight => self.decide(&component, tensor),
+                Role::Weight => {
+                    let others = tied.get(tensor.name.as_str()).map_or(&[][..], Vec::as_slice);
+                    self.decide(&component, tensor, others)
+                }
                 Role::Codes(scaled) => {
-                    let reason = format!("{} to {}", scaled.scheme, self.to);
-                    (Action::Dequantize, reason.into())
+                    let to = self.to.map_or("", Float::name);
+                    (Action::Dequantize, format!("{} to {to}", scaled.scheme).into())
                 }
                 Role::Gone => {
                     dropped.push(index);
@@ -170,9 +180,9 @@ impl Decisions {
                 dtype,
                 bytes,
             };
-            if matches!(action, Action::Cast | Action::Dequantize) {
-                planned.dtype = self.to.dtype();
-                planned.bytes = planned.elements(tensor) * self.to.bytes() as u64;
+            if let (Some(to), true) = (self.to, action.is_cast()) {
+                planned.dtype = to.dtype();
+                planned.bytes = planned.elements(tensor) * to.bytes() as u64;
             }
             tensors.push(planned);
         }
@@ -186,7 +196,10 @@ impl Decisions {
         let says = shard.quantization().filter(|_| left_over.contains(file.path()));
         let others = shard.other_hashes().filter(|_| changes(shard, &tensors));
         let removed: Vec<&str> = says.chain(others).collect();
-        let metadata = metadata(shard.metadata.as_deref(), &removed);
+        let mut metadata = metadata(shard.metadata.as_deref(), &removed);
+        // As the converter of safetensors notes what it leaves out.
+        let tied = shard.tied().filter(|(name, _)| *name != "format");
+        metadata.extend(tied.map(|(name, kept)| (name.to_owned(), kept.to_owned())));
         let hashes: Vec<_> = shard.hashes().collect();
         let header = |digit: &str| {
             let mut metadata = metadata.clone();
@@ -214,18 +227,23 @@ impl Decisions {
             return Err(Error::Header { path: file.location.clone(), fault });
         }
         let data = tensors.iter().map(|planned| {
-            let Tensor { start, bytes, dtype, .. } = source(planned);
-            let values = Extent { source: 0, start: *start, bytes: *bytes };
-            match (planned.action, dtype.castable(), &planned.role) {
-                (Action::Cast, Some(from), _) => Span::Cast { values, from, to: self.to },
-                (Action::Keep, Some(from), _) => Span::Keep { values, from, to: self.to },
-                (_, _, Role::Codes(scaled)) => {
-                    let (formula, to) = (scaled.formula, self.to);
+            let Tensor { start, bytes, dtype, view, .. } = source(planned);
+            let from = if view.is_some() { 0 } else { *start };
+            let values = Extent { source: 0, start: from, bytes: *bytes };
+            let of = match (planned.action, dtype.castable(), self.to, &planned.role) {
+                (Action::Cast, Some(from), Some(to), _) => Span::Cast { values, from, to },
+                (Action::Keep, Some(from), Some(to), _) => Span::Keep { values, from, to },
+                (_, _, Some(to), Role::Codes(scaled)) => {
+                    let formula = scaled.formula;
                     let scales = sources.extent(scaled.scales);
                     let second = scaled.second.map(|at| sources.extent(at));
                     Span::Scaled(Box::new(Scaling { codes: values, scales, second, formula, to }))
                 }
                 _ => Span::Copy(values),
+            };
+            match view.as_deref().cloned() {
+                None => of,
+                Some(view) => Span::Gather(Box::new(Gather { view, start: *start, of })),
             }
         });
         let header = match at.is_empty() {
@@ -240,9 +258,9 @@ impl Decisions {
 /// Whether the bytes of a shard's tensors become others, or come in another order.
 pub(super) fn changes(shard: &Shard, tensors: &[PlannedTensor]) -> bool {
     let starts = tensors.iter().map(|planned| shard.tensors[planned.tensor].start);
-    let are_others =
-        |planned: &PlannedTensor| matches!(planned.action, Action::Cast | Action::Dequantize);
-    tensors.len() < shard.tensors.len() || tensors.iter().any(are_others) || !starts.is_sorted()
+    tensors.len() < shard.tensors.len()
+        || tensors.iter().any(|planned| planned.action.is_cast())
+        || !starts.is_sorted()
 }
 
 /// Two tensors of the result must not have the same name.

@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use options::Options;
 
 use crate::cast::{self, Level};
-use crate::checkpoint;
+use crate::checkpoint::{self, SourceFile};
 use crate::commit;
 use crate::error::Error;
 use crate::place::address;
@@ -57,8 +57,9 @@ struct Checkpoint(checkpoint::Checkpoint);
 #[pymethods]
 impl Checkpoint {
     #[staticmethod]
-    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Checkpoint> {
-        Ok(Checkpoint(py.detach(|| checkpoint::Checkpoint::open(&path))?))
+    #[pyo3(signature = (path, key=None))]
+    fn open(py: Python<'_>, path: PathBuf, key: Option<String>) -> PyResult<Checkpoint> {
+        Ok(Checkpoint(py.detach(|| checkpoint::Checkpoint::open(&path, key.as_deref()))?))
     }
 
     #[getter]
@@ -77,7 +78,7 @@ impl Checkpoint {
         shards
             .flat_map(|(file, shard)| {
                 shard.tensors.iter().map(|tensor| Tensor {
-                    file: text(file.path()),
+                    file: text(&file.source.key),
                     name: tensor.name.clone(),
                     dtype: tensor.dtype.name().to_owned(),
                     shape: tensor.shape.clone(),
@@ -91,7 +92,9 @@ impl Checkpoint {
     /// The shards that loaders do not take when they are given the directory.
     #[getter]
     fn not_loaded(&self) -> Vec<OsString> {
-        self.0.not_loaded().map(text).collect()
+        let shards = self.0.shards().map(|(file, _)| file);
+        let left = |file: &&SourceFile| self.0.not_loaded().any(|path| path == file.path());
+        shards.filter(left).map(|file| text(&file.source.key)).collect()
     }
 
     /// The quantized weights of each scheme, with their number, their bytes, and why they are not
@@ -132,7 +135,7 @@ impl Checkpoint {
 /// What will become of one tensor.
 #[pyclass(frozen, get_all, module = "recast._core")]
 struct PlannedTensor {
-    /// The shard that holds it, relative to the source.
+    /// The shard that holds it, relative to the destination.
     file: OsString,
     /// What it is called in the result.
     name: String,
@@ -159,8 +162,10 @@ struct PlannedTensor {
 /// What will become of one file.
 #[pyclass(frozen, get_all, module = "recast._core")]
 struct PlannedFile {
-    /// Relative to the source, and to the destination.
+    /// Relative to the destination.
     path: OsString,
+    /// What it is made of, relative to the source; of a source that is a file, its name.
+    source: OsString,
     /// `cast` for a shard, `edit` for a config or an index, `copy` for everything else.
     action: &'static str,
     source_bytes: u64,
@@ -179,10 +184,16 @@ impl Plan {
         text(&self.0.source)
     }
 
-    /// `fp32`, `fp16` or `bf16`.
+    /// `fp32`, `fp16`, `bf16` or `as-stored`.
     #[getter]
     fn to(&self) -> &'static str {
-        self.0.options.to.name()
+        report::target(&self.0)
+    }
+
+    /// The key of the state dict in pickles, where it was given.
+    #[getter]
+    fn key(&self) -> Option<&str> {
+        self.0.key.as_deref()
     }
 
     /// Every tensor, shard by shard.
@@ -226,6 +237,7 @@ impl Plan {
         files
             .map(|file| PlannedFile {
                 path: text(&file.path),
+                source: text(&file.recipe.sources[0].key),
                 action: match file.content {
                     plan::Content::Shard { .. } => "cast",
                     plan::Content::Text => "edit",

@@ -6,6 +6,7 @@ use crate::commit::{self, OnOverflow};
 use crate::dtype::{Castable, Float};
 use crate::error::Error;
 use crate::plan;
+use crate::report::AS_STORED;
 
 /// The fields of `recast.options.Options` that the core needs.
 #[derive(FromPyObject)]
@@ -27,7 +28,7 @@ impl Options {
     /// Those that decide what the result is.
     pub fn of_plan(self) -> PyResult<plan::Options> {
         Ok(plan::Options {
-            to: float(&self.to)?,
+            to: if self.to == AS_STORED { None } else { Some(float(&self.to)?) },
             keep: self.keep,
             auto_keep: self.auto_keep,
             skip_quantized: self.skip_quantized,

@@ -127,6 +127,17 @@ pub fn is_tied(tensor: &str) -> bool {
     TIED.iter().any(|last| ends_in(tensor, last))
 }
 
+/// Which of several tensors that are the same memory is written: the one that loaders make the
+/// others of has the lowest rank.
+pub fn tie_rank(tensor: &str) -> usize {
+    match tensor {
+        _ if ends_in(tensor, "shared.weight") => 0,
+        _ if ends_in(tensor, "embed_tokens.weight") => 2,
+        _ if is_tied(tensor) => 3,
+        _ => 1,
+    }
+}
+
 /// Whether there is a tensor that others are made of.
 pub fn has_embedding<'a>(mut tensors: impl Iterator<Item = &'a &'a str>) -> bool {
     tensors.any(|tensor| EMBEDDINGS.iter().any(|last| ends_in(tensor, last)))

@@ -3,6 +3,7 @@
 
 pub mod loaded;
 pub mod optimizer;
+pub mod pickles;
 pub mod quantized;
 mod rules;
 pub mod scaled;

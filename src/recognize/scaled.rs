@@ -65,10 +65,16 @@ impl<'a> View<'a> {
     /// What is true of no scheme whose values are the products of codes and scales.
     fn check(&self) -> Result<(), ScaleFault> {
         let has = |part| self.weight.companion(part).is_some();
+        let companions = self.weight.companions().filter_map(|found| match found {
+            Found::At(at) => Some(at),
+            Found::Ambiguous => None,
+        });
+        let mut parts = std::iter::once(self.weight.codes).chain(companions);
         match () {
             () if has("_zero_point") => Err(ScaleFault::ZeroPoints),
             () if has("_g_idx") => Err(ScaleFault::Reordered),
             () if has(".pre_quant_scale") => Err(ScaleFault::Smoothed),
+            () if parts.any(|at| (self.tensor)(at).view.is_some()) => Err(ScaleFault::Scattered),
             () if self.stated.rotates => Err(ScaleFault::Rotated),
             () => Ok(()),
         }

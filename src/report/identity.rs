@@ -33,16 +33,13 @@ pub struct Scaled {
     pub scales: ScaleCounts,
 }
 
-impl Scaled {
-    pub fn parts(self) -> (u64, ScaleCounts) {
-        (self.nan_codes, self.scales)
-    }
-}
-
 /// The options that decide about the result, as far as they made a difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     to: String,
+    /// Left out where it was not given, so that the reports of other conversions are what they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
     keep: Vec<String>,
     auto_keep: bool,
     skip_quantized: bool,
@@ -89,7 +86,8 @@ pub struct Identity {
 impl Options {
     pub(super) fn new(plan: &Plan, overflow: &'static str) -> Options {
         Options {
-            to: plan.options.to.name().to_owned(),
+            to: super::target(plan).to_owned(),
+            key: plan.key.clone(),
             keep: plan.options.keep.clone(),
             auto_keep: plan.options.auto_keep,
             skip_quantized: plan.options.skip_quantized,
@@ -124,9 +122,12 @@ impl Identity {
 
     /// The options of the command that makes it, as far as they are not the default.
     pub fn arguments(&self) -> String {
-        let Options { to, keep, auto_keep, skip_quantized, unscaled_fp8, on_overflow } =
+        let Options { to, key, keep, auto_keep, skip_quantized, unscaled_fp8, on_overflow } =
             &self.options;
         let mut text = format!("--to={to}");
+        if let Some(key) = key {
+            text.push_str(&format!(" --key '{}'", key.shown()));
+        }
         for pattern in keep {
             text.push_str(&format!(" --keep '{}'", pattern.shown()));
         }
@@ -166,11 +167,13 @@ impl Identity {
             [] => "none".to_owned(),
             some => some.join(" "),
         };
+        let key = |options: &Options| options.key.clone().unwrap_or_else(|| "none".to_owned());
         let used = |auto_keep| if auto_keep { "used" } else { "not used" }.to_owned();
         let given = |given| if given { "given" } else { "not given" }.to_owned();
         let settings = [
             ("format of the result", self.format.to_string(), here.format.to_string()),
             ("--to", left.to.clone(), right.to.clone()),
+            ("--key", key(left), key(right)),
             ("--keep", listed(&left.keep), listed(&right.keep)),
             ("built-in keep list", used(left.auto_keep), used(right.auto_keep)),
             ("--skip-quantized", given(left.skip_quantized), given(right.skip_quantized)),

@@ -28,7 +28,7 @@ impl Run<'_> {
     /// Carries it out; whether the result was made now, or was there.
     pub fn convert(&self) -> Result<&'static str, Error> {
         fault::pretend(self.lack);
-        let checkpoint = Checkpoint::open(self.source)?;
+        let checkpoint = Checkpoint::open(self.source, None)?;
         let plan = Plan::new(&checkpoint, &plan::Options::to(self.to))?;
         let options = commit::Options {
             threads: Some(self.threads),

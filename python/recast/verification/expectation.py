@@ -37,7 +37,8 @@ class Expectation:
     @classmethod
     def of_plan(cls, plan: Plan, on_overflow: str) -> "Expectation":
         """That of a plan whose options are known."""
-        return cls(plan, named(plan.to), on_overflow, exact=True)
+        to = None if plan.to == "as-stored" else named(plan.to)
+        return cls(plan, to, on_overflow, exact=True)
 
     @cached_property
     def casts_fp8(self) -> bool:

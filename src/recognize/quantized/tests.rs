@@ -14,9 +14,10 @@ fn shard(rows: &[Row]) -> Shard {
         shape: shape.to_vec(),
         start: 0,
         bytes: 0,
+        view: None,
     });
     let tensors = tensors.collect();
-    Shard { metadata: None, tensors, head: 8, version: Digest::default() }
+    Shard { metadata: None, tensors, head: 8, version: Digest::default(), pickled: None }
 }
 
 /// What each tensor of one shard is part of.

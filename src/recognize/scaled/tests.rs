@@ -21,9 +21,10 @@ fn of(shards: &[&[Row<'_>]], stated: &str) -> Option<Result<Scaled, ScaleFault>>
                 shape: shape.to_vec(),
                 start: 0,
                 bytes: 0,
+                view: None,
             });
             let tensors = tensors.collect();
-            Shard { metadata: None, tensors, head: 8, version: Digest::default() }
+            Shard { metadata: None, tensors, head: 8, version: Digest::default(), pickled: None }
         })
         .collect();
     let named: Vec<(&str, &Shard)> = shards.iter().map(|shard| ("", shard)).collect();
