@@ -172,7 +172,7 @@ causes! {
             => "an index may only name files in its own directory or below it; do not trust this \
                 checkpoint";
         MissingShard { index: PathBuf = "PATH", shard: String = "NAME", tensor: String = "NAME" }
-            "{}: there is no safetensors file '{}', which should hold tensor '{}'",
+            "{}: there is no file '{}', which should hold tensor '{}'",
             index.shown(), shard.shown(), tensor.shown()
             => "the download is incomplete; fetch the missing shard";
         MissingNumber { folder: PathBuf = "PATH", shard: String = "NAME" }

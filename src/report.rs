@@ -64,6 +64,9 @@ pub struct Summary {
     /// Tensors of the source that are not in the result: scales, and what goes with them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     dropped: Vec<String>,
+    /// What pickles hold that is no tensor of the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    left_out: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -148,6 +151,7 @@ impl Summary {
             audit: audits.map(|audits| totals(plan, audits)),
             kept,
             dropped: plan.dropped().map(|(_, tensor)| tensor.name.clone()).collect(),
+            left_out: plan.left_out().map(str::to_owned).collect(),
             warnings: plan.warnings.iter().map(ToString::to_string).collect(),
         }
     }
@@ -195,6 +199,9 @@ impl Made {
         member("kept", &|out| lines(out, summary.kept.iter()))?;
         if !summary.dropped.is_empty() {
             member("dropped", &|out| lines(out, summary.dropped.iter()))?;
+        }
+        if !summary.left_out.is_empty() {
+            member("left_out", &|out| lines(out, summary.left_out.iter()))?;
         }
         member("warnings", &|out| lines(out, summary.warnings.iter()))?;
         member("published_files", &|out| lines(out, self.files.iter()))?;

@@ -98,7 +98,7 @@ NAMES_NOTHING = [
 ]
 
 PAYLOADS = [(name, "is not a path below the index's directory") for name in LEAVES]
-PAYLOADS += [(name, "there is no safetensors file") for name in NAMES_NOTHING]
+PAYLOADS += [(name, "there is no file") for name in NAMES_NOTHING]
 
 
 @pytest.mark.parametrize(("payload", "says"), PAYLOADS)

@@ -206,6 +206,8 @@ class Report:
     dropped: list[str] = field(default_factory=list[str], repr=False)
     """Tensors of the source that are not in the result, because they belong to weights that were
     dequantized: scales, and what describes quantized activations."""
+    left_out: list[str] = field(default_factory=list[str], repr=False)
+    """What the pickles of the source hold that is no tensor of the model, such as an optimizer."""
     resumed_files: int = 0
     """Files that were staged before this run, by one that was interrupted or beside it."""
     already_done: bool = False

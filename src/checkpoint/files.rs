@@ -78,6 +78,11 @@ impl<'a> Pickles<'a> {
         }
         Ok(Pickles { chosen, key })
     }
+
+    /// Whether the folder of a file has any.
+    fn has_in_folder_of(&self, file: &Path) -> bool {
+        self.chosen.iter().any(|chosen| chosen.parent() == file.parent())
+    }
 }
 
 /// Reads what recast needs to know of a file: all of a small one, the header of a shard, and of
@@ -118,7 +123,7 @@ pub(super) fn read(
         }
         result = pickles::result(key);
         Kind::Shard(Arc::new(shard))
-    } else if pickles::is_index(&name) && !pickles.chosen.is_empty() {
+    } else if pickles::is_index(&name) && pickles.has_in_folder_of(key) {
         let mut index = Index::parse(&location, text(json::MAX_INDEX)?)?;
         index.rename_shards(&|shard| {
             pickles::result(Path::new(shard)).to_string_lossy().into_owned()
@@ -152,9 +157,9 @@ pub(super) fn read(
 /// no loader looks for: a download that did not end, or capital letters.
 fn is_other_weights(name: &str) -> bool {
     #[rustfmt::skip]
-    const SUFFIXES: [&str; 23] = [
+    const SUFFIXES: [&str; 25] = [
         // torch and its checkpoints
-        "bin", "pth", "pt", "ckpt", "distcp", "pkl", "pickle",
+        "bin", "pth", "pt", "pth.tar", "pt.tar", "ckpt", "distcp", "pkl", "pickle",
         // TensorFlow and Flax
         "h5", "keras", "tflite", "msgpack", "pb",
         // ONNX

@@ -93,7 +93,8 @@ impl Checkpoint {
                     tied.push(tensor.shown());
                     continue;
                 }
-                let (index, shard, tensor) = (file.location.clone(), shard.clone(), tensor.clone());
+                let shard = index.stated(shard).to_owned();
+                let (index, tensor) = (file.location.clone(), tensor.clone());
                 return Err(match held {
                     None => Error::MissingShard { index, shard, tensor },
                     Some(_) => Error::MissingTensor { index, shard, tensor },

@@ -53,10 +53,13 @@ causes! {
             => "convert them one by one";
         NoStateDict { found: String = "FOUND" }
             "no state dict was found: it holds {found}"
-            => "give the key of the state dict with --key, or save the model's state_dict() alone";
+            => "give the key of the state dict with --key NAME, or save the model's state_dict() alone";
+        NoDict { found: String = "FOUND" }
+            "it holds {found}, not a state dict"
+            => "save the model's state_dict() with torch.save()";
         StateDicts { keys: String = "KEYS" }
             "it holds several state dicts: {keys}"
-            => "choose one with --key 'NAME'";
+            => "choose one with --key NAME";
         NoSuchKey { key: String = "KEY", keys: String = "KEYS" }
             "it has no '{key}' that holds tensors"
             => format!("its keys are: {keys}");

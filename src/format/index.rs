@@ -14,8 +14,8 @@ pub struct Index {
     text: String,
     /// Tensor name to shard file name, in the file's order.
     pub weight_map: Vec<(String, String)>,
-    /// Whether the shards are called otherwise than in the text.
-    is_renamed: bool,
+    /// What the text calls the shards that are called otherwise in the result.
+    stated: HashMap<String, String>,
 }
 
 /// Whether a file name is an index's. transformers puts a variant's name in the middle:
@@ -51,15 +51,20 @@ impl Index {
             }
             weight_map.push((tensor.into_owned(), shard));
         }
-        Ok(Index { text, weight_map, is_renamed: false })
+        Ok(Index { text, weight_map, stated: HashMap::new() })
     }
 
     /// Calls the shards what they become.
     pub fn rename_shards(&mut self, becomes: &dyn Fn(&str) -> String) {
         for (_, shard) in &mut self.weight_map {
-            *shard = becomes(shard);
+            let stated = std::mem::replace(shard, becomes(shard));
+            self.stated.entry(shard.clone()).or_insert(stated);
         }
-        self.is_renamed = true;
+    }
+
+    /// What the text calls a shard.
+    pub fn stated<'s>(&'s self, shard: &'s str) -> &'s str {
+        self.stated.get(shard).map_or(shard, String::as_str)
     }
 
     /// The text with `metadata.total_size` saying `total_size` bytes, added when missing because
@@ -97,7 +102,9 @@ impl Index {
             .weight_map
             .iter()
             .map(|(tensor, shard)| (tensor.as_str(), (becomes(tensor, shard), shard.as_str())))
-            .filter(|(tensor, (name, _))| self.is_renamed || *name != Some(tensor))
+            .filter(|(tensor, (name, shard))| {
+                self.stated.contains_key(*shard) || *name != Some(tensor)
+            })
             .collect();
         if let Some(map) = object.get("weight_map").filter(|_| !changes.is_empty()) {
             edits.extend(edit::members(
@@ -108,7 +115,8 @@ impl Index {
                     Some((None, _)) => Member::Goes,
                     Some((Some(name), shard)) => {
                         let key = (*name != tensor).then_some(*name);
-                        Member::Becomes { key, value: self.is_renamed.then_some(shard) }
+                        let value = self.stated.contains_key(*shard).then_some(*shard);
+                        Member::Becomes { key, value }
                     }
                 },
             ));

@@ -14,7 +14,7 @@ mod value;
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::safetensors::{Pickled as Facts, Shard, Tensor};
+use super::safetensors::{METADATA_KEY, Pickled as Facts, Shard, Tensor};
 use crate::checksum::Digest;
 use crate::error::{Error, PickleFault};
 use crate::place::Object;
@@ -71,9 +71,6 @@ fn read_archive(file: &File<'_>, key: Option<&str>, rank: Rank<'_>) -> Result<Sh
     let archive = Archive::read(file)?;
     let refuse =
         |problem: &str| Err(file.fault(PickleFault::Archive { problem: problem.to_owned() }));
-    if archive.get("constants.pkl").is_some() {
-        return Err(file.fault(PickleFault::TorchScript));
-    }
     let Some(entry) = archive.get("data.pkl") else { return refuse("has no data.pkl") };
     if let Some(order) = archive.get("byteorder") {
         let order = file.get(order.start, order.bytes.min(16))?;
@@ -213,6 +210,9 @@ impl Making<'_, '_> {
             self.file.fault(PickleFault::Tensor { tensor, problem })
         };
         let value::Tensor { storage, element, offset, sizes, strides } = tensor;
+        if name == METADATA_KEY {
+            return Err(refuse("is called as safetensors calls something else"));
+        }
         let Some(dtype) = element.dtype() else {
             return Err(refuse(&format!("is of {}, which safetensors does not have", element.0)));
         };

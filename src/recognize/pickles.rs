@@ -25,16 +25,16 @@ pub fn is_one(path: &Path) -> bool {
     stem(name(path)).is_some() && name(path) != "spk_dict.pt"
 }
 
-/// The files that are read as shards. Where there are safetensors, these are the model.
+/// The files that are read as shards. Where a folder has safetensors, these are its weights; where
+/// only other folders have some, as in a pipeline of which one part is pickled, a file that loaders
+/// look for is still needed.
 pub fn chosen(files: &[PathBuf]) -> BTreeSet<PathBuf> {
-    let mut folders: BTreeMap<&Path, Vec<&PathBuf>> = BTreeMap::new();
-    for file in files {
-        if file.extension().is_some_and(|suffix| suffix == "safetensors") {
-            return BTreeSet::new();
-        }
-        if is_one(file) {
-            folders.entry(file.parent().unwrap_or(Path::new(""))).or_default().push(file);
-        }
+    let folder = |file: &'_ PathBuf| file.parent().map(Path::to_owned).unwrap_or_default();
+    let is_safe = |file: &&PathBuf| file.extension().is_some_and(|it| it == "safetensors");
+    let safe: BTreeSet<PathBuf> = files.iter().filter(is_safe).map(folder).collect();
+    let mut folders: BTreeMap<PathBuf, Vec<&PathBuf>> = BTreeMap::new();
+    for file in files.iter().filter(|file| is_one(file) && !safe.contains(&folder(file))) {
+        folders.entry(folder(file)).or_default().push(file);
     }
     let of = |files: Vec<&PathBuf>| -> Vec<PathBuf> {
         let is_loaded = |file: &&&PathBuf| is_loaded(file);
@@ -44,7 +44,8 @@ pub fn chosen(files: &[PathBuf]) -> BTreeSet<PathBuf> {
             files.iter().filter(is).map(|file| (*file).clone()).collect()
         };
         let choices = [choose(&is_loaded), choose(&is_consolidated), choose(&is_model)];
-        choices.into_iter().find(|files| !files.is_empty()).unwrap_or_default()
+        let count = if safe.is_empty() { choices.len() } else { 1 };
+        choices.into_iter().take(count).find(|files| !files.is_empty()).unwrap_or_default()
     };
     folders.into_values().flat_map(of).collect()
 }
@@ -116,6 +117,10 @@ mod tests {
     #[test]
     fn safetensors_are_taken_before_pickles() {
         assert_eq!(of(&["pytorch_model.bin", "model.safetensors"]), [""; 0]);
+        let llama = ["model.safetensors", "original/consolidated.00.pth"];
+        assert_eq!(of(&llama), [""; 0]);
+        let sentences = ["model.safetensors", "2_Dense/pytorch_model.bin"];
+        assert_eq!(of(&sentences), ["2_Dense/pytorch_model.bin"]);
     }
 
     #[test]

@@ -68,6 +68,9 @@ impl Archive {
         let (directory, count) = directory(file)?;
         let text = file.get(directory.start, directory.end - directory.start)?;
         let found = central(file, &text, count)?;
+        if found.iter().any(|each| each.name.ends_with("/constants.pkl")) {
+            return Err(file.fault(PickleFault::TorchScript));
+        }
         let mut archive = Archive { root: String::new(), entries: HashMap::new(), directory };
         // By where they start, to see that none lies in another.
         let mut places: BTreeMap<u64, (Entry, bool)> = BTreeMap::new();

@@ -2,13 +2,15 @@
 //! and of the names that a pickle may call, those of which tensors are made. What they would do, it
 //! notes. All else is refused.
 
+mod calls;
+mod read;
+
 use std::collections::HashMap;
 use std::ops::Range;
 
 use super::opcodes;
-use super::value::{Global, Id, Rebuild, Storage, Tensor, Value};
+use super::value::{Id, Storage, Value};
 use crate::error::PickleFault;
-use crate::shown::Shown;
 
 /// The longest pickle that is read.
 pub const MAX_PICKLE: u64 = 64 << 20;
@@ -220,54 +222,6 @@ impl<'p> Machine<'p> {
         Ok(true)
     }
 
-    fn damaged<T>(&self, problem: impl Into<String>) -> Result<T> {
-        let (problem, at, place) = (problem.into(), self.opcode, self.place.to_owned());
-        Err(fault(PickleFault::Damaged { problem, at, place }))
-    }
-
-    fn call<T>(&self, problem: impl Into<String>) -> Result<T> {
-        let (problem, at, place) = (problem.into(), self.opcode, self.place.to_owned());
-        Err(fault(PickleFault::Call { problem, at, place }))
-    }
-
-    fn too_much<T>(&self, what: &str, limit: usize) -> Result<T> {
-        let (what, place) = (what.to_owned(), self.place.to_owned());
-        Err(fault(PickleFault::TooMuch { what, limit: limit as u64, place }))
-    }
-
-    fn take(&mut self, bytes: usize) -> Result<&'p [u8]> {
-        let ends = Failure::Ends { at: self.opcode };
-        let end = self.at.checked_add(bytes).ok_or(Failure::Ends { at: self.opcode })?;
-        let taken = self.pickle.get(self.at..end).ok_or(ends)?;
-        self.at = end;
-        Ok(taken)
-    }
-
-    fn byte(&mut self) -> Result<u8> {
-        Ok(self.take(1)?[0])
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        Ok(self.take(N)?.try_into().expect("as many bytes"))
-    }
-
-    fn line(&mut self) -> Result<&'p str> {
-        /// No name is longer.
-        const LONGEST: usize = 1000;
-        let rest = &self.pickle[self.at..];
-        match rest.iter().take(LONGEST).position(|byte| *byte == b'\n') {
-            Some(bytes) => {
-                let line = self.take(bytes + 1)?;
-                match std::str::from_utf8(&line[..bytes]) {
-                    Ok(line) => Ok(line),
-                    Err(_) => self.damaged("a name is not UTF-8"),
-                }
-            }
-            None if rest.len() < LONGEST => Err(Failure::Ends { at: self.opcode }),
-            None => self.damaged("a name does not end"),
-        }
-    }
-
     fn push(&mut self, id: Id) -> Result<()> {
         self.uses += 1;
         if self.uses > MAX_USES {
@@ -374,50 +328,6 @@ impl<'p> Machine<'p> {
         }
     }
 
-    fn global(&mut self) -> Result<()> {
-        let (module, name) = (self.line()?, self.line()?);
-        match Global::find(module, name) {
-            Some(global) => self.make(Value::Global(global)),
-            None => {
-                let name = format!("{}.{}", module.shown(), name.shown());
-                let (at, place) = (self.opcode, self.place.to_owned());
-                Err(fault(PickleFault::Global { name, at, place }))
-            }
-        }
-    }
-
-    /// A storage is named by a tuple: `storage`, its class, its key, its device, its length, and, in
-    /// legacy files, which part of it is meant.
-    fn persistent(&mut self) -> Result<()> {
-        let id = self.pop()?;
-        let storage = self.storage(id);
-        match storage {
-            Some(storage) => self.make(Value::Storage(storage)),
-            None => self.call("it refers to something that is no storage"),
-        }
-    }
-
-    fn storage(&self, id: Id) -> Option<Storage> {
-        let items = self.tuple(id)?;
-        let (&[kind, class, key, _device, elements], more) = items.split_first_chunk::<5>()?;
-        let Value::Global(Global::Storage(element)) = self.values[class as usize] else {
-            return None;
-        };
-        let part = match more {
-            [] => None,
-            [part] if *part == NONE => None,
-            [part] => {
-                let &[_key, start, length] = self.tuple(*part)? else { return None };
-                Some((self.natural(start)?, self.natural(length)?))
-            }
-            _ => return None,
-        };
-        let is_storage = text(self.pickle, &self.values[kind as usize]) == Some("storage");
-        text(self.pickle, &self.values[key as usize])?;
-        let elements = self.natural(elements)?;
-        is_storage.then_some(Storage { element, key, elements, part })
-    }
-
     fn tuple(&self, id: Id) -> Option<&[Id]> {
         match &self.values[id as usize] {
             Value::Tuple(items) => Some(items),
@@ -437,136 +347,6 @@ impl<'p> Machine<'p> {
         let items = self.tuple(id)?;
         let fits = items.len() <= MAX_DIMENSIONS;
         fits.then(|| items.iter().map(|item| self.natural(*item)).collect())?
-    }
-
-    /// A call of the second last value with the last: what comes of it is noted, not done.
-    fn reduce(&mut self) -> Result<()> {
-        let pair = self.last(2)?;
-        let (function, arguments) = (pair[0], pair[1]);
-        let Value::Global(function) = self.values[function as usize] else {
-            return self.call("it calls what is no function");
-        };
-        let Some(arguments) = self.tuple(arguments).map(<[Id]>::to_vec) else {
-            return self.call("it calls a function with what are no arguments");
-        };
-        match function {
-            Global::OrderedDict => {
-                let members = self.pairs(&arguments);
-                match members {
-                    Some(members) => self.make(Value::Dict(members)),
-                    None => self.call("it makes a dict of what are no pairs"),
-                }
-            }
-            Global::Rebuild(function) => match self.rebuilt(function, &arguments, 0) {
-                Ok(tensor) => self.make(Value::Tensor(Box::new(tensor))),
-                Err(problem) => self.call(format!("it makes a tensor {problem}")),
-            },
-            Global::Size => match arguments[..] {
-                [sizes] if self.tuple(sizes).is_some() => self.push(sizes),
-                _ => self.call("it makes a size of what are no numbers"),
-            },
-            Global::Inert => self.push(INERT),
-            Global::Storage(_) | Global::Dtype(_) | Global::TensorClass => {
-                self.call("it calls what it may only name")
-            }
-        }
-    }
-
-    fn new_object(&mut self) -> Result<()> {
-        let pair = self.last(2)?;
-        let is_bare = self.tuple(pair[1]).is_some_and(<[Id]>::is_empty);
-        match self.values[pair[0] as usize] {
-            Value::Global(Global::OrderedDict) if is_bare => self.make(Value::Dict(Vec::new())),
-            Value::Global(Global::Inert) if is_bare => self.push(INERT),
-            _ => self.call("it makes an object of a class that tensors do not need"),
-        }
-    }
-
-    /// The members of a dict that is made of a list of pairs, or of nothing.
-    fn pairs(&self, arguments: &[Id]) -> Option<Vec<(Id, Id)>> {
-        let [list] = arguments else { return arguments.is_empty().then(Vec::new) };
-        let (Value::List(items) | Value::Tuple(items)) = &self.values[*list as usize] else {
-            return None;
-        };
-        let pair = |item: &Id| match &self.values[*item as usize] {
-            Value::List(pair) | Value::Tuple(pair) if pair.len() == 2 => Some((pair[0], pair[1])),
-            _ => None,
-        };
-        items.iter().map(pair).collect()
-    }
-
-    /// The state of an object: attributes of a dict, which are not members of it.
-    fn build(&mut self) -> Result<()> {
-        let state = self.pop()?;
-        let (top, state) = (self.top()?, &self.values[state as usize]);
-        match (&self.values[top as usize], state) {
-            (Value::Dict(_), Value::Dict(_)) => Ok(()),
-            _ => self.call("it sets the state of what needs none"),
-        }
-    }
-
-    /// The tensor that a function makes of these arguments, or what is wrong with them.
-    fn rebuilt(
-        &self,
-        function: Rebuild,
-        arguments: &[Id],
-        depth: usize,
-    ) -> std::result::Result<Tensor, &'static str> {
-        const WRONG: &str = "of the wrong arguments";
-        let value = |at: usize| arguments.get(at).map(|id| &self.values[*id as usize]);
-        let count = arguments.len();
-        match function {
-            Rebuild::Parameter | Rebuild::ParameterWithState => {
-                let expected = if function == Rebuild::Parameter { 3 } else { 4 };
-                match value(0) {
-                    Some(Value::Tensor(tensor)) if count == expected => Ok(*tensor.clone()),
-                    _ => Err(WRONG),
-                }
-            }
-            Rebuild::FromType => match (value(0), value(1), arguments.get(2)) {
-                (
-                    Some(Value::Global(Global::Rebuild(function))),
-                    Some(Value::Global(Global::TensorClass)),
-                    Some(inner),
-                ) if count == 4 && depth == 0 => {
-                    self.rebuilt(*function, self.tuple(*inner).ok_or(WRONG)?, 1)
-                }
-                _ => Err("of a class that recast does not know"),
-            },
-            Rebuild::Tensor | Rebuild::V2 | Rebuild::V3 => {
-                let (dtype, last) = match function {
-                    Rebuild::Tensor => (None, 4),
-                    Rebuild::V2 => (None, 6),
-                    _ => (Some(6), 7),
-                };
-                if count < last || count > last + usize::from(function != Rebuild::Tensor) {
-                    return Err(WRONG);
-                }
-                let is_plain = match value(last) {
-                    None | Some(Value::None) => true,
-                    Some(Value::Dict(members)) => members.is_empty(),
-                    Some(_) => false,
-                };
-                if !is_plain {
-                    return Err("that is conjugated or negated when it is read");
-                }
-                let Some(Value::Storage(storage)) = value(0) else { return Err(WRONG) };
-                let element = match dtype.and_then(value) {
-                    None => storage.element,
-                    Some(Value::Global(Global::Dtype(element))) => Some(*element),
-                    Some(_) => return Err(WRONG),
-                };
-                let numbers = |at: usize| self.naturals(arguments[at]);
-                let offset = self.natural(arguments[1]).ok_or("at a negative offset")?;
-                let sizes = numbers(2).ok_or("of sizes that are none")?;
-                let strides = numbers(3).ok_or("of strides that are none")?;
-                if sizes.len() != strides.len() {
-                    return Err("with other strides than sizes");
-                }
-                let element = element.ok_or("of bytes without a dtype")?;
-                Ok(Tensor { storage: storage.clone(), element, offset, sizes, strides })
-            }
-        }
     }
 }
 

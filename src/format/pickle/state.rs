@@ -47,7 +47,7 @@ pub fn find<'p>(pickled: &'p Pickled<'p>, key: Option<&str>) -> Result<State<'p>
     let found = match (members(pickled, pickled.root()), key) {
         (None, None) => {
             let found = described(pickled.root()).to_owned();
-            return Err(PickleFault::NoStateDict { found });
+            return Err(PickleFault::NoDict { found });
         }
         (None, Some(key)) => return Err(no_such_key(pickled, &[], key)),
         (Some(top), Some(key)) => match at_key(pickled, &top, key) {
