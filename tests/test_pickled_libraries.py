@@ -113,6 +113,19 @@ def test_sentence_transformers_loads_layers_that_were_pickles(tmp_path: Path) ->
     assert torch.equal(embedded(library, out), expected)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_layer_that_is_only_a_pickle_is_not_lost(tmp_path: Path) -> None:
+    """The files of many such models were not all converted: no safetensors in its own folder."""
+    source = tmp_path / "in"
+    library = sentences(source)
+    expected = embedded(library, source)
+    pickled(source / "2_Dense")
+    assert files(source) >= {RESULT, f"2_Dense/{BIN}"}
+    out = as_stored(source, tmp_path / "out")
+    assert files(out) >= {RESULT, f"2_Dense/{RESULT}"}
+    assert torch.equal(embedded(library, out), expected)
+
+
 def test_timm_loads_a_file_that_was_a_pickle(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
