@@ -208,7 +208,7 @@ class _Judge:
         """Raises `VerificationError` unless the result of `planned` can be verified here; gives
         the bytes that this compares."""
         self._plan = planned
-        self._verification.check_fit(self._device, planned.tensor_bytes)
+        self._verification.check_fit(planned, self._device)
         return sum(tensor.source_bytes for tensor in planned.tensors)
 
     def __call__(self, staged: str) -> str | None:

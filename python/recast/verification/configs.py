@@ -34,9 +34,10 @@ def config_differences(expected: Expectation, dest: Path, file: str) -> Iterator
         gone = tuple(f"{key}." for key in labels.stated(original))
         before = {key: dtype for key, dtype in before.items() if not key.startswith(gone)}
     for key in sorted(before.keys() | stated.keys()):
-        if expected.to and stated.get(key) != expected.to:
-            dtype = stated.get(key)
-            yield problem("config_dtype", file, key=key, found=dtype, expected=expected.to)
+        dtype, allowed = stated.get(key), expected.may_state(before.get(key))
+        if allowed and dtype not in allowed:
+            wanted = expected.to or before.get(key)
+            yield problem("config_dtype", file, key=key, found=dtype, expected=wanted)
 
 
 def _stated(value: Any, fp8: bool, at: str = "") -> dict[str, str]:
@@ -88,6 +89,10 @@ def index_differences(
     size = metadata.get("total_size")
     if same and not lost and size != total:
         yield problem("index_size", file, found=size, expected=total)
-    dtype = dtypes.stated(metadata.get("dtype"), fp8=expected.casts_fp8)
-    if expected.to and dtype not in (None, expected.to):
-        yield problem("index_dtype", file, found=dtype, expected=expected.to)
+    before = (expected.source_json(file, MAX_INDEX).get("metadata") or {}).get("dtype")
+    dtype, stated = (
+        dtypes.stated(each, fp8=expected.casts_fp8) for each in (metadata.get("dtype"), before)
+    )
+    allowed = expected.may_state(stated)
+    if allowed and dtype not in (None, *allowed):
+        yield problem("index_dtype", file, found=dtype, expected=expected.to or stated)

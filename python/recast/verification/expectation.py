@@ -18,7 +18,10 @@ from recast.verification.dtypes import FLOATS, FP8, SOURCES, FloatName, named
 from recast.verification.files import MAX_INDEX, MAX_REPORT, read_json
 from recast.verification.header import Headers, Key, read_header
 from recast.verification.labels import Labels, read_labels
+from recast.verification.pickles import Found, Pickles, is_pickle
 
+AS_STORED = "as-stored"
+"""The target that leaves every dtype as it is."""
 # The most patterns of `--keep` that are taken from a report: each costs time and memory.
 PATTERNS = 256
 
@@ -30,15 +33,22 @@ class Expectation:
 
     plan: Plan
     to: FloatName | None
-    """The dtype that configs and indexes must state; `None` where there is no float."""
+    """The dtype that configs and indexes must state; `None` where there is no float, and where they
+    must state what they stated."""
     on_overflow: str
     exact: bool
 
     @classmethod
     def of_plan(cls, plan: Plan, on_overflow: str) -> "Expectation":
         """That of a plan whose options are known."""
-        to = None if plan.to == "as-stored" else named(plan.to)
+        to = None if plan.to == AS_STORED else named(plan.to)
         return cls(plan, to, on_overflow, exact=True)
+
+    def may_state(self, before: str | None) -> set[str | None]:
+        """The dtypes that something in a config or an index may state in the result, by that which
+        it stated in the source; none where any will do."""
+        allowed: set[str | None] = {self.to} if self.to else set()
+        return allowed | {before} if self.plan.to == AS_STORED else allowed
 
     @cached_property
     def casts_fp8(self) -> bool:
@@ -69,16 +79,49 @@ class Expectation:
         """The source: a directory or a file."""
         return Path(self.plan.source)
 
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """The path of each file's source, below the root."""
+        return {file.path: file.source for file in self.plan.files}
+
     def source_file(self, file: str) -> Path:
         """Where the source of the result's `file` is."""
-        return self.source if self.source.is_file() else self.source / file
+        if self.source.is_file():
+            return self.source
+        return self.source / self._sources.get(file, file)
+
+    @cached_property
+    def pickles(self) -> dict[str, Found]:
+        """What torch finds in the source's pickles, by the result's file."""
+        wanted: dict[str, set[str]] = {}
+        for tensor in self.plan.tensors:
+            wanted.setdefault(tensor.file, set()).add(tensor.source_name)
+        for file, name in self.plan.dropped:
+            wanted.setdefault(file, set()).add(name)
+        opened = Pickles()
+        return {
+            file: opened.find(self.source_file(file), self.plan.key, wanted.get(file, set()))
+            for file in self._shards
+            if is_pickle(self._sources[file])
+        }
+
+    @cached_property
+    def _shards(self) -> list[str]:
+        """The files of the result that hold tensors."""
+        with_tensors = {tensor.file for tensor in self.plan.tensors}
+        files = self.plan.files
+        return [file.path for file in files if file.action == "cast" or file.path in with_tensors]
 
     @cached_property
     def source_headers(self) -> Headers:
-        """The headers of the source's shards."""
-        files = [file.path for file in self.plan.files if file.action == "cast"]
+        """The tensors of the source, by the result's files."""
+        headers: Headers = {}
         try:
-            return {file: read_header(self.source_file(file)) for file in files}
+            for file in self._shards:
+                found = self.pickles.get(file)
+                own = read_header(self.source_file(file)) if found is None else {**found.entries}
+                headers[file] = own
+            return headers
         except (OSError, ValueError) as error:
             raise self._changed(error) from error
 
@@ -90,12 +133,12 @@ class Expectation:
             raise self._changed(error) from error
 
     def weight_map(self, file: str) -> Any:
-        """What an index must map to shards, by that of the source: not what is dropped, and the
-        dequantized weights by their names in the result."""
-        before = self.source_json(file, MAX_INDEX)["weight_map"]
+        """What an index must map to shards, by that of the source: not what is dropped or tied, and
+        the dequantized weights by their names in the result."""
+        folder = os.path.dirname(file)
+        before = self._renamed(self.source_json(file, MAX_INDEX)["weight_map"], folder)
         if not self.dequantizes:
             return before
-        folder = os.path.dirname(file)
         names = {weight.codes.key: weight.name for weight in self.quantized.values()}
         keys = {name: (os.path.join(folder, shard), name) for name, shard in before.items()}
         return {
@@ -103,6 +146,19 @@ class Expectation:
             for name, key in keys.items()
             if key not in self.dropped
         }
+
+    def _renamed(self, weight_map: Any, folder: str) -> Any:
+        """What an index in a folder says of pickles, with the names of what is made of them, and
+        without what is tied."""
+        files = {self._sources[path]: path for path in self.pickles}
+        renamed = {}
+        for name, shard in weight_map.items():
+            path = files.get(os.path.normpath(os.path.join(folder, shard)))
+            if path is None:
+                renamed[name] = shard
+            elif name not in self.pickles[path].tied:
+                renamed[name] = os.path.join(os.path.dirname(shard), os.path.basename(path))
+        return renamed
 
     def _labels(self, folder: str) -> Labels:
         """What the source says of the weights in a folder; of a file, what is beside it says it."""
@@ -127,7 +183,10 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expecta
         why = f"there is no {REPORT_NAME}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"{REPORT_NAME} does not hold the options of a conversion ({shown(repr(error))})"
-    before = {(tensor.file, tensor.name): tensor.dtype for tensor in checkpoint.tensors}
+    # Everything carried as it is, so that each tensor has the name and file that it had.
+    options = Options(to=AS_STORED)
+    carried = Expectation(checkpoint.plan(options), None, "inf", exact=False)
+    before = {(tensor.file, tensor.name): tensor.dtype for tensor in carried.plan.tensors}
     after = {(file, name): entry.dtype for file in headers for name, entry in headers[file].items()}
     target = _inferred(before, after)
     kept = [
@@ -138,12 +197,17 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expecta
     notes.append(f"{why}, so the target is inferred to be the dtype of most tensors: {target}")
     if kept:
         notes.append(f"not cast, which is assumed to be intended: {first_of(kept)}")
-    options = Options(to=target or "fp32", auto_keep=False, skip_quantized=True)
-    carried = Expectation(checkpoint.plan(options), target, "inf", exact=False)
+    if all(after.get(key, dtype) == dtype for key, dtype in before.items()):
+        return replace(carried, to=target)
     made = {key for key in carried.quantized if after.get(key) in FLOATS}
     cast = {key for key, dtype in before.items() if dtype in FP8 and after.get(key) in FLOATS}
-    options = replace(options, skip_quantized=not made, unscaled_fp8=bool(cast - made))
-    return replace(carried, plan=checkpoint.plan(options))
+    options = Options(
+        to=target or "fp32",
+        auto_keep=False,
+        skip_quantized=not made,
+        unscaled_fp8=bool(cast - made),
+    )
+    return replace(carried, to=target, plan=checkpoint.plan(options))
 
 
 def _options(report: Path) -> Options:
@@ -152,8 +216,10 @@ def _options(report: Path) -> Options:
     found = read_json(report, MAX_REPORT)["options"]
     options = {name: found[name] for name in ("to", "keep", "auto_keep", "skip_quantized")}
     options["unscaled_fp8"] = found.get("unscaled_fp8", False)
+    options["key"] = found.get("key")
     flags = (options["auto_keep"], options["skip_quantized"], options["unscaled_fp8"])
-    if not isinstance(options["to"], str) or not isinstance(options["keep"], list):
+    is_key = isinstance(options["key"], str | None)
+    if not (isinstance(options["to"], str) and isinstance(options["keep"], list) and is_key):
         raise TypeError("an option is of the wrong type")
     if not all(isinstance(flag, bool) for flag in flags):
         raise TypeError("an option is of the wrong type")

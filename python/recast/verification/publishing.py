@@ -6,7 +6,9 @@ from recast._core import Plan
 from recast.errors import VerificationError
 from recast.options import Progress
 from recast.terminal import plain, shown
-from recast.verification.devices import check_fit, choose_device
+from recast.verification import devices
+from recast.verification.devices import choose_device
+from recast.verification.pickles import check_torch, is_pickle
 from recast.verification.result import Verification
 from recast.verification.run import verify_all
 
@@ -14,6 +16,14 @@ __all__ = ["check_fit", "choose_device", "rejected", "verify_all", "verify_publi
 
 # More lines than this help nobody in an error.
 LISTED = 20
+
+
+def check_fit(planned: Plan, device: str) -> None:
+    """Raises `VerificationError` unless the result of `planned` fits on `device` for verifying, and
+    `UsageError` where this torch must not open its source."""
+    if any(file.action == "cast" and is_pickle(file.source) for file in planned.files):
+        check_torch()
+    devices.check_fit(device, planned.tensor_bytes)
 
 
 def rejected(planned: Plan, found: Verification, folder: str) -> VerificationError:

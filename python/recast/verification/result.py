@@ -83,7 +83,7 @@ class Verification:
     source: str
     dest: str
     to: FloatName | None
-    """The dtype the source was cast to; `None` where no tensor is a float."""
+    """The dtype the source was cast to; `None` where no tensor is a float, and for `as-stored`."""
     device: str
     """Where the values were compared: `cpu`, `cuda:0`."""
     loader: LoaderName

@@ -3,12 +3,16 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recast.verification import configs, hashes, labels
 from recast.verification.expectation import Expectation
 from recast.verification.files import is_index, shards, walk
 from recast.verification.header import Headers
 from recast.verification.problems import Problem, problem
+
+if TYPE_CHECKING:
+    from recast._core import PlannedTensor
 
 
 def differences(expected: Expectation, dest: Path, headers: Headers) -> Iterator[Problem]:
@@ -26,6 +30,7 @@ def differences(expected: Expectation, dest: Path, headers: Headers) -> Iterator
     found = {file: headers[file] for file in headers if file in planned}
     yield from _tensors(expected, found)
     yield from _weights(expected, found)
+    yield from _pickled(expected, dest, found)
     for file in found:
         yield from hashes.differences(dest / file, file)
         for key in labels.in_metadata(dest / file) if expected.dequantizes else ():
@@ -59,7 +64,53 @@ def _tensors(expected: Expectation, headers: Headers) -> Iterator[Problem]:
         if entry.dtype != tensor.dtype and not kept:
             yield problem("tensor_dtype", *where, found=entry.dtype, expected=tensor.dtype)
     for file, name in sorted(unexpected):
-        yield problem("tensor_unexpected", file, name)
+        kept = expected.pickles[file].tied.get(name) if file in expected.pickles else None
+        if kept is None:
+            yield problem("tensor_unexpected", file, name)
+        else:
+            yield problem("tensor_tied", file, name, kept=kept)
+
+
+def _pickled(expected: Expectation, dest: Path, headers: Headers) -> Iterator[Problem]:
+    """In what the plan differs from what torch finds in pickles, and what the shards made of them
+    state of tied tensors."""
+    planned: dict[str, dict[str, PlannedTensor]] = {file: {} for file in expected.pickles}
+    for tensor in expected.plan.tensors:
+        if tensor.file in planned:
+            planned[tensor.file][tensor.source_name] = tensor
+    for file, pickle in expected.pickles.items():
+        for name, tensor in planned[file].items():
+            entry = pickle.entries.get(name)
+            if name in pickle.tied:
+                yield problem("tensor_tied", file, name, kept=pickle.tied[name])
+            elif entry is None:
+                yield problem("tensor_unknown", file, name)
+            elif entry.dtype != tensor.source_dtype:
+                found = tensor.source_dtype
+                yield problem("tensor_dtype", file, name, found=found, expected=entry.dtype)
+            elif tensor.action != "dequantize" and entry.shape != tuple(tensor.shape):
+                shape = list(entry.shape)
+                yield problem("tensor_shape", file, name, found=tensor.shape, expected=shape)
+        # Of dequantized weights it is known above which of their parts must be there.
+        for name in () if expected.dequantizes else pickle.entries:
+            if name not in planned[file]:
+                yield problem("tensor_missing", file, name)
+        if file in headers:
+            yield from _metadata(dest / file, file, pickle.tied)
+
+
+def _metadata(path: Path, file: str, tied: dict[str, str]) -> Iterator[Problem]:
+    """In what the metadata of a shard differ from those that loaders need."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as shard:
+        metadata = shard.metadata() or {}
+    wanted = {"format": "pt", **tied}
+    for key in sorted(wanted.keys() | metadata.keys()):
+        found, expected = metadata.get(key), wanted.get(key)
+        if found != expected:
+            tensor = key if key in tied else None
+            yield problem("metadata", file, tensor, key=key, found=found, expected=expected)
 
 
 def _weights(expected: Expectation, headers: Headers) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from recast.errors import InputError, StorageError
 from recast.terminal import shown
 from recast.verification.dtypes import SOURCES, torch_floats
 from recast.verification.header import Entry
+from recast.verification.pickles import Unpickled
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,8 @@ class Reader:
 
     def read(self, path: Path, entry: Entry, wanted: list[Range]) -> "torch.Tensor":
         """The bytes of `wanted`, values or else bytes; valid until the next call."""
+        if isinstance(entry, Unpickled):
+            return self._unpickle(entry, wanted)
         try:
             return self._read(path, entry, wanted)
         except OSError as error:
@@ -101,6 +104,15 @@ class Reader:
                     if not count:
                         raise InputError(f"{shown(path)} ends before byte {position + left}")
                     at, position, left = at + count, position + count, left - count
+        return self.buffer[:at].to(self.device)
+
+    def _unpickle(self, entry: Unpickled, wanted: list[Range]) -> "torch.Tensor":
+        at = 0
+        for start, end in wanted:
+            for piece in entry.pieces(start, end):
+                place = self.buffer[at : at + piece.nbytes].view(piece.dtype)
+                place.view(piece.shape).copy_(piece)
+                at += piece.nbytes
         return self.buffer[:at].to(self.device)
 
 

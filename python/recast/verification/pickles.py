@@ -1,0 +1,207 @@
+"""PyTorch pickles as a source: what torch finds in them, and how it reads their values.
+
+The judge is torch's own unpickler for weights, which creates nothing but tensors and plain values.
+Recast's reader has read the file before, and it accepts less.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recast.errors import InputError, UsageError
+from recast.terminal import shown
+from recast.verification.dtypes import SOURCES
+from recast.verification.header import Entry
+from recast.verification.loaders.sealed import utf8_path
+
+if TYPE_CHECKING:
+    import torch
+
+SINCE = (2, 6)
+"""The first torch whose unpickler for weights runs nothing of what a file says."""
+NESTED = (
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network"),
+    *("generator", "params", "params_ema", "ema", "ema_state_dict", "state_dict_ema", "weights"),
+)
+"""What training scripts call the state dict among the other things that they save."""
+DTYPES = {
+    **SOURCES,
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    "BOOL": "bool",
+    "C64": "complex64",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+"""The attribute of `torch` that a dtype is, by its name in a header."""
+MAPPED = 256 << 20
+"""What is read of a mapped file stays in memory until the file is mapped anew, after so many
+bytes."""
+ZIP = b"PK\x03\x04"
+
+State = dict[str, "torch.Tensor"]
+
+
+def is_pickle(file: str) -> bool:
+    """Whether a file of the source that holds tensors is a pickle."""
+    return not file.endswith(".safetensors")
+
+
+def check_torch() -> None:
+    """Raises `UsageError` where the torch that is installed must not open pickles."""
+    import torch
+
+    version = torch.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < SINCE:
+        raise UsageError(
+            f"torch {version} may run code while it reads a pickle, so it cannot verify one",
+            f"pip install 'torch>={'.'.join(map(str, SINCE))}'",
+        )
+
+
+@dataclass(frozen=True)
+class Unpickled(Entry):
+    """A tensor of a pickle, from byte 0 on, as if it were contiguous."""
+
+    path: Path
+    key: str | None
+    name: str
+    source: "Pickles" = field(compare=False, repr=False)
+
+    def pieces(self, start: int, end: int) -> "Iterator[torch.Tensor]":
+        """The elements `start` to `end`, as integers of their bits, in parts of any shape."""
+        return self.source.read(self, start, end)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The tensors of a pickle that a result has, and those that it leaves to the loader."""
+
+    entries: dict[str, Unpickled]
+    """Of tied tensors, one."""
+    tied: dict[str, str]
+    """The other tied ones, each with the one that is in `entries`."""
+
+
+class Pickles:
+    """Loads pickles, and holds one of them at a time."""
+
+    def __init__(self) -> None:
+        self._load = lru_cache(maxsize=1)(_load)
+        self._read = 0
+
+    def find(self, path: Path, key: str | None, wanted: set[str]) -> Found:
+        """The tensors below `key`, or without it those of the model. Of those that are tied, one
+        that is `wanted` is taken, if any is."""
+        state, _ = self._load(path, key)
+        entries = {}
+        for name, tensor in state.items():
+            shape, size = tuple(tensor.shape), tensor.numel() * tensor.element_size()
+            entries[name] = Unpickled(dtype_of(tensor), shape, 0, size, path, key, name, self)
+        tied = {}
+        for names in same(state):
+            first = next((name for name in names if name in wanted), names[0])
+            tied |= {name: first for name in names if name != first}
+        return Found({n: entry for n, entry in entries.items() if n not in tied}, tied)
+
+    def read(self, entry: Unpickled, start: int, end: int) -> "Iterator[torch.Tensor]":
+        """What `Unpickled.pieces` gives."""
+        import torch
+
+        bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        state, mapped = self._load(entry.path, entry.key)
+        tensor = state.get(entry.name)
+        if tensor is None or (dtype_of(tensor), tuple(tensor.shape)) != (entry.dtype, entry.shape):
+            raise InputError(
+                f"{shown(entry.path)} changed during verification: '{shown(entry.name)}' is another"
+            )
+        for piece in flat(tensor, start, end):
+            yield piece.view(bits[piece.element_size()])
+            self._read += piece.nbytes
+        if mapped and self._read > MAPPED:
+            self._load.cache_clear()
+            self._read = 0
+
+
+def chosen(top: Any, key: str | None) -> State:
+    """The tensors of the state dict in what was unpickled: below `key`, or else below the one name
+    that such a dict usually has, or else at the top. None where that is not clear."""
+    if not isinstance(top, dict):
+        return {}
+    if key is not None:
+        return _tensors(top.get(key))
+    nested = [state for name in NESTED if (state := _tensors(top.get(name)))]
+    if len(nested) > 1:
+        return {}
+    return nested[0] if nested else _tensors(top)
+
+
+def same(state: State) -> list[list[str]]:
+    """The names of tensors that are one and the same, each list in order."""
+    found: dict[object, list[str]] = {}
+    for name in sorted(state):
+        tensor = state[name]
+        storage = tensor.untyped_storage()
+        at = storage.data_ptr() + tensor.storage_offset() * tensor.element_size()
+        # What has no bytes has no address of its own.
+        where = (at, tensor.dtype, tensor.shape, tensor.stride()) if storage.nbytes() else name
+        found.setdefault(where, []).append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+def flat(tensor: "torch.Tensor", start: int, end: int) -> "Iterator[torch.Tensor]":
+    """The elements `start` to `end` of a tensor in C order, as parts of it: nothing is copied."""
+    if not tensor.dim() or tensor.is_contiguous():
+        yield tensor.reshape(-1)[start:end]
+        return
+    row = tensor[0].numel()
+    while start < end:
+        index, inside = divmod(start, row)
+        if inside or end - start < row:
+            stop = min(end, (index + 1) * row)
+            yield from flat(tensor[index], inside, inside + stop - start)
+        else:
+            stop = end - end % row
+            yield tensor[index : stop // row]
+        start = stop
+
+
+def dtype_of(tensor: "torch.Tensor") -> str:
+    """What a header calls the dtype of a tensor; torch's own name where it has none."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return next((stored for stored, own in DTYPES.items() if own == name), name)
+
+
+def _tensors(value: Any) -> State:
+    """The tensors that are directly in a dict; none in anything else."""
+    import torch
+
+    if not isinstance(value, dict):
+        return {}
+    return {
+        name: tensor.detach()
+        for name, tensor in value.items()
+        if isinstance(name, str) and isinstance(tensor, torch.Tensor)
+    }
+
+
+def _load(path: Path, key: str | None) -> tuple[State, bool]:
+    """The tensors of the state dict in a pickle, and whether they are in a file that is mapped."""
+    import torch
+
+    check_torch()
+    try:
+        with path.open("rb") as file:
+            # Only zip archives can be mapped; what torch saved before 1.6 is read whole.
+            mapped = file.read(len(ZIP)) == ZIP
+        with utf8_path(path) as link:
+            top = torch.load(str(link), map_location="cpu", mmap=mapped, weights_only=True)
+    except Exception as error:
+        # Of what torch raises, without its advice before and after to load the file in unsafe ways.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+        raise InputError(
+            f"{shown(path)}: torch cannot load it, so it cannot be verified: "
+            f"{shown(reason.partition('. Please')[0])}"
+        ) from error
+    return chosen(top, key), mapped

@@ -1,0 +1,291 @@
+"""How verification reads pickles by torch: which tensors it takes, which bytes, in what memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import recast
+import torch
+from pickled import TIED, as_made, save, state
+from recast.verification import pickles, structure, values
+from recast.verification.expectation import Expectation
+from recast.verification.pickles import Pickles, chosen, flat, same
+from safetensors.torch import save_file
+from support import environment
+
+ONE = {"w": torch.ones(1)}
+TWO = {"w": torch.zeros(1), "n": 5, 7: torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    ("top", "key", "is_two"),
+    [
+        (TWO, None, True),
+        ({"state_dict": TWO, "w": torch.ones(1)}, None, True),
+        ({"module": TWO, "optimizer": {"state": {0: ONE}}, "lr": 0.1}, None, True),
+        ({"model": {"encoder": ONE}, "ema": TWO}, None, True),
+        ({"model": 5, "ema": TWO, "net": [ONE]}, None, True),
+        ({"model": ONE, "discriminator": TWO}, "discriminator", True),
+        ({"model": ONE, "ema": TWO}, "ema", True),
+    ],
+)
+def test_the_state_dict_is_chosen_as_documented(top: Any, key: str | None, is_two: bool) -> None:
+    assert set(chosen(top, key)) == {"w"}
+    assert torch.equal(chosen(top, key)["w"], TWO["w"]) == is_two  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("top", "key"),
+    [
+        ({"model": ONE, "ema": TWO}, None),
+        ({"model": ONE, "ema": TWO}, "net"),
+        ({"model": ONE}, "w"),
+        ({"encoder": ONE}, None),
+        (torch.ones(3), None),
+        ([ONE], None),
+        (ONE, "w"),
+        ({}, None),
+    ],
+)
+def test_nothing_is_chosen_where_that_is_not_clear(top: Any, key: str | None) -> None:
+    assert chosen(top, key) == {}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_tensors_are_tied_where_they_are_the_same_bytes_in_the_same_way(
+    legacy: bool, tmp_path: Path
+) -> None:
+    base, empty = torch.randn(6, 4), torch.empty(0, 3)
+    held = {
+        "z": base,
+        "base": torch.nn.Parameter(base),
+        "flat": base.view(-1),
+        "turned": base.view(4, 6).t(),
+        "equal": base.clone(),
+        "first": base[0],
+        "again": base[0],
+        "second": base[1],
+        "none": empty,
+        "nothing": empty,
+    }
+    path = save(tmp_path / "m.pt", held, legacy=legacy)
+    loaded = torch.load(path, weights_only=True, mmap=not legacy)
+    found = {tuple(names) for names in same(chosen(loaded, None))}
+    assert found - {("none", "nothing")} == {("base", "z"), ("again", "first")}
+
+
+def test_tied_tensors_are_those_that_are_wanted(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.bin", state())
+    found = Pickles().find(path, None, {"embed.weight", "a"})
+    assert found.tied == TIED
+    assert set(found.entries) == state().keys() - TIED.keys()
+    found = Pickles().find(path, None, {"lm_head.weight"})
+    assert found.tied == {"embed.weight": "lm_head.weight"}
+    assert Pickles().find(path, None, set()).tied == TIED
+
+
+VIEWS = {
+    "contiguous": torch.arange(120).reshape(2, 3, 4, 5),
+    "transposed": torch.arange(120).reshape(2, 3, 4, 5).transpose(0, 3),
+    "permuted": torch.arange(120).reshape(2, 3, 4, 5).permute(0, 2, 3, 1),
+    "inner": torch.arange(240).reshape(4, 3, 4, 5)[1:3, :, 1:3, ::2],
+    "expanded": torch.arange(6).reshape(2, 1, 3).expand(2, 20, 3),
+    "every second": torch.arange(60)[::2],
+    "scalar": torch.arange(9)[5],
+    "ones": torch.arange(8).reshape(8, 1, 1).transpose(0, 2),
+    "fp8": torch.arange(120, dtype=torch.uint8).view(torch.float8_e5m2).reshape(10, 12).t(),
+    "complex": torch.complex(torch.randn(6, 5), torch.randn(6, 5)).t(),
+    "bool": (torch.arange(30) % 7 < 3).reshape(5, 6).t(),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_part_of_every_view_is_read_as_torch_makes_it_contiguous(name: str) -> None:
+    tensor = VIEWS[name]
+    count, width = tensor.numel(), tensor.element_size()
+    bits = tensor.view({1: torch.uint8, 8: torch.int64}[width])
+    whole = bits.contiguous().numpy().tobytes()
+    for start in range(count):
+        for end in range(start + 1, count + 1):
+            made = [piece.contiguous().numpy() for piece in flat(bits, start, end)]
+            assert b"".join(map(np.ndarray.tobytes, made)) == whole[start * width : end * width]
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_nothing_is_copied_but_what_is_read(name: str) -> None:
+    tensor = VIEWS[name]
+    for piece in flat(tensor, 0, tensor.numel()):
+        assert piece.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+def test_a_bool_keeps_its_bits(tmp_path: Path) -> None:
+    odd = torch.arange(12, dtype=torch.uint8).view(torch.bool).view(3, 4)
+    path = save(tmp_path / "m.pt", {"w": odd, "turned": odd.t()})
+    for name, own in (("w", odd), ("turned", odd.t())):
+        own = own.view(torch.uint8).contiguous().view(-1)
+        assert torch.equal(read(entry(path, name), [(0, 12)]), own)
+
+
+def entry(path: Path, name: str) -> pickles.Unpickled:
+    return Pickles().find(path, None, set()).entries[name]
+
+
+def read(found: pickles.Unpickled, wanted: list[tuple[int, int]]) -> torch.Tensor:
+    return values.Reader("cpu").read(found.path, found, wanted)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", sorted(state().keys() - {"none"}))
+def test_a_tensor_has_the_bytes_that_torch_loads(name: str, legacy: bool, tmp_path: Path) -> None:
+    path = save(tmp_path / "m.pt", state(), legacy=legacy)
+    found = Pickles().find(path, None, {name}).entries[name]
+    own = state()[name].detach().contiguous()
+    assert (found.shape, found.bytes, found.width) == (own.shape, own.nbytes, own.itemsize)
+    assert torch.equal(read(found, [(0, found.elements)]), own.view(-1).view(torch.uint8))
+    if found.elements > 30:
+        parts = [own.view(-1)[5:9], own.view(-1)[20:21]]
+        expected = torch.cat([part.view(torch.uint8) for part in parts])
+        assert torch.equal(read(found, [(5, 9), (20, 21)]), expected)
+
+
+@pytest.mark.parametrize("dtype", sorted(pickles.DTYPES.items()))
+def test_a_dtype_is_called_what_safetensors_calls_it(
+    dtype: tuple[str, str], tmp_path: Path
+) -> None:
+    tensor = torch.zeros(16, dtype=torch.uint8).view(getattr(torch, dtype[1]))
+    assert pickles.dtype_of(tensor) == dtype[0]
+    assert entry(save(tmp_path / "m.pt", {"w": tensor}), "w").dtype == dtype[0]
+    assert pickles.dtype_of(torch.zeros(1, dtype=torch.complex128)) == "complex128"
+
+
+@pytest.mark.parametrize(("legacy", "loads"), [(False, 3), (True, 1)], ids=["zip", "legacy"])
+def test_a_file_that_can_be_mapped_is_mapped_anew(
+    legacy: bool, loads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, seen = torch.load, []
+    monkeypatch.setattr(pickles, "MAPPED", 100)
+    monkeypatch.setattr(torch, "load", lambda *a, **b: seen.append(a) or load(*a, **b))
+    held = {"w": torch.arange(96, dtype=torch.uint8), "v": torch.ones(3)}
+    opened = Pickles()
+    entries = opened.find(save(tmp_path / "m.pt", held, legacy=legacy), None, set()).entries
+    for _ in range(3):
+        assert torch.equal(read(entries["w"], [(0, 60), (60, 96)]), held["w"])
+        assert torch.equal(read(entries["v"], [(0, 3)]).view(torch.float32), held["v"])
+    assert len(seen) == loads
+
+
+def test_one_file_is_held_at_a_time(tmp_path: Path) -> None:
+    opened = Pickles()
+    for number in range(3):
+        path = save(tmp_path / f"{number}.bin", {"w": torch.full((4,), number)})
+        (found,) = opened.find(path, None, set()).entries.values()
+        assert torch.equal(read(found, [(0, 4)]).view(torch.int64), torch.full((4,), number))
+    assert opened._load.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize("other", [{"w": torch.ones(4)}, {"v": torch.ones(3)}, {"w": 5}])
+def test_a_source_that_changes_meanwhile_is_an_error(other: Any, tmp_path: Path) -> None:
+    path = save(tmp_path / "m.pt", {"w": torch.ones(3)})
+    found = entry(path, "w")
+    found.source._load.cache_clear()
+    save(path, other)
+    with pytest.raises(recast.InputError, match=r"m\.pt changed during verification: 'w'"):
+        read(found, [(0, 3)])
+
+
+def test_what_torch_does_not_load_is_an_error_without_its_advice(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.pt", {"w": torch.ones(3), "path": Path("x")})
+    with pytest.raises(recast.InputError, match=r"m\.pt: torch cannot load it.*pathlib") as error:
+        Pickles().find(path, None, set())
+    assert "trust" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["2.5.1+cu121", "2.3.0", "1.13.1"])
+def test_a_torch_that_may_run_code_opens_no_pickle(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save(tmp_path / "m.pt", state())
+    recast.convert(source, tmp_path / "out", to="bf16", sync=False)
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(recast.UsageError, match="may run code while it reads a pickle"):
+        recast.verify(source, tmp_path / "out", device="cpu")
+    with pytest.raises(recast.UsageError, match="may run code while it reads a pickle"):
+        recast.convert(source, tmp_path / "other", to="bf16", verify="cpu", sync=False)
+    assert not (tmp_path / "other").exists()
+    # What is no pickle is none of its business.
+    save_file(as_made(state(), "fp32"), tmp_path / "m.safetensors", {"format": "pt"})
+    recast.convert(tmp_path / "m.safetensors", tmp_path / "b", to="bf16", verify="cpu", sync=False)
+
+
+def test_a_plan_that_differs_from_what_torch_finds_is_a_problem(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.bin", state())
+    file, shapes = "model.safetensors", {n: list(tensor.shape) for n, tensor in state().items()}
+    dtypes = {name: pickles.dtype_of(tensor) for name, tensor in state().items()}
+    shapes["optimizer"], dtypes["optimizer"] = [1], "F32"
+    shapes["strided"], dtypes["ids"] = [64, 192], "I32"
+    for name in ("b", "none"):
+        del shapes[name]
+    planned = [
+        SimpleNamespace(
+            file=file, name=name, source_name=name, shape=shape, source_dtype=dtypes[name]
+        )
+        for name, shape in shapes.items()
+    ]
+    for each in planned:
+        each.action = "cast"
+    shard = SimpleNamespace(path=file, source=path.name, action="cast")
+    plan: Any = SimpleNamespace(
+        source=str(path), to="bf16", key=None, files=[shard], tensors=planned, dropped=[]
+    )
+    expected = Expectation(plan, "bf16", "error", exact=True)
+    found = {each.tensor: each.kind for each in structure._pickled(expected, tmp_path, {})}
+    assert found == {
+        "b": "tensor_missing",
+        "none": "tensor_missing",
+        "ids": "tensor_dtype",
+        "strided": "tensor_shape",
+        "optimizer": "tensor_unknown",
+        "lm_head.weight": "tensor_tied",
+    }
+
+
+def test_memory_does_not_grow_with_a_pickle(tmp_path: Path) -> None:
+    count = 96 << 20
+    held = {"w": torch.zeros(3, count // 3), "turned": torch.zeros(1 << 12, 1 << 12).t()}
+    source = tmp_path / "model.pt"
+    torch.save(held, source)
+    recast.convert(source, tmp_path / "out", to="bf16", sync=False)
+    code = (
+        "import threading, torch, recast\n"
+        "import safetensors.torch\n"
+        "def used():\n"
+        "    '''Anonymous memory, and the pages of the source.'''\n"
+        "    own = int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0])\n"
+        "    inside, mapped = False, 0\n"
+        "    for line in open('/proc/self/smaps'):\n"
+        "        if '-' in line.split(' ')[0]: inside = line.rstrip().endswith('model.pt')\n"
+        "        elif inside and line.startswith('Rss:'): mapped += int(line.split()[1])\n"
+        "    return own, mapped\n"
+        "(before, _), peaks, done = used(), [], threading.Event()\n"
+        "def watch():\n"
+        "    while not done.wait(0.01): peaks.append(used())\n"
+        "thread = threading.Thread(target=watch); thread.start()\n"
+        f"paths = {str(source)!r}, {str(tmp_path / 'out')!r}\n"
+        "found = recast.verify(*paths, device='cpu', full=True)\n"
+        "done.set(); thread.join()\n"
+        f"assert found.passed and found.values_checked == {count + (1 << 24)}, found\n"
+        "print((max(own for own, _ in peaks) - before) // 1024)\n"
+        "print(max(mapped for _, mapped in peaks) // 1024)\n"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
+    own, mapped = map(int, result.stdout.split())
+    # In MiB; the file has 448, the result 224. Usually it is 150, and 256 of the file.
+    assert own < 256
+    assert 0 < mapped < 320
