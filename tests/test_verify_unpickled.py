@@ -1,5 +1,6 @@
 """How verification reads pickles by torch: which tensors it takes, which bytes, in what memory."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,11 @@ def test_one_file_is_held_at_a_time(tmp_path: Path) -> None:
     assert opened._load.cache_info().currsize == 1
 
 
+def test_a_name_that_is_no_text_is_no_obstacle(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.pt", {"w": torch.ones(3)}).rename(tmp_path / os.fsdecode(b"\xff.pt"))
+    assert torch.equal(read(entry(path, "w"), [(0, 3)]).view(torch.float32), torch.ones(3))
+
+
 @pytest.mark.parametrize("other", [{"w": torch.ones(4)}, {"v": torch.ones(3)}, {"w": 5}])
 def test_a_source_that_changes_meanwhile_is_an_error(other: Any, tmp_path: Path) -> None:
     path = save(tmp_path / "m.pt", {"w": torch.ones(3)})
@@ -286,6 +292,6 @@ def test_memory_does_not_grow_with_a_pickle(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
     own, mapped = map(int, result.stdout.split())
-    # In MiB; the file has 448, the result 224. Usually it is 150, and 256 of the file.
+    # In MiB; the file has 448, the result 224. Usually it is 150, and 160 of the file.
     assert own < 256
-    assert 0 < mapped < 320
+    assert 0 < mapped < 224

@@ -115,13 +115,10 @@ class Expectation:
     @cached_property
     def source_headers(self) -> Headers:
         """The tensors of the source, by the result's files."""
-        headers: Headers = {}
+        headers: Headers = {file: {**found.entries} for file, found in self.pickles.items()}
+        files = [file for file in self._shards if file not in headers]
         try:
-            for file in self._shards:
-                found = self.pickles.get(file)
-                own = read_header(self.source_file(file)) if found is None else {**found.entries}
-                headers[file] = own
-            return headers
+            return headers | {file: read_header(self.source_file(file)) for file in files}
         except (OSError, ValueError) as error:
             raise self._changed(error) from error
 

@@ -35,7 +35,7 @@ DTYPES = {
     "F8_E8M0": "float8_e8m0fnu",
 }
 """The attribute of `torch` that a dtype is, by its name in a header."""
-MAPPED = 256 << 20
+MAPPED = 128 << 20
 """What is read of a mapped file stays in memory until the file is mapped anew, after so many
 bytes."""
 ZIP = b"PK\x03\x04"
