@@ -237,7 +237,7 @@ def sharded(path: Path) -> Path:
     whole = state()
     shards = {FIRST: {name: whole[name] for name in ("a", "b", "strided")}}
     shards[SECOND] = {name: tensor for name, tensor in whole.items() if name not in shards[FIRST]}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for file, tensors in shards.items():
         name = f"pytorch_{file}".replace(".safetensors", ".bin")
         save(path / name, tensors)

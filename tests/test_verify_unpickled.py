@@ -167,16 +167,21 @@ def test_a_dtype_is_called_what_safetensors_calls_it(
 def test_a_file_that_can_be_mapped_is_mapped_anew(
     legacy: bool, loads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, seen = torch.load, []
+    load, loaded = torch.load, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        loaded.append(arguments)
+        return load(*arguments, **options)
+
     monkeypatch.setattr(pickles, "MAPPED", 100)
-    monkeypatch.setattr(torch, "load", lambda *a, **b: seen.append(a) or load(*a, **b))
+    monkeypatch.setattr(torch, "load", counted)
     held = {"w": torch.arange(96, dtype=torch.uint8), "v": torch.ones(3)}
     opened = Pickles()
     entries = opened.find(save(tmp_path / "m.pt", held, legacy=legacy), None, set()).entries
     for _ in range(3):
         assert torch.equal(read(entries["w"], [(0, 60), (60, 96)]), held["w"])
         assert torch.equal(read(entries["v"], [(0, 3)]).view(torch.float32), held["v"])
-    assert len(seen) == loads
+    assert len(loaded) == loads
 
 
 def test_one_file_is_held_at_a_time(tmp_path: Path) -> None:
@@ -199,7 +204,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(other: Any, tmp_path: Path)
     found = entry(path, "w")
     found.source._load.cache_clear()
     save(path, other)
-    with pytest.raises(recast.InputError, match=r"m\.pt changed during verification: 'w'"):
+    with pytest.raises(recast.InputError, match=r"m\.pt changed during verification: tensor 'w'"):
         read(found, [(0, 3)])
 
 
@@ -211,7 +216,7 @@ def test_what_torch_does_not_load_is_an_error_without_its_advice(tmp_path: Path)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("version", ["2.5.1+cu121", "2.3.0", "1.13.1"])
+@pytest.mark.parametrize("version", ["2.5.1+cu121", "2.3.0"])
 def test_a_torch_that_may_run_code_opens_no_pickle(
     version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +285,7 @@ def test_memory_does_not_grow_with_a_pickle(tmp_path: Path) -> None:
         "    return own, mapped\n"
         "(before, _), peaks, done = used(), [], threading.Event()\n"
         "def watch():\n"
-        "    while not done.wait(0.01): peaks.append(used())\n"
+        "    while not done.wait(0.05): peaks.append(used())\n"
         "thread = threading.Thread(target=watch); thread.start()\n"
         f"paths = {str(source)!r}, {str(tmp_path / 'out')!r}\n"
         "found = recast.verify(*paths, device='cpu', full=True)\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 from recast._core import Checkpoint, Plan
 from recast.errors import InputError
-from recast.options import POLICIES, Options
+from recast.options import POLICIES, AsStored, Options
 from recast.report import REPORT_NAME
 from recast.terminal import first_of, shown
 from recast.verification import quantized
@@ -20,7 +20,7 @@ from recast.verification.header import Headers, Key, read_header
 from recast.verification.labels import Labels, read_labels
 from recast.verification.pickles import Found, Pickles, is_pickle
 
-AS_STORED = "as-stored"
+AS_STORED: AsStored = "as-stored"
 """The target that leaves every dtype as it is."""
 # The most patterns of `--keep` that are taken from a report: each costs time and memory.
 PATTERNS = 256
@@ -172,17 +172,18 @@ class Expectation:
 def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Expectation:
     """What converting `source` was expected to make of it, by the report in the result below
     `root`, or else inferred from the dtypes in its `headers`, of which `notes` then tell."""
-    checkpoint = Checkpoint.open(source)
+    checkpoint = None
     try:
         options = _options(root / REPORT_NAME)
+        checkpoint = Checkpoint.open(source, options.key)
         return Expectation.of_plan(checkpoint.plan(options), options.on_overflow)
     except FileNotFoundError:
         why = f"there is no {REPORT_NAME}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"{REPORT_NAME} does not hold the options of a conversion ({shown(repr(error))})"
-    # Everything carried as it is, so that each tensor has the name and file that it had.
-    options = Options(to=AS_STORED)
-    carried = Expectation(checkpoint.plan(options), None, "inf", exact=False)
+    checkpoint = checkpoint or Checkpoint.open(source)
+    # With everything carried as it is, each tensor has the name that it has in the source.
+    carried = Expectation(checkpoint.plan(Options(to=AS_STORED)), None, "inf", exact=False)
     before = {(tensor.file, tensor.name): tensor.dtype for tensor in carried.plan.tensors}
     after = {(file, name): entry.dtype for file in headers for name, entry in headers[file].items()}
     target = _inferred(before, after)

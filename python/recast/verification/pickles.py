@@ -99,7 +99,7 @@ class Pickles:
         for name, tensor in state.items():
             shape, size = tuple(tensor.shape), tensor.numel() * tensor.element_size()
             entries[name] = Unpickled(dtype_of(tensor), shape, 0, size, path, key, name, self)
-        tied = {}
+        tied: dict[str, str] = {}
         for names in same(state):
             first = next((name for name in names if name in wanted), names[0])
             tied |= {name: first for name in names if name != first}
@@ -114,7 +114,8 @@ class Pickles:
         tensor = state.get(entry.name)
         if tensor is None or (dtype_of(tensor), tuple(tensor.shape)) != (entry.dtype, entry.shape):
             raise InputError(
-                f"{shown(entry.path)} changed during verification: '{shown(entry.name)}' is another"
+                f"{shown(entry.path)} changed during verification: "
+                f"tensor '{shown(entry.name)}' is another"
             )
         for piece in flat(tensor, start, end):
             yield piece.view(bits[piece.element_size()])

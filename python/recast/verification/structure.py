@@ -64,11 +64,11 @@ def _tensors(expected: Expectation, headers: Headers) -> Iterator[Problem]:
         if entry.dtype != tensor.dtype and not kept:
             yield problem("tensor_dtype", *where, found=entry.dtype, expected=tensor.dtype)
     for file, name in sorted(unexpected):
-        kept = expected.pickles[file].tied.get(name) if file in expected.pickles else None
-        if kept is None:
-            yield problem("tensor_unexpected", file, name)
+        tied = expected.pickles[file].tied if file in expected.pickles else {}
+        if name in tied:
+            yield problem("tensor_tied", file, name, kept=tied[name])
         else:
-            yield problem("tensor_tied", file, name, kept=kept)
+            yield problem("tensor_unexpected", file, name)
 
 
 def _pickled(expected: Expectation, dest: Path, headers: Headers) -> Iterator[Problem]:
