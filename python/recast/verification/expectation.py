@@ -66,13 +66,52 @@ class Expectation:
     def quantized(self) -> dict[Key, Dequantized]:
         """The source's quantized weights as verification finds them, by file and name in a result
         that holds them dequantized."""
-        return quantized.find(self.source_headers, self.source_file, self._labels)
+        return {key: weight for key, weight in self._weights.items() if not self._is_tied(weight)}
+
+    @cached_property
+    def _weights(self) -> dict[Key, Dequantized]:
+        """The same with those that are tied to others."""
+        return quantized.find(self._everything, self.source_file, self._labels)
+
+    def _is_tied(self, weight: Dequantized) -> bool:
+        """Whether a weight is the same as another one: the codes are, and the scales."""
+
+        def same(key: Key) -> Key:
+            return key[0], self.pickles[key[0]].tied.get(key[1], key[1])
+
+        if weight.codes.key[0] not in self.pickles or same(weight.codes.key) == weight.codes.key:
+            return False
+        parts = [same(part.key) for part in (weight.codes, *weight.scales)]
+        return any(
+            parts == [same(part.key) for part in (other.codes, *other.scales)]
+            for other in self._weights.values()
+            if other.codes.key == same(weight.codes.key)
+        )
 
     @cached_property
     def dropped(self) -> set[Key]:
         """The source's tensors that only quantized weights need."""
-        found = self.quantized if self.dequantizes else {}
-        return quantized.dropped(self.source_headers, found)
+        return quantized.dropped(self._everything, self._weights if self.dequantizes else {})
+
+    @cached_property
+    def tied(self) -> dict[str, dict[str, str]]:
+        """The tensors of pickles that are the same as others and not in the result, each with the
+        one that is, by the result's file."""
+        own = {weight.codes.key for weight in self.quantized.values() if self.dequantizes}
+        return {
+            file: {name: kept for name, kept in found.tied.items() if (file, name) not in own}
+            for file, found in self.pickles.items()
+        }
+
+    def notes(self, file: str) -> dict[str, str]:
+        """What the metadata of the result's `file`, made of a pickle, must say of tied tensors."""
+        weights = self._weights.values() if self.dequantizes else ()
+        names = {each.codes.key: each.name for each in weights}
+        return {
+            names.get((file, name), name): names.get((file, kept), kept)
+            for name, kept in self.tied[file].items()
+            if (file, name) not in self.dropped
+        }
 
     @property
     def source(self) -> Path:
@@ -114,7 +153,19 @@ class Expectation:
 
     @cached_property
     def source_headers(self) -> Headers:
-        """The tensors of the source, by the result's files."""
+        """The tensors of the source, one of those that are the same, by the result's files."""
+        return {
+            file: {
+                name: entry
+                for name, entry in entries.items()
+                if file not in self.tied or name not in self.tied[file]
+            }
+            for file, entries in self._everything.items()
+        }
+
+    @cached_property
+    def _everything(self) -> Headers:
+        """The same with all of them."""
         headers: Headers = {file: {**found.entries} for file, found in self.pickles.items()}
         files = [file for file in self._shards if file not in headers]
         try:
@@ -153,7 +204,7 @@ class Expectation:
             path = files.get(os.path.normpath(os.path.join(folder, shard)))
             if path is None:
                 renamed[name] = shard
-            elif name not in self.pickles[path].tied:
+            elif name not in self.tied[path]:
                 renamed[name] = os.path.join(os.path.dirname(shard), os.path.basename(path))
         return renamed
 

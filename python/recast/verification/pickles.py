@@ -76,12 +76,11 @@ class Unpickled(Entry):
 
 @dataclass(frozen=True)
 class Found:
-    """The tensors of a pickle that a result has, and those that it leaves to the loader."""
+    """The tensors of a pickle."""
 
     entries: dict[str, Unpickled]
-    """Of tied tensors, one."""
     tied: dict[str, str]
-    """The other tied ones, each with the one that is in `entries`."""
+    """Of those that are the same, all but one, each with that one."""
 
 
 class Pickles:
@@ -103,7 +102,7 @@ class Pickles:
         for names in same(state):
             first = next((name for name in names if name in wanted), names[0])
             tied |= {name: first for name in names if name != first}
-        return Found({n: entry for n, entry in entries.items() if n not in tied}, tied)
+        return Found(entries, tied)
 
     def read(self, entry: Unpickled, start: int, end: int) -> "Iterator[torch.Tensor]":
         """What `Unpickled.pieces` gives."""
@@ -139,15 +138,16 @@ def chosen(top: Any, key: str | None) -> State:
 
 
 def same(state: State) -> list[list[str]]:
-    """The names of tensors that are one and the same, each list in order."""
+    """The names of tensors that are one and the same, each list in order. Those without elements
+    have nothing in common."""
     found: dict[object, list[str]] = {}
     for name in sorted(state):
         tensor = state[name]
-        storage = tensor.untyped_storage()
-        at = storage.data_ptr() + tensor.storage_offset() * tensor.element_size()
-        # What has no bytes has no address of its own.
-        where = (at, tensor.dtype, tensor.shape, tensor.stride()) if storage.nbytes() else name
-        found.setdefault(where, []).append(name)
+        # A stride along a single element leads nowhere.
+        pairs = zip(tensor.stride(), tensor.shape, strict=True)
+        strides = [step for step, extent in pairs if extent > 1]
+        where = (tensor.data_ptr(), tensor.dtype, tensor.shape, *strides)
+        found.setdefault(where if tensor.numel() else name, []).append(name)
     return [names for names in found.values() if len(names) > 1]
 
 

@@ -64,7 +64,7 @@ def _tensors(expected: Expectation, headers: Headers) -> Iterator[Problem]:
         if entry.dtype != tensor.dtype and not kept:
             yield problem("tensor_dtype", *where, found=entry.dtype, expected=tensor.dtype)
     for file, name in sorted(unexpected):
-        tied = expected.pickles[file].tied if file in expected.pickles else {}
+        tied = expected.tied.get(file, {})
         if name in tied:
             yield problem("tensor_tied", file, name, kept=tied[name])
         else:
@@ -81,8 +81,8 @@ def _pickled(expected: Expectation, dest: Path, headers: Headers) -> Iterator[Pr
     for file, pickle in expected.pickles.items():
         for name, tensor in planned[file].items():
             entry = pickle.entries.get(name)
-            if name in pickle.tied:
-                yield problem("tensor_tied", file, name, kept=pickle.tied[name])
+            if name in expected.tied[file]:
+                yield problem("tensor_tied", file, name, kept=expected.tied[file][name])
             elif entry is None:
                 yield problem("tensor_unknown", file, name)
             elif entry.dtype != tensor.source_dtype:
@@ -92,11 +92,11 @@ def _pickled(expected: Expectation, dest: Path, headers: Headers) -> Iterator[Pr
                 shape = list(entry.shape)
                 yield problem("tensor_shape", file, name, found=tensor.shape, expected=shape)
         # Of dequantized weights it is known above which of their parts must be there.
-        for name in () if expected.dequantizes else pickle.entries:
+        for name in () if expected.dequantizes else expected.source_headers[file]:
             if name not in planned[file]:
                 yield problem("tensor_missing", file, name)
         if file in headers:
-            yield from _metadata(dest / file, file, pickle.tied)
+            yield from _metadata(dest / file, file, expected.notes(file))
 
 
 def _metadata(path: Path, file: str, tied: dict[str, str]) -> Iterator[Problem]:
@@ -105,7 +105,8 @@ def _metadata(path: Path, file: str, tied: dict[str, str]) -> Iterator[Problem]:
 
     with safe_open(path, "numpy") as shard:
         metadata = shard.metadata() or {}
-    wanted = {"format": "pt", **tied}
+    # A tensor called "format" cannot be noted.
+    wanted = {**tied, "format": "pt"}
     for key in sorted(wanted.keys() | metadata.keys()):
         found, expected = metadata.get(key), wanted.get(key)
         if found != expected:
