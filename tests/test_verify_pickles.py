@@ -362,3 +362,11 @@ def test_quantized_weights_of_a_pickle_are_found(to: Any, tmp_path: Path) -> Non
     assert torch.equal(made, (codes.float() * blocks).to(TARGETS[to]))
     rewrite(tmp_path / "out" / SHARD, lambda tensors, _: tensors["a.weight"][130, 40].mul_(2))
     assert f"a.weight in {SHARD}, element 9,140:" in said(check(source, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("key", [None, "model", "model.state_dict"])
+def test_a_state_dict_below_two_names_is_found(tmp_path: Path, key: str | None) -> None:
+    top = {"model": {"state_dict": state(), "args": {"depth": 2}}, "optimizer": {"state": {}}}
+    source = save(tmp_path / "model" / "net.pt", top).parent
+    recast.convert(source, tmp_path / "out", to="bf16", key=key, sync=False)
+    assert recast.verify(source, tmp_path / "out", full=True).passed

@@ -26,6 +26,8 @@ NESTED = (
     *("generator", "params", "params_ema", "ema", "ema_state_dict", "state_dict_ema", "weights"),
 )
 """What training scripts call the state dict among the other things that they save."""
+DEEPEST = 8
+"""So many of these names in a row are followed."""
 DTYPES = {
     **SOURCES,
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
@@ -125,16 +127,47 @@ class Pickles:
 
 
 def chosen(top: Any, key: str | None) -> State:
-    """The tensors of the state dict in what was unpickled: below `key`, or else below the one name
+    """The tensors of the state dict in what was unpickled: below `key`, or else below the names
     that such a dict usually has, or else at the top. None where that is not clear."""
-    if not isinstance(top, dict):
-        return {}
     if key is not None:
-        return _tensors(top.get(key))
-    nested = [state for name in NESTED if (state := _tensors(top.get(name)))]
+        return _at(top, key)
+    nested = _nested(top)
     if len(nested) > 1:
         return {}
-    return nested[0] if nested else _tensors(top)
+    return _tensors(nested[0] if nested else top)
+
+
+def _nested(value: Any, above: tuple[int, ...] = ()) -> list[dict[Any, Any]]:
+    """What holds tensors below names that a state dict usually has, each once, also below several
+    in a row."""
+    found: dict[int, dict[Any, Any]] = {}
+    for name in NESTED if isinstance(value, dict) else ():
+        inner = value.get(name)
+        if not isinstance(inner, dict) or id(inner) in above:
+            continue
+        if _tensors(inner):
+            found[id(inner)] = inner
+        elif len(above) < DEEPEST:
+            found |= {id(below): below for below in _nested(inner, (*above, id(inner)))}
+    return list(found.values())
+
+
+def _at(value: Any, key: str) -> State:
+    """The tensors below a key, or below the only state dict in what is there; a key with dots may
+    be several."""
+    if not isinstance(value, dict):
+        return {}
+    for name, inner in value.items():
+        if name == key:
+            nested = [] if _tensors(inner) else _nested(inner)
+            state = _tensors(nested[0] if len(nested) == 1 else inner)
+        elif isinstance(name, str) and key.startswith(f"{name}."):
+            state = _at(inner, key[len(name) + 1 :])
+        else:
+            continue
+        if state:
+            return state
+    return {}
 
 
 def same(state: State) -> list[list[str]]:
