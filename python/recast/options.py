@@ -79,8 +79,8 @@ class Options:
     to: Annotated[
         Dtype | AsStored,
         About(
-            "The dtype to cast to; float32, half, bfloat16 and the like work too. With as-stored, "
-            "only the format changes.",
+            "The dtype to cast to; float32, half, bfloat16 and the like work too. The last casts "
+            "nothing: only the format changes.",
             "fp32|fp16|bf16|as-stored",
         ),
     ]
