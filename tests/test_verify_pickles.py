@@ -244,7 +244,8 @@ def sharded(path: Path) -> Path:
         weight_map |= dict.fromkeys(tensors, name)
     # Tied tensors counted twice, as transformers did.
     total = sum(tensor.nbytes for tensor in whole.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    metadata = {"total_size": total, "dtype": "float32"}
+    index = {"metadata": metadata, "weight_map": weight_map}
     (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     return path
 
@@ -262,7 +263,11 @@ INDEX_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda index: index["weight_map"].pop("b"),
         f"{INDEX} does not map the same tensors to the same shards",
     ),
-    "the source's total size": (
+    "another dtype": (
+        lambda index: index["metadata"].update(dtype="float16"),
+        f"{INDEX} states dtype = fp16, expected ",
+    ),
+    "another total size": (
         lambda index: index["metadata"].update(total_size=5),
         f"{INDEX} states total_size = 5, but its tensors have ",
     ),

@@ -147,9 +147,7 @@ class Expectation:
     @cached_property
     def _shards(self) -> list[str]:
         """The files of the result that hold tensors."""
-        with_tensors = {tensor.file for tensor in self.plan.tensors}
-        files = self.plan.files
-        return [file.path for file in files if file.action == "cast" or file.path in with_tensors]
+        return [file.path for file in self.plan.files if file.action == "cast"]
 
     @cached_property
     def source_headers(self) -> Headers:
