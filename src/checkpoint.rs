@@ -2,6 +2,7 @@
 //! other formats, and everything else. Opening reads headers and small JSON files, checks them
 //! against each other, and touches no tensor data.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::format::config::Config;
 use crate::format::index::Index;
 use crate::format::json;
 use crate::format::quantization::Quantization;
-use crate::format::safetensors::Shard;
+use crate::format::safetensors::{Pickled, Shard};
 use crate::place::hub_cache::Snapshot;
 use crate::place::local::Local;
 use crate::place::{Place, Source, address, read_small};
@@ -188,13 +189,47 @@ impl Checkpoint {
         if let (false, Some(key)) = (is_pickled, key) {
             return Err(Error::NoPickle { path: checkpoint.root, key: key.to_owned() });
         }
+        let quantized = checkpoint.recognize();
+        let has_tied = checkpoint.untie(&quantized);
+        checkpoint.quantized = if has_tied { checkpoint.recognize() } else { quantized };
         checkpoint.check_shards()?;
+        Ok(checkpoint)
+    }
+
+    fn recognize(&self) -> Quantized {
         let shards: Vec<(String, &Shard)> =
-            checkpoint.shards().map(|(file, shard)| (component(file.path()), &**shard)).collect();
+            self.shards().map(|(file, shard)| (component(file.path()), &**shard)).collect();
         let shards: Vec<(&str, &Shard)> =
             shards.iter().map(|(component, shard)| (component.as_str(), *shard)).collect();
-        checkpoint.quantized = Quantized::of(&shards);
-        Ok(checkpoint)
+        Quantized::of(&shards)
+    }
+
+    /// Leaves out what is the memory of another tensor in a pickle; whether there was any. Codes and
+    /// scales stay: the same codes are other values with other scales, and each weight needs its own.
+    fn untie(&mut self, quantized: &Quantized) -> bool {
+        let mut number = 0;
+        let mut has_any = false;
+        for file in &mut self.files {
+            let Kind::Shard(shard) = &mut file.kind else { continue };
+            let position = number;
+            number += 1;
+            if shard.pickled.as_ref().is_none_or(|pickled| pickled.tied.is_empty()) {
+                continue;
+            }
+            has_any = true;
+            let parts: HashSet<String> = (0..shard.tensors.len())
+                .filter(|tensor| quantized.part((position, *tensor)).is_some())
+                .map(|tensor| shard.tensors[tensor].name.clone())
+                .collect();
+            let shard = Arc::make_mut(shard);
+            let Shard { tensors, pickled: Some(Pickled { tied, .. }), .. } = shard else {
+                continue;
+            };
+            tied.retain(|(name, kept)| !parts.contains(name) && !parts.contains(kept));
+            let is_tied = |name: &String| tied.binary_search_by(|(it, _)| it.cmp(name)).is_ok();
+            tensors.retain(|tensor| !is_tied(&tensor.name));
+        }
+        has_any
     }
 
     pub fn shards(&self) -> impl Iterator<Item = (&SourceFile, &Arc<Shard>)> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod dequantized;
+mod part;
 mod planned;
 mod quantized;
 mod results;

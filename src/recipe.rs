@@ -102,7 +102,7 @@ impl Span {
 
     /// Bytes of the smallest range that is made of whole blocks, itself and most of what it is made
     /// from. What is small beside the rest, as scales are, is read once more for its checksum.
-    fn step(&self) -> u64 {
+    pub(crate) fn step(&self) -> u64 {
         match self {
             Span::Cast { from, to, .. } => BLOCK * to.bytes().div_ceil(from.bytes()) as u64,
             Span::Hashed { text, .. } => (text.len() as u64).next_multiple_of(BLOCK),

@@ -15,7 +15,7 @@ PYTHON = [
     {"recast"},
     {"api"},
     {"show"},
-    {"bits", "inspection", "published", "verification"},
+    {"bits", "inspection", "loading", "published", "verification"},
     {"array", "report", "rounding"},
     {"gpu", "json_text", "options"},
     {"dtypes", "terminal"},

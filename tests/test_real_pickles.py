@@ -55,7 +55,7 @@ REFUSED: dict[str, str] = {
             "SevenNet_l3i5/checkpoint_l3i5",
         )
     },
-    "silero_vad/data/silero_vad.jit": "compressed",
+    "silero_vad/data/silero_vad.jit": "TorchScript",
 }
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 

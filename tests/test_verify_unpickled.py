@@ -15,7 +15,8 @@ from pickled import TIED, as_made, save, state
 from recast.verification import pickles, structure, values
 from recast.verification.expectation import Expectation
 from recast.verification.pickles import Pickles, chosen, flat, same
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support import environment
 
 ONE = {"w": torch.ones(1)}
@@ -277,32 +278,25 @@ def test_a_plan_that_differs_from_what_torch_finds_is_a_problem(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_codes_are_tied_where_their_scales_are_too(shared: bool, tmp_path: Path) -> None:
+def test_each_quantized_weight_has_codes_and_scales_of_its_own(
+    shared: bool, tmp_path: Path
+) -> None:
     codes, scale = torch.randn(4, 4).to(torch.float8_e4m3fn), torch.tensor(2.0)
     held = {"a.weight": codes, "b.weight": codes, "c.weight": codes.clone()}
     held |= {"a.weight_scale": scale, "b.weight_scale": scale if shared else scale + 1}
     held |= {"c.weight_scale": scale, "a.input_scale": scale, "b.input_scale": scale}
-    path = save(tmp_path / "model.bin", held)
-    tensors = [
-        SimpleNamespace(
-            name=name, source_name=name, shape=[4, 4], source_dtype="F8_E4M3", action="dequantize"
-        )
-        for name in ("a.weight", "c.weight")
-    ]
-    expected = planned(path, tensors, *(name for name in held if "scale" in name))
-    weights = {name for _, name in expected.quantized}
-    dropped = {name for _, name in expected.dropped}
-    assert dropped == {name for name in held if "scale" in name}
-    assert weights == {"a.weight", "c.weight"} | (set() if shared else {"b.weight"})
-    notes = {"b.weight": "a.weight"} if shared else {}
-    assert expected.notes("model.safetensors") == notes
-    problems = {
-        each.tensor: each.kind
-        for check in (structure._weights, lambda *given: structure._pickled(given[0], path, {}))
-        for each in check(expected, {})
-    }
-    # A weight that has scales of its own is another one.
-    assert problems == ({} if shared else {"b.weight": "weight_left"})
+    held |= {"norm.weight": torch.ones(3)}
+    save(tmp_path / "model" / "model.bin", {**held, "tied.weight": held["norm.weight"]})
+    out = tmp_path / "out"
+    recast.convert(tmp_path / "model", out, to="fp32", sync=False)
+    made = load_file(out / "model.safetensors")
+    assert {*made} == {"a.weight", "b.weight", "c.weight", "norm.weight"}
+    factor = 2.0 if shared else 3.0
+    assert torch.equal(made["b.weight"], codes.float() * factor)
+    assert torch.equal(made["a.weight"], codes.float() * 2.0)
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "tied.weight": "norm.weight"}
+    assert recast.verify(tmp_path / "model", out, full=True).passed
 
 
 def test_memory_does_not_grow_with_a_pickle(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from recast.errors import (
     VerificationError,
 )
 from recast.inspection import Inspection
+from recast.loading import load, load_into, tensors
 from recast.report import Report
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ __all__ = [
     "cast",
     "convert",
     "inspect",
+    "load",
+    "load_into",
     "plan",
+    "tensors",
     "verify",
 ]
 

@@ -173,6 +173,9 @@ class Plan:
         """The tensors of the source that are not in the result, because they belong to weights that
         are dequantized: the shard and the name of each."""
     @property
+    def tied(self) -> list[tuple[str, str]]:
+        """The tensors of pickles that are the memory of another one, each with that."""
+    @property
     def files(self) -> list[PlannedFile]:
         """Every file of the result but its report, in the order they are written."""
     @property
@@ -237,6 +240,13 @@ def cast_bytes(
     threads: int | None = None,
     on_overflow: str = "inf",
 ) -> Audit: ...
+def fill(
+    plan: Plan,
+    wanted: list[tuple[int, int, npt.NDArray[np.uint8], list[tuple[int, int]] | None, int]],
+    *,
+    threads: int | None = None,
+) -> list[Audit]: ...
+def can_cut(plan: Plan, file: int, position: int, slices: list[tuple[int, int]]) -> bool: ...
 def summary(plan: Plan) -> str: ...
 def look(plan: Plan, dest: str, options: Options) -> Literal["done", "started", "new"]: ...
 def convert(

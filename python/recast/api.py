@@ -104,13 +104,13 @@ def convert(
     `source`, `to`, `key`, `keep`, `auto_keep`, `skip_quantized` and `unscaled_fp8` are those of
     `plan`. Finite values beyond the target's range stop the run (`on_overflow="error"`), become
     infinite (`"inf"`) or the largest finite value (`"saturate"`). `verify` is a device (`"auto"`,
-    `"cpu"`, `"cuda"`, `"cuda:N"` or a `torch.device`) on which every value of the result is checked
-    before it is published; that requires torch. `threads` limits the worker threads. `io` is how the
-    source is read: `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False` does without
-    fsync: a power failure can then lose the result. `overwrite` replaces the model in `dest` once
-    the new one is ready. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads. `progress(done,
-    total)` is called with bytes, written and then compared, from this thread; what it raises stops
-    the run.
+    `"cpu"`, `"cuda"`, `"cuda:N"` or a `torch.device`) on which every value of the result is
+    checked before it is published; that requires torch. `threads` limits the worker threads. `io`
+    is how the source is read: `"mmap"`, `"read"`, or `"auto"` to leave it to recast. `sync=False`
+    does without fsync: a power failure can then lose the result. `overwrite` replaces the model in
+    `dest` once the new one is ready. `sha256` adds `SHA256SUMS`, which `sha256sum -c` reads.
+    `progress(done, total)` is called with bytes, written and then compared, from this thread; what
+    it raises stops the run.
 
     Nothing is visible in `dest` before every file is complete. The same call again continues a
     conversion that was interrupted. Where it is done, it compares the result and the source with

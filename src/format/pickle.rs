@@ -120,6 +120,11 @@ fn read_legacy(file: &File<'_>, key: Option<&str>, rank: Rank<'_>) -> Result<Sha
     let mut stated: HashMap<&str, (u64, u64)> = HashMap::new();
     for storage in pickled.storages() {
         let key = pickled.text(storage.key).unwrap_or_default();
+        if storage.element.is_none() {
+            let problem =
+                "has no dtype, as torch itself does not read it in such a file".to_owned();
+            return Err(file.fault(PickleFault::Storage { key: key.shown(), problem }));
+        }
         let facts = (bytes_of(storage), storage.elements);
         if *stated.entry(key).or_insert(facts) != facts {
             let (key, problem) = (key.shown(), "is described twice and differently".to_owned());
@@ -172,9 +177,12 @@ impl Making<'_, '_> {
         for (name, tensor) in state.tensors {
             tensors.push(self.tensor(name, tensor)?);
         }
-        let tied = untie(&mut tensors, self.rank);
+        let tied = tied(&tensors, self.rank);
         let limit = self.file.bytes.saturating_mul(EXPANDED).saturating_add(EXPANDED_MORE);
-        let bytes = tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.bytes));
+        let is_own =
+            |tensor: &&Tensor| tied.binary_search_by(|(name, _)| name.cmp(&tensor.name)).is_err();
+        let own = tensors.iter().filter(is_own);
+        let bytes = own.fold(0, |sum: u64, tensor| sum.saturating_add(tensor.bytes));
         if bytes > limit {
             return Err(self.file.fault(PickleFault::Expanded { bytes, limit }));
         }
@@ -255,27 +263,21 @@ impl Making<'_, '_> {
     }
 }
 
-/// Leaves one of the tensors that are the same memory in the same order, and gives the others, each
-/// with the one that is left.
-fn untie(tensors: &mut Vec<Tensor>, rank: Rank<'_>) -> Vec<(String, String)> {
-    let mut same: HashMap<_, Vec<usize>> = HashMap::new();
-    for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.bytes > 0) {
+/// The tensors that are the same memory in the same order as another one, each with that, sorted.
+fn tied(tensors: &[Tensor], rank: Rank<'_>) -> Vec<(String, String)> {
+    let mut same: HashMap<_, Vec<&Tensor>> = HashMap::new();
+    for tensor in tensors.iter().filter(|tensor| tensor.bytes > 0) {
         let Tensor { dtype, shape, start, view, .. } = tensor;
-        same.entry((*start, dtype, shape, view)).or_default().push(index);
+        same.entry((*start, dtype, shape, view)).or_default().push(tensor);
     }
     let mut tied = Vec::new();
     for group in same.into_values().filter(|group| group.len() > 1) {
-        let order = |index: &usize| (rank(&tensors[*index].name), &tensors[*index].name);
-        let kept = group.iter().min_by_key(|index| order(index)).expect("several");
-        let others = group.iter().filter(|index| *index != kept);
-        tied.extend(
-            others.map(|index| (tensors[*index].name.clone(), tensors[*kept].name.clone())),
-        );
+        let kept = group.iter().map(|tensor| &tensor.name).min_by_key(|name| (rank(name), *name));
+        let kept = kept.expect("several");
+        let others = group.iter().map(|tensor| &tensor.name).filter(|name| *name != kept);
+        tied.extend(others.map(|name| (name.clone(), kept.clone())));
     }
     tied.sort();
-    let removed =
-        |tensor: &Tensor| tied.binary_search_by(|(name, _)| name.cmp(&tensor.name)).is_ok();
-    tensors.retain(|tensor| !removed(tensor));
     tied
 }
 

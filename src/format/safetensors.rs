@@ -60,7 +60,8 @@ pub struct Pickled {
     pub heads: Vec<(u64, u64)>,
     /// The bytes of the file.
     pub bytes: u64,
-    /// Tensors that are the memory of another one, each with that.
+    /// Tensors that are the memory of another one, each with that, sorted; they are not among the
+    /// tensors once it is known that they are not parts of quantized weights.
     pub tied: Vec<(String, String)>,
     /// What is not a tensor of the model.
     pub left_out: Vec<String>,

@@ -4,6 +4,7 @@
 //! that started them.
 
 pub mod check;
+mod fill;
 mod hashed;
 mod job;
 mod range;
@@ -18,6 +19,7 @@ use crate::error::Error;
 use crate::held;
 use crate::place::Place;
 use crate::recipe::PIECE;
+pub use fill::{Wanted, fill};
 use job::{Buffers, Finished, Job};
 pub use range::range;
 pub use sink::{File, Made, Options, Overflowed, Sink, Sinks};

@@ -112,18 +112,24 @@ impl Object for Opened {
         }
         buffer.resize(buffer.len().max(bytes), 0);
         let out = &mut buffer[..bytes];
+        self.fill(start, out)?;
+        Ok(out)
+    }
+
+    fn fill(&self, start: u64, out: &mut [u8]) -> Result<(), Error> {
         let started = Instant::now();
         fs::read_at(&self.file, out, start).map_err(|error| match error.kind() {
             // A source that ends too early was cut short since it was opened.
-            std::io::ErrorKind::UnexpectedEof => changed(),
+            std::io::ErrorKind::UnexpectedEof => Error::Changed { path: self.path.clone() },
             _ => Error::io("read", &self.path)(error),
         })?;
+        let bytes = out.len();
         if bytes >= TELLING && started.elapsed() > Duration::from_nanos(bytes as u64) {
             // Slower than 1 GB/s is not memory but a disk, which may as well work on the next
             // pieces while this one is cast and written.
             fs::start_reading(&self.file, start + bytes as u64, AHEAD);
         }
-        Ok(out)
+        Ok(())
     }
 
     fn release(&self, start: u64, bytes: usize) {

@@ -84,6 +84,16 @@ pub trait Object: Send + Sync {
         buffer: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], Error>;
 
+    /// Reads the bytes from `start` into `out`, all of it.
+    ///
+    /// # Errors
+    /// As [`Object::get`].
+    fn fill(&self, start: u64, out: &mut [u8]) -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        out.copy_from_slice(self.get(start, out.len(), &mut buffer)?);
+        Ok(())
+    }
+
     /// Says that a range will not be looked at again.
     fn release(&self, _start: u64, _bytes: usize) {}
 }

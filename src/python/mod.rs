@@ -4,6 +4,7 @@
 mod array;
 mod convert;
 mod dtype;
+mod load;
 mod options;
 
 use std::ffi::OsString;
@@ -230,6 +231,12 @@ impl Plan {
         dropped.map(|(file, tensor)| (text(&file.path), tensor.name.clone())).collect()
     }
 
+    /// The tensors of pickles that are the memory of another one, each with that.
+    #[getter]
+    fn tied(&self) -> Vec<(&str, &str)> {
+        self.0.files.iter().flat_map(plan::PlannedFile::tied).collect()
+    }
+
     /// Every file of the result but its report, in the order they are written.
     #[getter]
     fn files(&self) -> Vec<PlannedFile> {
@@ -360,6 +367,8 @@ mod _core {
     use super::convert::{Converted, check_published, convert, look, summary};
     #[pymodule_export]
     use super::dtype::{DtypeInfo, float_name};
+    #[pymodule_export]
+    use super::load::{can_cut, fill};
     #[pymodule_export]
     use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Tensor};
     #[pymodule_export]

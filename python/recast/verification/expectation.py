@@ -66,52 +66,32 @@ class Expectation:
     def quantized(self) -> dict[Key, Dequantized]:
         """The source's quantized weights as verification finds them, by file and name in a result
         that holds them dequantized."""
-        return {key: weight for key, weight in self._weights.items() if not self._is_tied(weight)}
-
-    @cached_property
-    def _weights(self) -> dict[Key, Dequantized]:
-        """The same with those that are tied to others."""
         return quantized.find(self._everything, self.source_file, self._labels)
-
-    def _is_tied(self, weight: Dequantized) -> bool:
-        """Whether a weight is the same as another one: the codes are, and the scales."""
-
-        def same(key: Key) -> Key:
-            return key[0], self.pickles[key[0]].tied.get(key[1], key[1])
-
-        if weight.codes.key[0] not in self.pickles or same(weight.codes.key) == weight.codes.key:
-            return False
-        parts = [same(part.key) for part in (weight.codes, *weight.scales)]
-        return any(
-            parts == [same(part.key) for part in (other.codes, *other.scales)]
-            for other in self._weights.values()
-            if other.codes.key == same(weight.codes.key)
-        )
 
     @cached_property
     def dropped(self) -> set[Key]:
         """The source's tensors that only quantized weights need."""
-        return quantized.dropped(self._everything, self._weights if self.dequantizes else {})
+        return quantized.dropped(self._everything, self.quantized if self.dequantizes else {})
 
     @cached_property
     def tied(self) -> dict[str, dict[str, str]]:
         """The tensors of pickles that are the same as others and not in the result, each with the
-        one that is, by the result's file."""
-        own = {weight.codes.key for weight in self.quantized.values() if self.dequantizes}
+        one that is, by the result's file. Each quantized weight has its own codes and scales."""
+        own = quantized.dropped(self._everything, self.quantized)
+        for weight in self.quantized.values():
+            own |= {part.key for part in (weight.codes, *weight.scales)}
         return {
-            file: {name: kept for name, kept in found.tied.items() if (file, name) not in own}
+            file: {
+                name: kept
+                for name, kept in found.tied.items()
+                if not {(file, name), (file, kept)} & own
+            }
             for file, found in self.pickles.items()
         }
 
     def notes(self, file: str) -> dict[str, str]:
         """What the metadata of the result's `file`, made of a pickle, must say of tied tensors."""
-        weights = self._weights.values() if self.dequantizes else ()
-        names = {each.codes.key: each.name for each in weights}
-        return {
-            names.get((file, name), name): names.get((file, kept), kept)
-            for name, kept in self.tied[file].items()
-            if (file, name) not in self.dropped
-        }
+        return self.tied[file]
 
     @property
     def source(self) -> Path:
