@@ -273,3 +273,9 @@ def test_nothing_that_a_pickle_names_is_imported(file: Path) -> None:
         env = environment(PYTHONPATH=f"{file.parent.parent}:{':'.join(sys.path)}")
         subprocess.run([sys.executable, "-c", code, file], check=True, env=env)
         assert not (file.parent.parent / CANARY).exists()
+
+
+def test_a_pointer_of_git_lfs_is_called_so(file: Path) -> None:
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(file, recast.HeaderError, "model.bin")
+    assert "git lfs pull" in recast_here("inspect", file).stderr

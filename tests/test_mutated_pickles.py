@@ -30,6 +30,7 @@ STRICTER = {
     r"PICKLE is damaged: its checksum is another": "torch compares no checksums.",
     r"the list of storages is damaged: it is no list": "Any iterable will do for torch.",
     r"storage '\.\.\.' (has another length|is described twice|is not there|is not used)": SIZES,
+    r"storage '\.\.\.' (is a part of another one, too|has two parts)": "torch takes the first.",
     r"tensor '\.\.\.' reaches beyond its storage": SIZES,
     r"its tensors repeat few values": "torch copies nothing before it is read.",
     r"it refers to something that is no storage": PLAIN,

@@ -14,7 +14,7 @@ mod value;
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::safetensors::{METADATA_KEY, Pickled as Facts, Shard, Tensor};
+use super::safetensors::{LFS_POINTER, METADATA_KEY, Pickled as Facts, Shard, Tensor};
 use crate::checksum::Digest;
 use crate::error::{Error, PickleFault};
 use crate::place::Object;
@@ -25,8 +25,12 @@ use file::File;
 use machine::{Failure, MAX_PICKLE, Pickled};
 use value::Storage;
 
+/// Bytes of a file that tell what it is.
+const START: u64 = 64;
 /// How a zip archive starts.
 const ZIP: &[u8] = b"PK\x03\x04";
+/// The newest version of the archives that torch 2.15 reads.
+const NEWEST: u32 = 10;
 /// The bytes that values may take in the result for each byte of the file, and beyond that.
 const EXPANDED: u64 = 8;
 const EXPANDED_MORE: u64 = 16 << 20;
@@ -46,7 +50,10 @@ pub fn read(
     rank: Rank<'_>,
 ) -> Result<Shard, Error> {
     let file = File::new(object, path)?;
-    let start = file.get(0, file.bytes.min(16))?;
+    let start = file.get(0, file.bytes.min(START))?;
+    if start.starts_with(LFS_POINTER) {
+        return Err(Error::LfsPointer { path: path.to_owned() });
+    }
     if start.starts_with(ZIP) {
         read_archive(&file, key, rank)
     } else if legacy::is_one(&start) {
@@ -61,10 +68,11 @@ pub fn read(
 /// # Errors
 /// What the place says.
 pub fn is_one(object: &dyn Object) -> Result<bool, Error> {
-    let bytes = object.marks()?.bytes.min(16) as usize;
+    let bytes = object.marks()?.bytes.min(START) as usize;
     let mut buffer = Vec::new();
     let start = object.get(0, bytes, &mut buffer)?;
-    Ok(start.starts_with(ZIP) || legacy::is_one(start))
+    // A pointer to one is no other format.
+    Ok(start.starts_with(ZIP) || legacy::is_one(start) || start.starts_with(LFS_POINTER))
 }
 
 fn read_archive(file: &File<'_>, key: Option<&str>, rank: Rank<'_>) -> Result<Shard, Error> {
@@ -79,6 +87,13 @@ fn read_archive(file: &File<'_>, key: Option<&str>, rank: Rank<'_>) -> Result<Sh
             return Err(file.fault(PickleFault::Byteorder { order }));
         }
     }
+    if let Some(version) = archive.get("version") {
+        let version = file.get(version.start, version.bytes.min(16))?;
+        let number = std::str::from_utf8(&version).ok().and_then(|text| text.trim().parse().ok());
+        if !number.is_some_and(|number: u32| (1..=NEWEST).contains(&number)) {
+            return refuse("is of a version");
+        }
+    }
     let place = format!("{}/data.pkl", archive.root.shown());
     if entry.bytes > MAX_PICKLE {
         let (what, limit) = ("bytes".to_owned(), MAX_PICKLE);
@@ -91,7 +106,7 @@ fn read_archive(file: &File<'_>, key: Option<&str>, rank: Rank<'_>) -> Result<Sh
         return Err(file.fault(PickleFault::Damaged { problem, at: 0, place }));
     }
     let pickled =
-        machine::read(&text, 0, &place).map_err(|failure| failed(file, failure, &place))?;
+        machine::read(&text, 0, &place, false).map_err(|failure| failed(file, failure, &place))?;
     if pickled.end != text.len() {
         let (problem, at) = ("bytes follow its end".to_owned(), pickled.end);
         return Err(file.fault(PickleFault::Damaged { problem, at, place }));
@@ -107,8 +122,8 @@ fn read_archive(file: &File<'_>, key: Option<&str>, rank: Rank<'_>) -> Result<Sh
         let directory = &archive.directory;
         (directory.start, directory.end - directory.start)
     }];
-    let directory = file.get(heads[1].0, heads[1].1)?;
-    let version = Digest::of_head(&[text.as_slice(), &directory].concat());
+    let directory = Digest::of_head(&file.get(heads[1].0, heads[1].1)?);
+    let version = Digest::of_blocks(&[Digest::of_head(&text), directory]);
     let made = Making { file, pickled: &pickled, find: &find, rank };
     made.shard(key, heads, version)
 }
@@ -134,7 +149,7 @@ fn read_legacy(file: &File<'_>, key: Option<&str>, rank: Rank<'_>) -> Result<Sha
     let places = legacy::storages(file, &keys, &stated)?;
     let find = |key: &str, _| places.get(key).copied().ok_or("is not there");
     let heads = vec![(0, keys.end as u64)];
-    let version = Digest::of_head(&text[..keys.end]);
+    let version = Digest::of_blocks(&[Digest::of_head(&text[..keys.end])]);
     let made = Making { file, pickled: &pickled, find: &find, rank };
     made.shard(key, heads, version)
 }
@@ -200,6 +215,7 @@ impl Making<'_, '_> {
     /// lies in: a file is whole, or it is not read.
     fn check_storages(&self) -> Result<(), Error> {
         let mut seen: HashMap<&str, u64> = HashMap::new();
+        let mut parts: HashMap<&str, (&str, u64, u64)> = HashMap::new();
         for storage in self.pickled.storages() {
             let key = self.pickled.text(storage.key).unwrap_or_default();
             let bytes = storage.elements.checked_mul(bytes_of(storage));
@@ -208,8 +224,21 @@ impl Making<'_, '_> {
                 return Err(self.storage_fault(storage, "is described twice and differently"));
             }
             (self.find)(key, bytes).map_err(|problem| self.storage_fault(storage, problem))?;
+            if let Some(part) = storage.part {
+                let own = self.pickled.text(part.key).unwrap_or_default();
+                let facts = (key, part.start, part.elements);
+                if *parts.entry(own).or_insert(facts) != facts {
+                    return Err(self.storage_fault(storage, "has two parts of one key"));
+                }
+            }
         }
-        Ok(())
+        match parts.into_iter().find(|(key, _)| seen.contains_key(key)) {
+            None => Ok(()),
+            Some((key, _)) => {
+                let (key, problem) = (key.shown(), "is a part of another one, too".to_owned());
+                Err(self.file.fault(PickleFault::Storage { key, problem }))
+            }
+        }
     }
 
     fn tensor(&self, name: &str, tensor: &value::Tensor) -> Result<Tensor, Error> {
@@ -236,7 +265,8 @@ impl Making<'_, '_> {
         product(&sizes_but_zeros).and_then(|all| all.checked_mul(width)).ok_or_else(too_large)?;
         let beyond = || refuse("reaches beyond its storage");
         let unit = bytes_of(storage);
-        let (from, length) = storage.part.unwrap_or((0, storage.elements));
+        let part = storage.part.map(|part| (part.start, part.elements));
+        let (from, length) = part.unwrap_or((0, storage.elements));
         if from.checked_add(length).is_none_or(|end| end > storage.elements) {
             return Err(beyond());
         }

@@ -18,7 +18,7 @@ use crate::view::View;
 
 pub const MAX_HEADER: u64 = 100_000_000;
 /// How the text begins that Git LFS leaves in the place of a file it did not fetch.
-const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 pub const METADATA_KEY: &str = "__metadata__";
 
 #[derive(Clone, Debug, PartialEq, Eq)]

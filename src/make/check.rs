@@ -32,11 +32,11 @@ pub fn opened(
     let is_same = match source.heads[..] {
         [] => Digest::of_head(head) == source.version,
         ref heads => {
-            let (mut all, mut buffer) = (head.to_vec(), Vec::new());
-            for (start, bytes) in heads {
-                all.extend_from_slice(object.get(*start, *bytes as usize, &mut buffer)?);
-            }
-            Digest::of_head(&all) == source.version
+            let mut buffer = Vec::new();
+            let digests = heads.iter().map(|(start, bytes)| {
+                Ok(Digest::of_head(object.get(*start, *bytes as usize, &mut buffer)?))
+            });
+            Digest::of_blocks(&digests.collect::<Result<Vec<_>, Error>>()?) == source.version
         }
     };
     if !is_same {

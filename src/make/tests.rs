@@ -292,8 +292,8 @@ fn every_range_that_a_version_is_of_is_compared() {
     let (place, mut recipe, _) = example();
     let values = floats(900_000);
     recipe.sources[0].heads = vec![(100, 8), (4_000, 4)];
-    recipe.sources[0].version =
-        Digest::of_head(&[&values[100..108], &values[4_000..4_004]].concat());
+    let digests = [&values[100..108], &values[4_000..4_004]].map(Digest::of_head);
+    recipe.sources[0].version = Digest::of_blocks(&digests);
     let from = recipe.layout().starts[1];
     make::range(&recipe, &place, LEVEL, from..from + 100).expect("the same ranges");
     recipe.sources[0].heads[1].0 += 4;

@@ -33,8 +33,8 @@ pub struct Source {
     pub bytes: u64,
     /// How many bytes at its start the version is the digest of: a header, or a whole small text.
     pub head: u64,
-    /// Other ranges that it is the digest of, too, where there are any: where they start, and their
-    /// bytes.
+    /// The ranges whose digests it is the digest of instead, where there are any: where they start,
+    /// and their bytes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<(u64, u64)>,
     /// The digest of those.

@@ -47,11 +47,6 @@ FILES: list[Hostile] = [
     bad("a byte", b"\x80", foreign=True),
     bad("zeros", bytes(4096), foreign=True),
     bad("text", b"<!DOCTYPE html><html>404</html>", foreign=True),
-    bad(
-        "a pointer of Git LFS",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-        foreign=True,
-    ),
     bad("an ELF program", b"\x7fELF\2\1\1" + bytes(57), foreign=True),
     bad("a tar archive", b"storages".ljust(257, b"\0") + b"ustar\x0000" + bytes(248), foreign=True),
     bad("a pickle of a dict", pickled(dict_of({"w": integer(1)})), foreign=True),

@@ -4,7 +4,7 @@
 //!
 //! The zip crate is not used because it follows the central directory and looks at nothing else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use super::file::File;
@@ -25,7 +25,9 @@ const END_BYTES: u64 = 22;
 const END_64_BYTES: u64 = 56;
 const LOCATOR_64_BYTES: u64 = 20;
 
-/// The longest central directory that is read: of half a million tensors.
+/// The most entries that are read.
+const MAX_ENTRIES: u64 = 1 << 19;
+/// The longest central directory that is read.
 const MAX_DIRECTORY: u64 = 64 << 20;
 
 /// The flags of what cannot be read: encrypted, patched, strongly encrypted, masked.
@@ -57,7 +59,13 @@ struct Central<'a> {
     packed: u64,
     bytes: u64,
     offset: u64,
+    is_folder: bool,
 }
+
+/// What is looked for by its name.
+const KNOWN: [&str; 4] = ["data.pkl", "byteorder", "version", "constants.pkl"];
+/// The attribute of a folder.
+const FOLDER: u32 = 0x10;
 
 fn refuse<T>(file: &File<'_>, problem: impl Into<String>) -> Result<T, Error> {
     Err(file.fault(PickleFault::Archive { problem: problem.into() }))
@@ -72,6 +80,7 @@ impl Archive {
             return Err(file.fault(PickleFault::TorchScript));
         }
         let mut archive = Archive { root: String::new(), entries: HashMap::new(), directory };
+        let mut names = HashSet::with_capacity(found.len());
         // By where they start, to see that none lies in another.
         let mut places: BTreeMap<u64, (Entry, bool)> = BTreeMap::new();
         for (number, each) in found.iter().enumerate() {
@@ -79,6 +88,16 @@ impl Archive {
             let Some((root, below)) = each.name.split_once('/') else {
                 return refuse(file, format!("has '{name}' beside its folder"));
             };
+            if each.name.contains(char::is_control) || each.is_folder || below.is_empty() {
+                return refuse(file, format!("has '{name}', which is no file"));
+            }
+            // Some readers do not tell capital letters from others.
+            let lower = below.to_ascii_lowercase();
+            let is_known = KNOWN.contains(&lower.as_str()) && lower != below;
+            if is_known || lower.ends_with("/data.pkl") {
+                let known = lower.rsplit('/').next().unwrap_or_default();
+                return refuse(file, format!("has '{name}', which may be taken for '{known}'"));
+            }
             if number == 0 {
                 root.clone_into(&mut archive.root);
             } else if root != archive.root {
@@ -90,7 +109,9 @@ impl Archive {
             if places.insert(each.offset, (entry.clone(), is_described_behind)).is_some() {
                 return refuse(file, format!("has two entries at byte {}", each.offset));
             }
-            if archive.entries.insert(below.to_owned(), entry).is_some() {
+            let is_first = names.insert(lower);
+            archive.entries.insert(below.to_owned(), entry);
+            if !is_first {
                 return refuse(file, format!("has '{name}' more than once"));
             }
         }
@@ -182,7 +203,7 @@ fn central<'a>(file: &File<'_>, text: &'a [u8], count: u64) -> Result<Vec<Centra
         let (_time, _date, crc) = (fields.u16(), fields.u16(), fields.u32());
         let (packed, bytes) = (fields.u32(), fields.u32());
         let lengths = [fields.u16(), fields.u16(), fields.u16()].map(usize::from);
-        let (disk, _internal, _external) = (fields.u16(), fields.u16(), fields.u32());
+        let (disk, _internal, external) = (fields.u16(), fields.u16(), fields.u32());
         let offset = fields.u32();
         let parts = behind.split_at_checked(lengths[0]).and_then(|(name, behind)| {
             let (extra, behind) = behind.split_at_checked(lengths[1])?;
@@ -201,7 +222,12 @@ fn central<'a>(file: &File<'_>, text: &'a [u8], count: u64) -> Result<Vec<Centra
         if disk != 0 {
             return refuse(file, "is one of several parts");
         }
-        found.push(Central { name, flags, method, crc, packed, bytes, offset });
+        let is_folder = name.ends_with('/') || external & FOLDER != 0;
+        found.push(Central { name, flags, method, crc, packed, bytes, offset, is_folder });
+    }
+    if found.len() as u64 > MAX_ENTRIES {
+        let (what, place) = ("entries".to_owned(), "the zip archive".to_owned());
+        return Err(file.fault(PickleFault::TooMuch { what, limit: MAX_ENTRIES, place }));
     }
     if found.len() as u64 != count {
         return refuse(file, format!("says that it has {count} entries and has {}", found.len()));

@@ -39,12 +39,15 @@ pub fn pickles(text: &[u8]) -> Result<(Pickled<'_>, Pickled<'_>), Failure> {
         head(PickleFault::Damaged { problem, at, place })
     };
     // The magic number is longer than what is read as a number; it was compared.
-    let magic = machine::read(text, 0, "the head")?;
-    let version = machine::read(text, magic.end, "the head")?;
+    let magic = machine::read(text, 0, "the head", true)?;
+    if magic.end != 5 + MAGIC.len() {
+        return Err(damaged("it does not start with a number", 0));
+    }
+    let version = machine::read(text, magic.end, "the head", true)?;
     if !matches!(version.root(), Value::Int(VERSION)) {
         return Err(damaged("its version is not 1001", magic.end));
     }
-    let machine = machine::read(text, version.end, "the head")?;
+    let machine = machine::read(text, version.end, "the head", true)?;
     let Value::Dict(facts) = machine.root() else {
         return Err(damaged("it does not say what machine wrote it", version.end));
     };
@@ -52,8 +55,8 @@ pub fn pickles(text: &[u8]) -> Result<(Pickled<'_>, Pickled<'_>), Failure> {
     if !matches!(order.next_back().map(|(_, value)| machine.get(*value)), Some(Value::Bool(true))) {
         return Err(head(PickleFault::Byteorder { order: "big".to_owned() }));
     }
-    let object = machine::read(text, machine.end, "the pickle")?;
-    let keys = machine::read(text, object.end, "the list of storages")?;
+    let object = machine::read(text, machine.end, "the pickle", true)?;
+    let keys = machine::read(text, object.end, "the list of storages", true)?;
     Ok((object, keys))
 }
 

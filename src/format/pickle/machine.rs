@@ -5,7 +5,7 @@
 mod calls;
 mod read;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::opcodes;
@@ -44,7 +44,7 @@ impl<'p> Pickled<'p> {
     /// Every mention of a storage.
     pub fn storages(&self) -> impl Iterator<Item = &Storage> {
         self.values.iter().filter_map(|value| match value {
-            Value::Storage(storage) => Some(storage),
+            Value::Storage(storage) => Some(&**storage),
             _ => None,
         })
     }
@@ -82,10 +82,18 @@ struct Machine<'p> {
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     uses: usize,
+    /// The dicts that keep attributes.
+    ordered: HashSet<Id>,
+    is_legacy: bool,
 }
 
 /// Reads the pickle that starts at `start`. Its values are what they would be, but for what is inert.
-pub fn read<'p>(pickle: &'p [u8], start: usize, place: &str) -> Result<Pickled<'p>> {
+pub fn read<'p>(
+    pickle: &'p [u8],
+    start: usize,
+    place: &str,
+    is_legacy: bool,
+) -> Result<Pickled<'p>> {
     let mut machine = Machine {
         pickle,
         place,
@@ -96,6 +104,8 @@ pub fn read<'p>(pickle: &'p [u8], start: usize, place: &str) -> Result<Pickled<'
         marks: Vec::new(),
         memo: HashMap::new(),
         uses: 0,
+        ordered: HashSet::new(),
+        is_legacy,
     };
     if machine.byte()? != opcodes::PROTO {
         return machine.damaged("it does not start with its protocol");
@@ -130,7 +140,12 @@ impl<'p> Machine<'p> {
         self.opcode = self.at;
         match self.byte()? {
             opcodes::STOP => return Ok(false),
-            opcodes::MARK => self.marks.push(self.stack.len()),
+            opcodes::MARK => {
+                if self.marks.len() >= MAX_STACK {
+                    return self.too_much("marks at a time", MAX_STACK);
+                }
+                self.marks.push(self.stack.len());
+            }
             opcodes::NONE => self.push(NONE)?,
             opcodes::NEWFALSE => self.push(FALSE)?,
             opcodes::NEWTRUE => self.push(TRUE)?,
@@ -223,10 +238,7 @@ impl<'p> Machine<'p> {
     }
 
     fn push(&mut self, id: Id) -> Result<()> {
-        self.uses += 1;
-        if self.uses > MAX_USES {
-            return self.too_much("values to put together", MAX_USES);
-        }
+        self.use_up(1)?;
         if self.stack.len() >= MAX_STACK {
             return self.too_much("values at a time", MAX_STACK);
         }
@@ -234,9 +246,21 @@ impl<'p> Machine<'p> {
         Ok(())
     }
 
+    fn use_up(&mut self, values: usize) -> Result<()> {
+        self.uses += values;
+        match self.uses > MAX_USES {
+            true => self.too_much("values to put together", MAX_USES),
+            false => Ok(()),
+        }
+    }
+
     fn make(&mut self, value: Value) -> Result<()> {
         if self.values.len() >= MAX_VALUES {
             return self.too_much("values", MAX_VALUES);
+        }
+        if self.values.len() == self.values.capacity() {
+            // Less than twice as many, because there may be two million.
+            self.values.reserve_exact(1024 + self.values.len() / 4);
         }
         self.values.push(value);
         self.push((self.values.len() - 1) as Id)

@@ -10,7 +10,7 @@ fn pickle(opcodes: &[u8]) -> Vec<u8> {
 
 fn root(opcodes: &[u8]) -> Result<Value, String> {
     let text = pickle(opcodes);
-    match machine::read(&text, 0, "x") {
+    match machine::read(&text, 0, "x", false) {
         Ok(pickled) => Ok(pickled.root().clone()),
         Err(Failure::Fault(fault)) => Err(fault.to_string()),
         Err(Failure::Ends { at }) => Err(format!("ends at {at}")),

@@ -19,7 +19,7 @@ pub enum Value {
     /// A dict, in the order of insertion; of two equal keys, the later one counts.
     Dict(Vec<(Id, Id)>),
     Global(Global),
-    Storage(Storage),
+    Storage(Box<Storage>),
     Tensor(Box<Tensor>),
     /// Something that no tensor is made of: it may be stored, and is never looked into.
     Inert,
@@ -83,8 +83,17 @@ pub struct Storage {
     pub key: Id,
     /// Its elements; bytes where it has no dtype.
     pub elements: u64,
-    /// The part that is meant, in elements: its start and its length. Only in legacy files.
-    pub part: Option<(u64, u64)>,
+    /// The part that is meant; only in legacy files.
+    pub part: Option<Part>,
+}
+
+/// A part of a storage, which has a key of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    pub key: Id,
+    /// In elements.
+    pub start: u64,
+    pub elements: u64,
 }
 
 #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! What a pickle would import, load and call: what comes of it is noted, and nothing is done.
 
-use super::{INERT, Machine, NONE, Result, fault, text};
+use super::{INERT, MAX_USES, Machine, NONE, Result, fault, text};
 use crate::error::PickleFault;
-use crate::format::pickle::value::{Global, Id, Rebuild, Storage, Tensor, Value};
+use crate::format::pickle::value::{Global, Id, Part, Rebuild, Storage, Tensor, Value};
 use crate::shown::Shown;
 
 impl Machine<'_> {
@@ -24,7 +24,7 @@ impl Machine<'_> {
         let id = self.pop()?;
         let storage = self.storage(id);
         match storage {
-            Some(storage) => self.make(Value::Storage(storage)),
+            Some(storage) => self.make(Value::Storage(Box::new(storage))),
             None => self.call("it refers to something that is no storage"),
         }
     }
@@ -35,12 +35,14 @@ impl Machine<'_> {
         let Value::Global(Global::Storage(element)) = self.values[class as usize] else {
             return None;
         };
-        let part = match more {
-            [] => None,
-            [part] if *part == NONE => None,
-            [part] => {
-                let &[_key, start, length] = self.tuple(*part)? else { return None };
-                Some((self.natural(start)?, self.natural(length)?))
+        let part = match (more, self.is_legacy) {
+            ([], false) => None,
+            ([part], true) if *part == NONE => None,
+            ([part], true) => {
+                let &[key, start, length] = self.tuple(*part)? else { return None };
+                text(self.pickle, &self.values[key as usize])?;
+                let (start, elements) = (self.natural(start)?, self.natural(length)?);
+                Some(Part { key, start, elements })
             }
             _ => return None,
         };
@@ -57,19 +59,20 @@ impl Machine<'_> {
         let Value::Global(function) = self.values[function as usize] else {
             return self.call("it calls what is no function");
         };
-        let Some(arguments) = self.tuple(arguments).map(<[Id]>::to_vec) else {
+        let Some(arguments) = self.tuple(arguments) else {
             return self.call("it calls a function with what are no arguments");
         };
         match function {
-            Global::OrderedDict => {
-                let members = self.pairs(&arguments);
-                match members {
-                    Some(members) => self.make(Value::Dict(members)),
-                    None => self.call("it makes a dict of what are no pairs"),
+            Global::OrderedDict => match self.pairs(arguments) {
+                Some(members) => self.make_ordered(members),
+                None => self.call("it makes a dict of what are no pairs"),
+            },
+            Global::Rebuild(function) => match self.rebuilt(function, arguments, 0) {
+                Ok(tensor) => {
+                    // It takes as much memory as several values.
+                    self.use_up(16 + 4 * tensor.sizes.len())?;
+                    self.make(Value::Tensor(Box::new(tensor)))
                 }
-            }
-            Global::Rebuild(function) => match self.rebuilt(function, &arguments, 0) {
-                Ok(tensor) => self.make(Value::Tensor(Box::new(tensor))),
                 Err(problem) => self.call(format!("it makes a tensor {problem}")),
             },
             Global::Size => match arguments[..] {
@@ -87,10 +90,16 @@ impl Machine<'_> {
         let pair = self.last(2)?;
         let is_bare = self.tuple(pair[1]).is_some_and(<[Id]>::is_empty);
         match self.values[pair[0] as usize] {
-            Value::Global(Global::OrderedDict) if is_bare => self.make(Value::Dict(Vec::new())),
+            Value::Global(Global::OrderedDict) if is_bare => self.make_ordered(Vec::new()),
             Value::Global(Global::Inert) if is_bare => self.push(INERT),
             _ => self.call("it makes an object of a class that tensors do not need"),
         }
+    }
+
+    fn make_ordered(&mut self, members: Vec<(Id, Id)>) -> Result<()> {
+        self.use_up(members.len())?;
+        self.ordered.insert(self.values.len() as Id);
+        self.make(Value::Dict(members))
     }
 
     /// The members of a dict that is made of a list of pairs, or of nothing.
@@ -103,16 +112,53 @@ impl Machine<'_> {
             Value::List(pair) | Value::Tuple(pair) if pair.len() == 2 => Some((pair[0], pair[1])),
             _ => None,
         };
-        items.iter().map(pair).collect()
+        // What would be too much is not put together first.
+        let fits = self.uses + items.len() <= MAX_USES;
+        if fits { items.iter().map(pair).collect() } else { None }
     }
 
-    /// The state of an object: attributes of a dict, which are not members of it.
+    /// The state of an object: attributes of an ordered dict, which are not members of it.
     pub(super) fn build(&mut self) -> Result<()> {
         let state = self.pop()?;
         let (top, state) = (self.top()?, &self.values[state as usize]);
-        match (&self.values[top as usize], state) {
-            (Value::Dict(_), Value::Dict(_)) => Ok(()),
+        match state {
+            Value::Dict(_) if self.ordered.contains(&top) => Ok(()),
             _ => self.call("it sets the state of what needs none"),
+        }
+    }
+
+    /// Whether attributes of a tensor are only kept beside it: a dict of them, or two, as of a class
+    /// with slots. What a tensor is made of can be set like an attribute, too.
+    fn is_plain_state(&self, state: Option<&Value>) -> bool {
+        /// What can be set of a tensor in torch 2.15.
+        const SET: [&str; 11] = [
+            "data",
+            "real",
+            "imag",
+            "grad",
+            "_grad",
+            "_grad_fn",
+            "grad_dtype",
+            "names",
+            "requires_grad",
+            "volatile",
+            "_backward_hooks",
+        ];
+        let is_plain = |key: Id| {
+            let name = text(self.pickle, &self.values[key as usize]);
+            name.is_some_and(|name| !SET.contains(&name) && !name.starts_with("__"))
+        };
+        match state {
+            None | Some(Value::None) => true,
+            Some(Value::Dict(members)) => members.iter().all(|(key, _)| is_plain(*key)),
+            Some(Value::Tuple(parts)) if parts.len() == 2 => {
+                parts.iter().all(|part| match &self.values[*part as usize] {
+                    Value::None => true,
+                    Value::Dict(members) => members.iter().all(|(key, _)| is_plain(*key)),
+                    _ => false,
+                })
+            }
+            _ => false,
         }
     }
 
@@ -124,12 +170,14 @@ impl Machine<'_> {
         depth: usize,
     ) -> std::result::Result<Tensor, &'static str> {
         const WRONG: &str = "of the wrong arguments";
+        const STATE: &str = "whose attributes would change it";
         let value = |at: usize| arguments.get(at).map(|id| &self.values[*id as usize]);
         let count = arguments.len();
         match function {
             Rebuild::Parameter | Rebuild::ParameterWithState => {
                 let expected = if function == Rebuild::Parameter { 3 } else { 4 };
                 match value(0) {
+                    Some(Value::Tensor(_)) if !self.is_plain_state(value(3)) => Err(STATE),
                     Some(Value::Tensor(tensor)) if count == expected => Ok(*tensor.clone()),
                     _ => Err(WRONG),
                 }
@@ -140,6 +188,9 @@ impl Machine<'_> {
                     Some(Value::Global(Global::TensorClass)),
                     Some(inner),
                 ) if count == 4 && depth == 0 => {
+                    if !self.is_plain_state(value(3)) {
+                        return Err(STATE);
+                    }
                     self.rebuilt(*function, self.tuple(*inner).ok_or(WRONG)?, 1)
                 }
                 _ => Err("of a class that recast does not know"),
@@ -175,7 +226,7 @@ impl Machine<'_> {
                     return Err("with other strides than sizes");
                 }
                 let element = element.ok_or("of bytes without a dtype")?;
-                Ok(Tensor { storage: storage.clone(), element, offset, sizes, strides })
+                Ok(Tensor { storage: (**storage).clone(), element, offset, sizes, strides })
             }
         }
     }
