@@ -22,7 +22,7 @@ unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-slow test-crash test-exhaustive test-model test-sweep test-gpu \
-    lint format build bench bench-against bench-dequantize bench-pickles bench-scale bench-cast \
+    lint format build bench bench-against bench-dequantize bench-pickles bench-load bench-scale bench-cast \
     docs dist picture constraints clean tools
 
 help:  ## list the targets
@@ -86,6 +86,9 @@ bench-dequantize: build  ## time the dequantizing of fp8 beside others (up to 24
 
 bench-pickles: build  ## time a PyTorch pickle beside safetensors and torch (9 GB on disk; ROUNDS=5)
 	@$(VENV) benches/pickles.py --rounds $(ROUNDS) --write docs/benchmarks.md
+
+bench-load: build  ## time recast.load beside safetensors and torch (2.2 GB on disk; ROUNDS=5)
+	@$(VENV) benches/load.py --rounds $(ROUNDS) --write docs/benchmarks.md
 
 bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up to 28 GB on disk)
 	@$(VENV) benches/scale.py --write docs/benchmarks.md

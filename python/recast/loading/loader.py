@@ -101,9 +101,10 @@ class Loader:
             if tensor is not None
         ]
         self.fill([it for it in wanted if not it.stored], requests)
+        files: dict[str, Any] = {}
         for at, it in enumerate(wanted):
             if it.stored:
-                made[at] = self._mapped(it)
+                made[at] = self._mapped(it, files)
             if it.cut is not None:
                 # A copy, so that the whole is given back.
                 cut = made[at][it.cut]
@@ -144,15 +145,18 @@ class Loader:
 
         return np.empty(shape, name)
 
-    def _mapped(self, wanted: Wanted) -> Any:
+    def _mapped(self, wanted: Wanted, files: dict[str, Any]) -> Any:
+        """A tensor as safetensors gives it; `files` are those that are open."""
         from safetensors import safe_open
 
         assert wanted.stored is not None
-        with safe_open(wanted.stored, "pt" if self.has_torch else "numpy") as file:
-            if wanted.slices is None:
-                return file.get_tensor(wanted.planned.source_name)
-            parts = tuple(slice(first, last) for first, last in wanted.slices)
-            return file.get_slice(wanted.planned.source_name)[parts]
+        if wanted.stored not in files:
+            files[wanted.stored] = safe_open(wanted.stored, "pt" if self.has_torch else "numpy")
+        file = files[wanted.stored]
+        if wanted.slices is None:
+            return file.get_tensor(wanted.planned.source_name)
+        parts = tuple(slice(first, last) for first, last in wanted.slices)
+        return file.get_slice(wanted.planned.source_name)[parts]
 
 
 class _Staging:
