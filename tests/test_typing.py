@@ -29,8 +29,9 @@ def mypy(script: Path, folder: Path) -> list[int]:
     """The lines that mypy finds fault with."""
     options = [
         "--strict",
+        # Shared, because reading all of torch takes most of a minute.
         "--cache-dir",
-        str(folder),
+        str(ROOT / ".mypy_cache"),
         "--config-file",
         str(ROOT / "pyproject.toml"),
     ]
@@ -73,9 +74,13 @@ CHECKERS = [
     pytest.param(
         checker,
         id=checker.__name__,
-        marks=pytest.mark.skipif(
-            find_spec(checker.__name__) is None, reason=f"{checker.__name__} is not installed"
-        ),
+        marks=[
+            pytest.mark.skipif(
+                find_spec(checker.__name__) is None, reason=f"{checker.__name__} is not installed"
+            ),
+            # One after the other, for the shared cache.
+            pytest.mark.xdist_group(checker.__name__),
+        ],
     )
     for checker in (mypy, pyright)
 ]

@@ -17,7 +17,7 @@ from recast.options import FloatName
 from recast.verification import devices
 from recast.verification.loaders import LoaderName
 from recast.verification.result import MemoryFigure
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sources import FP8, as_torch, codes, double_edges
 from support import raw_bytes, raw_header, recast_process
 from tensors import DTYPES
@@ -195,6 +195,41 @@ def test_a_models_memory_is_predicted_to_the_byte(
     assert found.memory is not None
     for figure in (found.memory.requested, found.memory.allocated):
         assert figure.measured == figure.expected
+
+
+@pytest.mark.parametrize("to", [None, "fp32", "fp16", "bf16"])
+def test_what_is_loaded_onto_the_gpu_is_exact_in_memory_and_values(
+    to: FloatName | None, tmp_path: Path
+) -> None:
+    """Tensors larger than a buffer and smaller ones, of every bit pattern."""
+    write_model(tmp_path / "model", llama_2_7b(2, 2048, 5504, 32000), "cuda")
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+    def held(which: str) -> int:
+        return int(torch.cuda.memory_stats()[f"{which}_bytes.all.current"])
+
+    before = held("requested"), held("allocated")
+    started = time.perf_counter()
+    found = recast.load(tmp_path / "model", to, device="cuda", on_overflow="inf")
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    size = sum(tensor.nbytes for tensor in found.values())
+    # Every tensor is a multiple of 512 bytes and fills its block.
+    assert (held("requested") - before[0], held("allocated") - before[1]) == (size, size)
+    started = time.perf_counter()
+    theirs = {
+        name: tensor.to(DTYPES[to]) if to else tensor
+        for file in sorted((tmp_path / "model").glob("*.safetensors"))
+        for name, tensor in load_file(file, device="cuda").items()
+    }
+    torch.cuda.synchronize()
+    other = time.perf_counter() - started
+    print(f"\n{to}: recast.load {seconds:.2f} s, load_file and .to() {other:.2f} s")
+    assert found.keys() == theirs.keys()
+    assert sum(differences(found[name], theirs[name]) for name in theirs) == 0
+    streamed = dict(recast.tensors(tmp_path / "model", to, device="cuda", on_overflow="inf"))
+    assert sum(differences(streamed[name], theirs[name]) for name in theirs) == 0
 
 
 @pytest.fixture

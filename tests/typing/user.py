@@ -52,10 +52,24 @@ def cast() -> None:
     print(array.shape, tensor.device, recast.plan("model", to=np.dtype("float16")).parameters)
 
 
+def rows(name: str, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    return (slice(0, shape[0] // 2),) if len(shape) == 2 else None
+
+
+def load(module: torch.nn.Module) -> int:
+    weights = recast.load("model.bin", "bf16", device="cuda", key="ema", sharding=rows)
+    for name, tensor in recast.tensors("model", to=torch.float16, on_overflow="inf", threads=2):
+        print(name, tensor.shape)
+    found = recast.load_into(module, "model", "as-stored")
+    return len(weights) + len(found.missing) + len(found.unexpected)
+
+
 def run() -> int:
     try:
-        return 0 if look(convert(0)) else 1
-    except (recast.HeaderError, recast.IndexFileError, recast.QuantizedError) as error:
+        return load(torch.nn.Linear(2, 3)) if look(convert(0)) else 1
+    except (recast.HeaderError, recast.PickleError, recast.QuantizedError) as error:
+        print(recast.__version__, error.message)
+    except recast.IndexFileError as error:
         print(recast.__version__, error.message)
     except (recast.CastOverflowError, recast.VerificationError) as error:
         print(error.hint or "")

@@ -5,11 +5,14 @@ stays as it is stored in a safetensors file is what the safetensors library maps
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recast.loading.loader import Loader
 from recast.loading.wanted import Sharding
 from recast.options import AsStored, Dtype, OnOverflow, Options, Path
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Incompatible(NamedTuple):
@@ -97,7 +100,18 @@ def tensors(
 
 
 def load_into(
-    module: Any, source: Path, to: Dtype | AsStored | None = None, **options: Any
+    module: "torch.nn.Module",
+    source: Path,
+    to: Dtype | AsStored | None = None,
+    *,
+    device: Any = "cpu",
+    key: str | None = None,
+    keep: Sequence[str] = (),
+    auto_keep: bool = True,
+    skip_quantized: bool = False,
+    unscaled_fp8: bool = False,
+    on_overflow: OnOverflow = "error",
+    threads: int | None = None,
 ) -> Incompatible:
     """Loads the tensors of a checkpoint into a `torch.nn.Module`, in place.
 
@@ -113,7 +127,19 @@ def load_into(
     tied = {name: names for names in same.values() if len(names) > 1 for name in names}
     loaded: set[str] = set()
     unexpected = []
-    for name, tensor in tensors(source, to, **options):
+    loaded_tensors = tensors(
+        source,
+        to,
+        device=device,
+        key=key,
+        keep=keep,
+        auto_keep=auto_keep,
+        skip_quantized=skip_quantized,
+        unscaled_fp8=unscaled_fp8,
+        on_overflow=on_overflow,
+        threads=threads,
+    )
+    for name, tensor in loaded_tensors:
         if name not in own:
             unexpected.append(name)
             continue
