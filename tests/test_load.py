@@ -281,3 +281,29 @@ def test_two_buffers_in_turn_carry_everything_to_a_gpu(
         step()
     assert len(waiting) > 20
     assert_same(found, {name: cast(tensor, torch.bfloat16) for name, tensor in held().items()})
+
+
+@pytest.mark.parametrize("to", [None, "bf16"])
+def test_tensors_of_two_versions_of_a_file_are_not_mixed(
+    to: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recast.loading.wanted.BATCH", 1 << 20)
+    path, other = tmp_path / "m.safetensors", tmp_path / "other"
+    for value, file in ((1.0, path), (2.0, other)):
+        save_file({f"w{n}": torch.full((1 << 16,), value) for n in range(40)}, file)
+    coming = recast.tensors(path, to)
+    first = next(coming)
+    other.rename(path)
+    with pytest.raises(recast.InputError, match="changed while it was being loaded"):
+        dict([first, *coming])
+
+
+def test_buffers_that_are_tied_stay_tied(tmp_path: Path) -> None:
+    save_file({"one": torch.ones(3)}, tmp_path / "m.safetensors")
+    module = torch.nn.Module()
+    shared = torch.zeros(3)
+    module.register_buffer("one", shared)
+    module.register_buffer("two", shared)
+    assert recast.load_into(module, tmp_path / "m.safetensors") == ([], [])
+    assert module.get_buffer("two") is module.get_buffer("one")
+    assert torch.equal(module.get_buffer("two"), torch.ones(3))

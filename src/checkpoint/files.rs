@@ -1,5 +1,6 @@
 //! What a file of a checkpoint is, by its name, and what recast needs to know of it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,12 +67,19 @@ impl<'a> Pickles<'a> {
             Err(Error::Pickle { path, fault })
         };
         let mut results: HashMap<PathBuf, &PathBuf> = HashMap::new();
-        for file in &chosen {
+        // An index of safetensors that are not there is left behind.
+        let is_left = |file: &Path| index::is_index(&name_of(file));
+        let indexes = files.iter().filter(|file| pickles::is_index(&name_of(file)));
+        for file in chosen.iter().chain(indexes) {
             if pickles::part_number(file).is_some_and(|number| number > 0) {
                 return refuse(file, PickleFault::Part);
             }
             let result = pickles::result(file);
-            if let Some(other) = results.insert(result.clone(), file) {
+            // A folder of that name is in the way, too.
+            let is_taken =
+                |other: &&PathBuf| *other != file && other.starts_with(&result) && !is_left(other);
+            let taken = files.iter().find(is_taken).filter(|_| !single_file);
+            if let Some(other) = results.insert(result.clone(), file).or(taken) {
                 let (other, result) = (other.shown(), result.shown());
                 return refuse(file, PickleFault::SameResult { other, result });
             }
@@ -83,6 +91,10 @@ impl<'a> Pickles<'a> {
     fn has_in_folder_of(&self, file: &Path) -> bool {
         self.chosen.iter().any(|chosen| chosen.parent() == file.parent())
     }
+}
+
+fn name_of(file: &Path) -> Cow<'_, str> {
+    file.file_name().unwrap_or_default().to_string_lossy()
 }
 
 /// Reads what recast needs to know of a file: all of a small one, the header of a shard, and of
@@ -130,6 +142,9 @@ pub(super) fn read(
         });
         result = pickles::result(key);
         Kind::Index(index)
+    } else if index::is_index(&name) && pickles.has_in_folder_of(key) {
+        // There are no shards in its folder: the pickles are taken instead of them.
+        Kind::StaleIndex
     } else if index::is_index(&name) {
         Kind::Index(Index::parse(&location, text(json::MAX_INDEX)?)?)
     } else if name == "config.json" {

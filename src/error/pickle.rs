@@ -60,6 +60,13 @@ causes! {
         StateDicts { keys: String = "KEYS" }
             "it holds several state dicts: {keys}"
             => "choose one with --key NAME";
+        Nested { keys: String = "KEYS" }
+            "its state dict also holds tensors within {keys}"
+            => "a state dict has tensors and nothing around them: choose one with --key NAME, or load \
+                the file with torch and save it flat";
+        Beside { keys: String = "KEYS", chosen: String = "KEY" }
+            "it holds tensors both under '{chosen}' and beside it: {keys}"
+            => format!("give --key '{chosen}' to leave the others out");
         NoSuchKey { key: String = "KEY", keys: String = "KEYS" }
             "it has no '{key}' that holds tensors"
             => format!("its keys are: {keys}");

@@ -8,7 +8,7 @@ const SUFFIXES: [&str; 6] = [".bin", ".pt", ".pth", ".ckpt", ".pt.tar", ".pth.ta
 /// How the files start that transformers, diffusers and peft look for.
 const LOADED: [&str; 3] = ["pytorch_model", "diffusion_pytorch_model", "adapter_model"];
 
-/// What trainers write beside weights: transformers, accelerate.
+/// What trainers write beside weights: transformers, accelerate, DeepSpeed.
 const TRAINERS: [&str; 7] = [
     "training_args.",
     "optimizer",
@@ -36,15 +36,20 @@ pub fn chosen(files: &[PathBuf]) -> BTreeSet<PathBuf> {
     for file in files.iter().filter(|file| is_one(file) && !safe.contains(&folder(file))) {
         folders.entry(folder(file)).or_default().push(file);
     }
+    // Where any folder has what loaders look for, others have something else.
+    let has_loaded = folders.values().flatten().any(|file| is_loaded(file));
     let of = |files: Vec<&PathBuf>| -> Vec<PathBuf> {
         let is_loaded = |file: &&&PathBuf| is_loaded(file);
-        let is_model = |file: &&&PathBuf| !TRAINERS.iter().any(|it| name(file).starts_with(it));
+        let is_model = |file: &&&PathBuf| {
+            let name = name(file);
+            !TRAINERS.iter().any(|it| name.starts_with(it)) && !name.contains("optim_states")
+        };
         let is_consolidated = |file: &&&PathBuf| part_number(file).is_some();
         let choose = |is: &dyn Fn(&&&PathBuf) -> bool| -> Vec<PathBuf> {
             files.iter().filter(is).map(|file| (*file).clone()).collect()
         };
         let choices = [choose(&is_loaded), choose(&is_consolidated), choose(&is_model)];
-        let count = if safe.is_empty() { choices.len() } else { 1 };
+        let count = if safe.is_empty() && !has_loaded { choices.len() } else { 1 };
         choices.into_iter().take(count).find(|files| !files.is_empty()).unwrap_or_default()
     };
     folders.into_values().flat_map(of).collect()
@@ -108,7 +113,8 @@ mod tests {
     fn what_loaders_look_for_comes_before_anything_else() {
         let files = ["config.json", "pytorch_model.bin", "training_args.bin", "other.pt"];
         assert_eq!(of(&files), ["pytorch_model.bin"]);
-        assert_eq!(of(&["a/x.pt", "b/pytorch_model.bin"]), ["a/x.pt", "b/pytorch_model.bin"]);
+        assert_eq!(of(&["eval/x.pt", "pytorch_model.bin"]), ["pytorch_model.bin"]);
+        assert_eq!(of(&["a/x.pt", "b/y.pt", "b/z_optim_states.pt"]), ["a/x.pt", "b/y.pt"]);
         assert_eq!(of(&["optimizer.pt", "rng_state_0.pth", "weights.ckpt"]), ["weights.ckpt"]);
         let parts = ["consolidated.00.pth", "other.bin", "params.json"];
         assert_eq!(of(&parts), ["consolidated.00.pth"]);

@@ -45,7 +45,8 @@ def load(
     stored. `device` is torch's; tensors for a GPU are copied there while the next ones are read.
     `on_overflow` is what becomes of finite values that `to` cannot hold: an error, `"inf"` or
     `"saturate"`. `sharding(name, shape)` gives slices of the tensor that is wanted, or `None` for
-    all of it: of a tensor that is cut by rows or columns, only that part is read.
+    all of it. Of tensors in safetensors files, only that part is read, as far as the disk allows;
+    of quantized weights and of strided tensors in pickles, only rows are cut before they are made.
 
     On the CPU, tensors that stay as they are stored in safetensors files are mapped, as
     `safetensors.torch.load_file` maps them, and others are new memory. Beside the result, memory
@@ -116,18 +117,14 @@ def load_into(
     """Loads the tensors of a checkpoint into a `torch.nn.Module`, in place.
 
     Its parameters and buffers of the same names become the loaded tensors, of the dtype that these
-    have, also where they were on the meta device; the options are those of `tensors`. Parameters
-    that are tied stay tied. Gives what was missing and unexpected; raises `RuntimeError`, as torch
-    does, where a shape is another.
+    have, as by `module.load_state_dict(load(...), strict=False, assign=True)`; the options are
+    those of `load`. What is tied in the module stays tied. On the meta device, a module takes no
+    memory before; elsewhere, what it holds is freed once everything is loaded.
+
+    Gives what was missing and unexpected; raises `RuntimeError`, as torch does, where a shape is
+    another.
     """
-    own = {*module.state_dict(keep_vars=True)}
-    same: dict[int, list[str]] = {}
-    for name, value in module.named_parameters(remove_duplicate=False):
-        same.setdefault(id(value), []).append(name)
-    tied = {name: names for names in same.values() if len(names) > 1 for name in names}
-    loaded: set[str] = set()
-    unexpected = []
-    loaded_tensors = tensors(
+    found = load(
         source,
         to,
         device=device,
@@ -139,15 +136,21 @@ def load_into(
         on_overflow=on_overflow,
         threads=threads,
     )
-    for name, tensor in loaded_tensors:
-        if name not in own:
-            unexpected.append(name)
-            continue
-        module.load_state_dict({name: tensor}, strict=False, assign=True)
-        loaded.add(name)
-        for other in tied.get(name, ()):
-            if other != name:
-                holder, _, last = other.rpartition(".")
-                setattr(module.get_submodule(holder), last, module.get_parameter(name))
-                loaded.add(other)
-    return Incompatible(sorted(own - loaded), unexpected)
+    same: dict[int, list[str]] = {}
+    for name, value in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
+        same.setdefault(id(value), []).append(name)
+    differs = module.load_state_dict(found, strict=False, assign=True)
+    missing = set(differs.missing_keys)
+    for names in same.values():
+        loaded = [name for name in names if name in found]
+        if loaded and len(names) > 1:
+            owner, _, last = loaded[0].rpartition(".")
+            value = getattr(module.get_submodule(owner), last)
+            for name in names:
+                owner, _, last = name.rpartition(".")
+                setattr(module.get_submodule(owner), last, value)
+            missing -= set(names)
+    return Incompatible(sorted(missing), sorted(differs.unexpected_keys))

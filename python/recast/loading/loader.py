@@ -30,9 +30,17 @@ class Loader:
         self.has_torch = find_spec("torch") is not None
         self.device = self._device(device)
         self.threads, self.stops = options.threads, options.on_overflow == "error"
-        checkpoint = Checkpoint.open(os.fspath(source), options.key)
+        # Wherever the process goes while tensors are given out.
+        checkpoint = Checkpoint.open(os.path.abspath(source), options.key)
         self.plan = checkpoint.plan(options)
         can_map = self.device is None or self.device.type != "cuda"
+        self.sources = [
+            os.path.join(self.plan.source, file.source)
+            if os.path.isdir(self.plan.source)
+            else self.plan.source
+            for file in self.plan.files
+        ]
+        self.marks = {path: _marks(path) for path in self.sources}
         self.wanted = list(wanted_of(self.plan, checkpoint, sharding, self.has_torch, can_map))
         self.tied: dict[str, list[str]] = {}
         for name, kept in self.plan.tied:
@@ -43,7 +51,7 @@ class Loader:
             twice = sorted(name for name, count in Counter(names).items() if count > 1)
             raise InputError(
                 f"{plain(self.plan.source)}: several tensors have the same name: {first_of(twice)}",
-                "load one folder of the pipeline, such as its 'unet'",
+                "load one of the files, or one folder of a pipeline, such as its 'unet'",
             )
 
     def _device(self, device: Any) -> Any:
@@ -105,6 +113,7 @@ class Loader:
         for at, it in enumerate(wanted):
             if it.stored:
                 made[at] = self._mapped(it, files)
+            self._check(it)
             if it.cut is not None:
                 # A copy, so that the whole is given back.
                 cut = made[at][it.cut]
@@ -113,9 +122,20 @@ class Loader:
             made = [tensor.to(self.device) for tensor in made]
         return made
 
+    def _check(self, wanted: Wanted) -> None:
+        """Raises `InputError` where the file of a tensor is not the one that was opened."""
+        path = self.sources[wanted.file]
+        if _marks(path) != self.marks[path]:
+            raise InputError(
+                f"{plain(path)}: changed while it was being loaded",
+                "load again when nothing writes to the source",
+            )
+
     def fill(self, wanted: list[Wanted], requests: list[Any]) -> None:
         """Makes what is requested of these tensors."""
         audits = _core.fill(self.plan, requests, threads=self.threads)
+        for each in wanted:
+            self._check(each)
         if self.stops:
             over = [it for it, audit in zip(wanted, audits, strict=True) if audit.to_inf]
             if over:
@@ -203,6 +223,15 @@ class _Staging:
         event.record(self.stream)
         self.copied[self.turn] = event
         self.turn = 1 - self.turn
+
+
+def _marks(path: str) -> tuple[int, ...] | None:
+    """By what a file is told from another one that takes its place, or that it becomes."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _bytes(tensor: Any) -> Any:

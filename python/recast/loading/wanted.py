@@ -72,11 +72,13 @@ def wanted_of(
             and planned.action in ("copy", "keep")
             and sources[file].endswith(".safetensors")
         )
-        # numpy has no bfloat16 that safetensors knows.
-        if is_stored and (has_torch or planned.dtype not in ("BF16", "F4")):
+        # numpy has no bfloat16 and no 8-bit floats that safetensors knows.
+        if is_stored and (has_torch or not planned.dtype.startswith(("BF", "F8", "F6", "F4"))):
             stored = plan.source
             if os.path.isdir(stored):
                 stored = os.path.join(stored, sources[file])
+            # Nor does it know names that are not UTF-8.
+            stored = stored if _is_utf8(stored) else None
         shape = tuple(planned.shape)
         given = sharding(planned.name, shape) if sharding else None
         if given is None:
@@ -89,6 +91,14 @@ def wanted_of(
         else:
             cut = tuple(slice(first, last) for first, last in slices)
             yield Wanted(file, position, planned, shape, None, cut, None)
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _slices(name: str, shape: tuple[int, ...], given: Slices) -> list[tuple[int, int]]:

@@ -66,7 +66,15 @@ pub fn find<'p>(pickled: &'p Pickled<'p>, key: Option<&str>) -> Result<State<'p>
                     };
                     return Err(PickleFault::NoStateDict { found });
                 }
-                (1, _) => known.remove(0),
+                (1, _) => {
+                    let found = known.remove(0);
+                    let beside = weights(pickled, &top);
+                    if !beside.is_empty() {
+                        let (keys, chosen) = (listed(&beside), found.path.join(".").shown());
+                        return Err(PickleFault::Beside { keys, chosen });
+                    }
+                    found
+                }
                 _ => {
                     let keys: Vec<String> =
                         known.iter().map(|found| found.path.join(".")).collect();
@@ -76,7 +84,8 @@ pub fn find<'p>(pickled: &'p Pickled<'p>, key: Option<&str>) -> Result<State<'p>
         }
     };
     let mut left_out = beside(pickled, &found.path);
-    let mut tensors = Vec::new();
+    let (mut tensors, mut nested) = (Vec::new(), Vec::new());
+    let mut seen = HashSet::new();
     for (key, value) in found.members {
         match (pickled.get(value), pickled.text(key)) {
             (Value::Tensor(tensor), Some(name)) => tensors.push((name, &**tensor)),
@@ -85,8 +94,14 @@ pub fn find<'p>(pickled: &'p Pickled<'p>, key: Option<&str>) -> Result<State<'p>
                 let problem = "has no text for a name".to_owned();
                 return Err(PickleFault::Tensor { tensor, problem });
             }
+            // What a module saves beside its parameters.
+            (_, Some(name)) if name.ends_with("_extra_state") => left_out.push(name.shown()),
+            _ if holds_any(pickled, value, &mut seen) => nested.push(shown_key(pickled, key)),
             _ => left_out.push(shown_key(pickled, key)),
         }
+    }
+    if !nested.is_empty() {
+        return Err(PickleFault::Nested { keys: listed(&nested) });
     }
     Ok(State { tensors, left_out })
 }
@@ -122,7 +137,10 @@ fn known<'p>(
 
 /// The state dict at a key, or the only one under it; a key with dots may be several.
 fn at_key<'p>(pickled: &'p Pickled<'p>, top: &[(Id, Id)], key: &str) -> Option<Found<'p>> {
-    for (name, value) in top {
+    // The whole key before a part of it.
+    let whole = |entry: &&(Id, Id)| pickled.text(entry.0) == Some(key);
+    let others = top.iter().filter(|entry| !whole(entry));
+    for (name, value) in top.iter().filter(whole).chain(others) {
         let Some(name) = pickled.text(*name) else { continue };
         let Some(rest) = key.strip_prefix(name) else { continue };
         let Some(members) = members(pickled, pickled.get(*value)) else { continue };
@@ -208,6 +226,37 @@ fn members(pickled: &Pickled<'_>, value: &Value) -> Option<Vec<(Id, Id)>> {
 
 fn holds_tensors(pickled: &Pickled<'_>, members: &[(Id, Id)]) -> bool {
     members.iter().any(|(_, value)| matches!(pickled.get(*value), Value::Tensor(_)))
+}
+
+/// Whether there are tensors in a value, however deep; each value is looked at once.
+fn holds_any(pickled: &Pickled<'_>, value: Id, seen: &mut HashSet<Id>) -> bool {
+    let mut rest = vec![value];
+    while let Some(value) = rest.pop() {
+        if !seen.insert(value) {
+            continue;
+        }
+        match pickled.get(value) {
+            Value::Tensor(_) => return true,
+            Value::List(items) | Value::Tuple(items) => rest.extend(items),
+            Value::Dict(members) => rest.extend(members.iter().map(|(_, value)| value)),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The tensors of floats, with a dimension at least, directly in a dict: no counters, and no states
+/// of random numbers.
+fn weights(pickled: &Pickled<'_>, members: &[(Id, Id)]) -> Vec<String> {
+    let is_weight = |value: Id| match pickled.get(value) {
+        Value::Tensor(tensor) => {
+            let is_float = tensor.element.dtype().is_some_and(|dtype| dtype.is_float());
+            is_float && !tensor.sizes.is_empty()
+        }
+        _ => false,
+    };
+    let found = members.iter().filter(|(_, value)| is_weight(*value));
+    found.map(|(key, _)| shown_key(pickled, *key)).collect()
 }
 
 fn listed(names: &[String]) -> String {
