@@ -31,7 +31,7 @@ def mypy(script: Path, folder: Path) -> list[int]:
         "--strict",
         # Shared, because reading all of torch takes most of a minute.
         "--cache-dir",
-        str(ROOT / ".mypy_cache"),
+        str(ROOT / ".mypy_cache" / "users"),
         "--config-file",
         str(ROOT / "pyproject.toml"),
     ]
