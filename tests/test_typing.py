@@ -29,9 +29,8 @@ def mypy(script: Path, folder: Path) -> list[int]:
     """The lines that mypy finds fault with."""
     options = [
         "--strict",
-        # Shared, because reading all of torch takes most of a minute.
         "--cache-dir",
-        str(ROOT / ".mypy_cache" / "users"),
+        str(folder),
         "--config-file",
         str(ROOT / "pyproject.toml"),
     ]
@@ -74,13 +73,9 @@ CHECKERS = [
     pytest.param(
         checker,
         id=checker.__name__,
-        marks=[
-            pytest.mark.skipif(
-                find_spec(checker.__name__) is None, reason=f"{checker.__name__} is not installed"
-            ),
-            # One after the other, for the shared cache.
-            pytest.mark.xdist_group(checker.__name__),
-        ],
+        marks=pytest.mark.skipif(
+            find_spec(checker.__name__) is None, reason=f"{checker.__name__} is not installed"
+        ),
     )
     for checker in (mypy, pyright)
 ]
