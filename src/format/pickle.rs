@@ -91,7 +91,7 @@ fn read_archive(file: &File<'_>, key: Option<&str>, rank: Rank<'_>) -> Result<Sh
         let version = file.get(version.start, version.bytes.min(16))?;
         let number = std::str::from_utf8(&version).ok().and_then(|text| text.trim().parse().ok());
         if !number.is_some_and(|number: u32| (1..=NEWEST).contains(&number)) {
-            return refuse("is of a version");
+            return refuse("has another version than 1 to 10");
         }
     }
     let place = format!("{}/data.pkl", archive.root.shown());

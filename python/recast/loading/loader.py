@@ -41,7 +41,8 @@ class Loader:
             for file in self.plan.files
         ]
         self.marks = {path: _marks(path) for path in self.sources}
-        self.wanted = list(wanted_of(self.plan, checkpoint, sharding, self.has_torch, can_map))
+        sources = self.sources if can_map else []
+        self.wanted = list(wanted_of(self.plan, checkpoint, sharding, self.has_torch, sources))
         self.tied: dict[str, list[str]] = {}
         for name, kept in self.plan.tied:
             self.tied.setdefault(kept, []).append(name)
@@ -113,29 +114,27 @@ class Loader:
         for at, it in enumerate(wanted):
             if it.stored:
                 made[at] = self._mapped(it, files)
-            self._check(it)
             if it.cut is not None:
                 # A copy, so that the whole is given back.
                 cut = made[at][it.cut]
                 made[at] = cut.clone() if self.has_torch else cut.copy()
         if self.device is not None and self.device.type != "cpu":
             made = [tensor.to(self.device) for tensor in made]
+        self.check(wanted)
         return made
 
-    def _check(self, wanted: Wanted) -> None:
-        """Raises `InputError` where the file of a tensor is not the one that was opened."""
-        path = self.sources[wanted.file]
-        if _marks(path) != self.marks[path]:
-            raise InputError(
-                f"{plain(path)}: changed while it was being loaded",
-                "load again when nothing writes to the source",
-            )
+    def check(self, wanted: list[Wanted]) -> None:
+        """Raises `InputError` where a file of these tensors is not the one that was opened."""
+        for path in {self.sources[it.file] for it in wanted}:
+            if _marks(path) != self.marks[path]:
+                raise InputError(
+                    f"{plain(path)}: changed while it was being loaded",
+                    "load again when nothing writes to the source",
+                )
 
     def fill(self, wanted: list[Wanted], requests: list[Any]) -> None:
         """Makes what is requested of these tensors."""
         audits = _core.fill(self.plan, requests, threads=self.threads)
-        for each in wanted:
-            self._check(each)
         if self.stops:
             over = [it for it, audit in zip(wanted, audits, strict=True) if audit.to_inf]
             if over:
@@ -207,6 +206,7 @@ class _Staging:
                 for start in range(0, flat.numel(), BATCH):
                     self._copy(it, flat[start : start + BATCH], start)
                 made.append(tensor)
+        self.loader.check(wanted)
         return made
 
     def _copy(self, wanted: Wanted, target: "torch.Tensor", start: int) -> None:

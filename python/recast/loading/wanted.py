@@ -1,7 +1,6 @@
 """Which tensors of a plan are wanted, which parts of them, and how many at a time."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,10 +51,10 @@ def wanted_of(
     checkpoint: Checkpoint,
     sharding: Sharding | None,
     has_torch: bool,
-    can_map: bool,
+    mapped: Sequence[str],
 ) -> Iterator[Wanted]:
-    """The tensors that a loader takes, or what is wanted of them. With `can_map`, what is wanted as
-    it is stored is not made."""
+    """The tensors that a loader takes, or what is wanted of them. What is wanted as it is stored is
+    not made where its file may be mapped: of each file of the plan, its path; none if none may."""
     left = set(checkpoint.not_loaded)
     numbers = {file.path: number for number, file in enumerate(plan.files)}
     sources = [file.source for file in plan.files]
@@ -68,17 +67,14 @@ def wanted_of(
             continue
         stored = None
         is_stored = (
-            can_map
+            bool(mapped)
             and planned.action in ("copy", "keep")
             and sources[file].endswith(".safetensors")
         )
         # numpy has no bfloat16 and no 8-bit floats that safetensors knows.
         if is_stored and (has_torch or not planned.dtype.startswith(("BF", "F8", "F6", "F4"))):
-            stored = plan.source
-            if os.path.isdir(stored):
-                stored = os.path.join(stored, sources[file])
             # Nor does it know names that are not UTF-8.
-            stored = stored if _is_utf8(stored) else None
+            stored = mapped[file] if _is_utf8(mapped[file]) else None
         shape = tuple(planned.shape)
         given = sharding(planned.name, shape) if sharding else None
         if given is None:
