@@ -152,12 +152,14 @@ impl Plan {
     }
 
     /// The name of carrying the plan out: the same for the same bytes, whatever the options were
-    /// called, and wherever and when it is done. With that policy for values that overflow.
-    pub fn run(&self, overflow: Overflow) -> Digest {
-        match overflow {
+    /// called, and wherever and when it is done. With that policy for values that overflow, and with
+    /// or without a file of sums.
+    pub fn run(&self, overflow: Overflow, sums: bool) -> Digest {
+        let run = match overflow {
             Overflow::Infinity => self.recipes,
             Overflow::Saturate => Digest::of_blocks(&[self.recipes, Digest(1)]),
-        }
+        };
+        if sums { Digest::of_blocks(&[run, Digest(2)]) } else { run }
     }
 
     fn can_overflow(&self) -> bool {

@@ -63,6 +63,7 @@ def test_the_report_notes_the_option_where_it_made_a_difference(tmp_path: Path) 
     )
 
 
+INPUT_SCALE = "blocks.0.attn.input_scale"
 SAID: dict[str, tuple[Tensors, dict[str, Any]]] = {
     "a config": ({}, {"config": {"quantization_config": {"quant_method": "fp8"}}}),
     "a sidecar": ({}, {"hf_quant_config": {"producer": {}}}),
@@ -72,7 +73,7 @@ SAID: dict[str, tuple[Tensors, dict[str, Any]]] = {
     ),
     "a scale without codes": ({"m.weight_scale_inv": torch.rand(1, 1)}, {}),
     "integers": ({"m.weight": torch.zeros(8, 8, dtype=torch.int32)}, {}),
-    "the scale of an input": ({"blocks.0.attn.input_scale": torch.rand(1)}, {}),
+    "the scale of an input": ({INPUT_SCALE: torch.rand(1)}, {}),
     "a marker": ({"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}, {}),
 }
 
@@ -91,6 +92,7 @@ def test_fp8_is_never_plain_where_anything_else_says_quantized(what: str, tmp_pa
             assert torch.equal(x.view(torch.uint8), before[name].view(torch.uint8))
     assert after["blocks.0.attn.weight"].dtype == torch.float8_e4m3fn
     assert after["blocks.0.norm.weight"].dtype == torch.bfloat16
+    assert INPUT_SCALE not in after or after[INPUT_SCALE].dtype == torch.float32
     assert recast.verify(source, out, device="cpu").passed
     assert recast.inspect(source).gpu_memory.keys() == {"as_stored"}
 

@@ -63,11 +63,13 @@ def source(tmp_path: Path) -> Path:
     rows += [("special", "F32", [8], special), ("scalar", "F32", [], bits(0x40490FDB))]
     rows += [("ids", "I64", [4], bytes(range(32))), ("none", "F32", [0, 7], b"")]
     (path / SHARD).write_bytes(raw_bytes(rows, {"format": "pt"}, pad_to=8))
-    index = {"metadata": {"total_size": 5}, "weight_map": {row[0]: SHARD for row in rows}}
+    facts = {"total_size": 5, "made_by": "x"}
+    index = {"metadata": facts, "weight_map": {row[0]: SHARD for row in rows}}
     (path / f"{SHARD}.index.json").write_text(json.dumps(index))
-    config = {"model_type": "x", "dtype": "float32", "text_config": {"torch_dtype": "float32"}}
+    parts = {"torch_dtype": "float32", "sizes": [1, 2.5]}
+    config = {"model_type": "x", "dtype": "float32", "layers": 2, "text_config": parts}
     (path / "config.json").write_text(json.dumps(config))
-    (path / "tokenizer.json").write_text("{}")
+    (path / "tokenizer.json").write_text('{"words": ["the"]}'[:17])
     return path
 
 
@@ -121,7 +123,7 @@ def test_what_torch_cast_and_saved_passes_without_a_report(source: Path, tmp_pat
     (out / "config.json").write_text(
         (source / "config.json").read_text().replace("float32", "float16")
     )
-    (out / "tokenizer.json").write_text("{}")
+    (out / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     found = check(source, out, full=True)
     assert found.passed, found.failures()
     assert found.to == "fp16"
@@ -228,6 +230,20 @@ FAULTS: dict[str, tuple[Plant, str]] = {
         "old.safetensors.index.json",
     ),
     "a missing file": (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json"),
+    "a tampered tokenizer": (
+        edited("tokenizer.json", "the", "teh"),
+        "tokenizer.json is not the source's: they differ from byte 13 on",
+    ),
+    "a longer tokenizer": (
+        lambda out: (out / "tokenizer.json").write_text("{} "),
+        "tokenizer.json has 3 bytes, expected 17",
+    ),
+    "a tensor twice, with other values": (
+        lambda out: (out / "model-2.safetensors").write_bytes(
+            raw_bytes([("b", "BF16", [5, BLOCK], bytes(10 * BLOCK))], {"format": "pt"}, pad_to=8)
+        ),
+        f"tensor 'b' in model-2.safetensors is a second copy: the source has it only in {SHARD}",
+    ),
 }
 
 

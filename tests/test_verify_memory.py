@@ -126,13 +126,15 @@ def test_a_block_that_was_not_split_is_named_with_its_rule() -> None:
     assert "w (3,145,728 bytes) has a block of 3,146,752: a rest of 1,024" in problem.message
 
 
-def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded() -> None:
+def test_whether_a_model_fits_is_known_before_it_is_loaded() -> None:
     need = memory.predict([100 * MIB])
-    measure.check_fit(Allocator(total=400 * MIB), DEVICE, need)
-    with pytest.raises(
-        recast.VerificationError, match=r"does not fit on cuda:0: it requires 100\.00 MiB"
-    ):
-        measure.check_fit(Allocator(total=300 * MIB), DEVICE, need)
+    assert measure.too_large(Allocator(total=400 * MIB), DEVICE, need) is None
+    reason = measure.too_large(Allocator(total=300 * MIB), DEVICE, need)
+    assert reason is not None
+    assert "does not fit on cuda:0: it requires 100.00 MiB" in reason
+    measure.check_workspace(Allocator(total=300 * MIB), DEVICE)
+    with pytest.raises(recast.VerificationError, match=r"comparing requires 256\.00 MiB on cuda:0"):
+        measure.check_workspace(Allocator(total=200 * MIB), DEVICE)
 
 
 @pytest.mark.parametrize("seed", range(60))

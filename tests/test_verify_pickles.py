@@ -206,7 +206,6 @@ def test_a_full_verification_finds_and_names_every_planted_fault(
 def test_a_fault_of_a_tied_tensor_is_counted_once(source: Path, result: Path) -> None:
     rewrite(result / SHARD, wrong_tied)
     kinds = [problem.kind for problem in check(source, result).problems]
-    kinds = [kind for kind in kinds if kind != "file_size"]
     assert sorted(kinds) == ["metadata", "metadata", "tensor_missing", "tensor_tied"]
 
 
@@ -350,8 +349,7 @@ def test_the_command_prints_the_problems(source: Path, result: Path) -> None:
     done = recast_here("verify", source, result, "--device", "cpu", "--json")
     assert (done.returncode, done.stderr) == (1, "")
     problems = {each["kind"]: each["tensor"] for each in json.loads(done.stdout)["problems"]}
-    # The header became shorter, too.
-    assert problems == {"file_size": None, "metadata": "lm_head.weight"}
+    assert problems == {"metadata": "lm_head.weight"}
 
 
 @pytest.mark.parametrize("to", TARGETS)

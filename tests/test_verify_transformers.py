@@ -83,8 +83,10 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(saved: Save, tmp_path: Path) -> Path:
-    """A result that is right, and of which a test changes the config."""
+    """A result that is right, and of which a test changes the config: without a report, only what
+    it says of dtypes is checked."""
     recast.convert(saved("t5", "fp32"), tmp_path / "out", to="bf16", sync=False)
+    (tmp_path / "out" / "recast.json").unlink()
     return tmp_path / "out"
 
 
@@ -106,6 +108,7 @@ def test_no_config_makes_transformers_fetch_or_run_code(llava: Path, tmp_path: P
         "Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n"
     )
     recast.convert(llava, tmp_path / "out", to="bf16", sync=False)
+    (tmp_path / "out" / "recast.json").unlink()
     (tmp_path / "out" / "evil.py").write_text("raise SystemExit('RUN evil.py')")
     (tmp_path / "other.safetensors").write_bytes(CANARY)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -257,7 +260,7 @@ def test_transformers_sees_only_the_config_the_index_and_the_shards(saved: Save,
     (out / "custom_generate").mkdir()
     (out / "nested").mkdir()
     for name in (
-        *("generation_config.json", "adapter_config.json", "adapter_model.safetensors"),
+        *("adapter_config.json", "adapter_model.safetensors"),
         *("pytorch_model.bin", "custom_generate/generate.py", f"nested/{SHARD}", "hubconf.py"),
     ):
         (out / name).write_bytes(CANARY if name.endswith(".safetensors") else b"{")
@@ -267,8 +270,8 @@ def test_transformers_sees_only_the_config_the_index_and_the_shards(saved: Save,
         assert json.loads((path / "config.json").read_text()) == {"x": 1}
         assert (path / SHARD).resolve() == out / SHARD
     assert not path.exists()
-    (out / "recast.json").unlink()
-    watched = [out / "generation_config.json", out / "adapter_config.json", out / "hubconf.py"]
+    assert (out / "generation_config.json").exists()
+    watched = [out / "adapter_config.json", out / "hubconf.py"]
     with unopened(*watched, out / "pytorch_model.bin", out / "custom_generate" / "generate.py"):
         found = verify(saved, out)
     assert [(problem.kind, problem.file) for problem in found.problems] == [

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ import pytest
 import recast
 import torch
 from pickled import TIED, as_made, save, state
-from recast.verification import pickles, structure, values
-from recast.verification.expectation import Expectation
+from recast.verification import pickles, values
 from recast.verification.pickles import Pickles, chosen, flat, same
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -85,14 +83,16 @@ def test_tensors_are_tied_where_they_are_the_same_bytes_in_the_same_way(
     assert found == {("base", "z"), ("again", "first"), ("column", "strange")}
 
 
-def test_tied_tensors_are_those_that_are_wanted(tmp_path: Path) -> None:
-    path = save(tmp_path / "m.bin", state())
-    found = Pickles().find(path, None, {"embed.weight", "a"})
+def test_of_tied_tensors_one_that_loaders_make_the_others_of_is_taken(tmp_path: Path) -> None:
+    found = Pickles().find(save(tmp_path / "m.bin", state()), None)
     assert found.tied == TIED
     assert found.entries.keys() == state().keys()
-    found = Pickles().find(path, None, {"lm_head.weight"})
-    assert found.tied == {"embed.weight": "lm_head.weight"}
-    assert Pickles().find(path, None, set()).tied == TIED
+    weight = torch.ones(3)
+    names = ("lm_head.weight", "decoder.embed_tokens.weight", "wte.weight", "shared.weight")
+    for kept in range(len(names)):
+        held = dict.fromkeys(names[: kept + 1], weight)
+        tied = Pickles().find(save(tmp_path / f"{kept}.bin", held), None).tied
+        assert tied == dict.fromkeys(names[:kept], names[kept])
 
 
 VIEWS = {
@@ -138,7 +138,7 @@ def test_a_bool_keeps_its_bits(tmp_path: Path) -> None:
 
 
 def entry(path: Path, name: str) -> pickles.Unpickled:
-    return Pickles().find(path, None, set()).entries[name]
+    return Pickles().find(path, None).entries[name]
 
 
 def read(found: pickles.Unpickled, wanted: list[tuple[int, int]]) -> torch.Tensor:
@@ -149,7 +149,7 @@ def read(found: pickles.Unpickled, wanted: list[tuple[int, int]]) -> torch.Tenso
 @pytest.mark.parametrize("name", sorted(state().keys() - {"none"}))
 def test_a_tensor_has_the_bytes_that_torch_loads(name: str, legacy: bool, tmp_path: Path) -> None:
     path = save(tmp_path / "m.pt", state(), legacy=legacy)
-    found = Pickles().find(path, None, {name}).entries[name]
+    found = Pickles().find(path, None).entries[name]
     own = state()[name].detach().contiguous()
     assert (found.shape, found.bytes, found.width) == (own.shape, own.nbytes, own.itemsize)
     assert torch.equal(read(found, [(0, found.elements)]), own.view(-1).view(torch.uint8))
@@ -183,7 +183,7 @@ def test_a_file_that_can_be_mapped_is_mapped_anew(
     monkeypatch.setattr(torch, "load", counted)
     held = {"w": torch.arange(96, dtype=torch.uint8), "v": torch.ones(3)}
     opened = Pickles()
-    entries = opened.find(save(tmp_path / "m.pt", held, legacy=legacy), None, set()).entries
+    entries = opened.find(save(tmp_path / "m.pt", held, legacy=legacy), None).entries
     for _ in range(3):
         assert torch.equal(read(entries["w"], [(0, 60), (60, 96)]), held["w"])
         assert torch.equal(read(entries["v"], [(0, 3)]).view(torch.float32), held["v"])
@@ -194,7 +194,7 @@ def test_one_file_is_held_at_a_time(tmp_path: Path) -> None:
     opened = Pickles()
     for number in range(3):
         path = save(tmp_path / f"{number}.bin", {"w": torch.full((4,), number)})
-        (found,) = opened.find(path, None, set()).entries.values()
+        (found,) = opened.find(path, None).entries.values()
         assert torch.equal(read(found, [(0, 4)]).view(torch.int64), torch.full((4,), number))
     assert opened._load.cache_info().currsize == 1
 
@@ -217,7 +217,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(other: Any, tmp_path: Path)
 def test_what_torch_does_not_load_is_an_error_without_its_advice(tmp_path: Path) -> None:
     path = save(tmp_path / "m.pt", {"w": torch.ones(3), "path": Path("x")})
     with pytest.raises(recast.InputError, match=r"m\.pt: torch cannot load it.*pathlib") as error:
-        Pickles().find(path, None, set())
+        Pickles().find(path, None)
     assert "trust" not in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -238,43 +238,6 @@ def test_a_torch_that_may_run_code_opens_no_pickle(
     # What is no pickle is none of its business.
     save_file(as_made(state(), "fp32"), tmp_path / "m.safetensors", {"format": "pt"})
     recast.convert(tmp_path / "m.safetensors", tmp_path / "b", to="bf16", verify="cpu", sync=False)
-
-
-def planned(path: Path, tensors: list[SimpleNamespace], *dropped: str) -> Expectation:
-    """What is expected where the conversion of the one pickle at `path` is planned so."""
-    for tensor in tensors:
-        tensor.file = "model.safetensors"
-    shard = SimpleNamespace(path="model.safetensors", source=path.name, action="cast")
-    gone = [("model.safetensors", name) for name in dropped]
-    options = {"source": str(path), "to": "bf16", "key": None}
-    plan: Any = SimpleNamespace(**options, files=[shard], tensors=tensors, dropped=gone)
-    return Expectation(plan, "bf16", "error", exact=True)
-
-
-def test_a_plan_that_differs_from_what_torch_finds_is_a_problem(tmp_path: Path) -> None:
-    path = save(tmp_path / "model.bin", state())
-    shapes = {name: list(tensor.shape) for name, tensor in state().items()}
-    dtypes = {name: pickles.dtype_of(tensor) for name, tensor in state().items()}
-    shapes["optimizer"], dtypes["optimizer"] = [1], "F32"
-    shapes["strided"], dtypes["ids"] = [64, 192], "I32"
-    for name in ("b", "none"):
-        del shapes[name]
-    tensors = [
-        SimpleNamespace(
-            name=name, source_name=name, shape=shape, source_dtype=dtypes[name], action="cast"
-        )
-        for name, shape in shapes.items()
-    ]
-    expected = planned(path, tensors)
-    found = {each.tensor: each.kind for each in structure._pickled(expected, tmp_path, {})}
-    assert found == {
-        "b": "tensor_missing",
-        "none": "tensor_missing",
-        "ids": "tensor_dtype",
-        "strided": "tensor_shape",
-        "optimizer": "tensor_unknown",
-        "lm_head.weight": "tensor_tied",
-    }
 
 
 @pytest.mark.parametrize("shared", [True, False])

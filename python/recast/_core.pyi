@@ -10,6 +10,8 @@ from recast.options import FloatName, Options, Target
 
 __version__: str
 SIMD_VARIABLE: str
+RECIPE_FORMAT: int
+"""What a report has as `format`: it changes only where the bytes of a result would."""
 
 class DtypeInfo:
     """A row of the dtype table."""
@@ -166,6 +168,10 @@ class Plan:
     def key(self) -> str | None:
         """The key of the state dict in pickles, where it was given."""
     @property
+    def runs(self) -> list[str]:
+        """The names of the runs that carry it out, under each policy for values that overflow, with
+        and without a file of sums."""
+    @property
     def tensors(self) -> list[PlannedTensor]:
         """Every tensor, shard by shard."""
     @property
@@ -263,6 +269,12 @@ def check_published(
 def check_local(path: str, *, write: bool = False) -> None: ...
 def float_name(name: str) -> FloatName | None: ...
 def nesting(text: bytes) -> int: ...
+def matching(pattern: str, names: list[str]) -> list[bool]:
+    """Which of `names` a pattern of `--keep` matches, without any component."""
+
+def keep_lists() -> str:
+    """What the loaders of models keep in fp32, as JSON."""
+
 def messages() -> list[tuple[str, str, str | None]]:
     """All that the core may say of a failure: class, example, hint.
 

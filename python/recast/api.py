@@ -160,7 +160,7 @@ def carry_out(source: Path, dest: Path, options: Options, steps: Steps | None = 
     judge = None if options.verify is None else _Judge(options, dest, steps)
     planned = _plan(source, options)
     _check_name(dest)
-    compared = judge.check_fit(planned) if judge else 0
+    compared = judge.check(planned) if judge else 0
 
     def writing(done: int, total: int) -> None:
         assert steps is not None
@@ -204,17 +204,17 @@ class _Judge:
         self._options, self._dest, self._steps = options, dest, steps
         self.found: Verification | None = None
 
-    def check_fit(self, planned: Plan) -> int:
+    def check(self, planned: Plan) -> int:
         """Raises `VerificationError` unless the result of `planned` can be verified here; gives
         the bytes that this compares."""
         self._plan = planned
-        self._verification.check_fit(planned, self._device)
+        self._verification.check(planned, self._device)
         return sum(tensor.source_bytes for tensor in planned.tensors)
 
     def __call__(self, staged: str) -> str | None:
         """What was found in the folder `staged`, as JSON; `None` where it is wrong."""
         self.found = self._verification.verify_all(
-            self._plan, staged, self._options.on_overflow, self._device, self._progress()
+            self._plan.source, staged, self._options, self._device, self._progress()
         )
         found = replace(self.found, dest=os.fspath(self._dest))
         return found.to_json() if found.passed else None
@@ -226,9 +226,8 @@ class _Judge:
 
     def published(self) -> VerificationDict:
         """What was found in a result that was published before."""
-        policy = self._options.on_overflow
         return self._verification.verify_published(
-            self._plan, self._dest, policy, self._device, self._progress()
+            self._plan.source, self._dest, self._options, self._device, self._progress()
         ).to_dict()
 
     def _progress(self) -> Progress | None:

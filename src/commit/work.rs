@@ -90,8 +90,7 @@ impl<'a> Conversion<'a> {
 
     /// The name of the run under a policy for values that overflow.
     pub(super) fn run_under(&self, overflow: Overflow) -> Digest {
-        let run = self.plan.run(overflow);
-        if self.options.sha256 { Digest::of_blocks(&[run, Digest(2)]) } else { run }
+        self.plan.run(overflow, self.options.sha256)
     }
 
     pub(super) fn is_mine(&self, report: &Identity) -> bool {

@@ -319,21 +319,23 @@ fn with_places(header: Vec<u8>, other: &[u8]) -> (Vec<u8>, Vec<usize>) {
 
 /// What is wide on purpose in each component, by the configs in its folder and above it.
 fn wide(checkpoint: &Checkpoint, parts: &Parts<'_>, to: Float) -> HashMap<String, Wide> {
-    let mut components: HashMap<String, Vec<wide::Tensor<'_>>> = HashMap::new();
+    let mut components: HashMap<String, (Vec<&str>, Vec<wide::Tensor<'_>>)> = HashMap::new();
     for (number, (file, shard)) in checkpoint.shards().enumerate() {
-        let tensors = components.entry(component(file.path())).or_default();
+        let (names, tensors) = components.entry(component(file.path())).or_default();
+        // Weights that are quantized are no plain floats, but tell what model it is all the same.
+        names.extend(shard.tensors.iter().map(|tensor| tensor.name.as_str()));
         let own = shard.tensors.iter().enumerate();
         let own = own.filter(|(index, _)| {
             matches!(Role::of(checkpoint, parts, (number, *index)), Role::Weight)
         });
         tensors.extend(own.filter_map(|(_, tensor)| seen(tensor)));
     }
-    let of = |(component, tensors): (String, Vec<wide::Tensor<'_>>)| {
+    let of = |(component, (names, tensors)): (String, (Vec<&str>, Vec<wide::Tensor<'_>>))| {
         let folder = Path::new(&component);
         let models = || checkpoint.models.iter().filter(|it| folder.starts_with(&it.folder));
         let model_types: Vec<String> = models().flat_map(|it| it.model_types.clone()).collect();
         let class_names: Vec<String> = models().flat_map(|it| it.class_names.clone()).collect();
-        let wide = Wide::new(to, &model_types, &class_names, tensors.iter().copied());
+        let wide = Wide::new(to, &model_types, &class_names, &names, tensors.into_iter());
         (component, wide)
     };
     components.into_iter().map(of).collect()

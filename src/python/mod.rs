@@ -16,10 +16,11 @@ use pyo3::prelude::*;
 
 use options::Options;
 
-use crate::cast::{self, Level};
+use crate::cast::{self, Level, Overflow};
 use crate::checkpoint::{self, SourceFile};
 use crate::commit;
 use crate::error::Error;
+use crate::keep::Pattern;
 use crate::place::address;
 use crate::plan;
 use crate::report;
@@ -197,6 +198,15 @@ impl Plan {
         self.0.key.as_deref()
     }
 
+    /// The names of the runs that carry it out, under each policy for values that overflow, with
+    /// and without a file of sums.
+    #[getter]
+    fn runs(&self) -> Vec<String> {
+        let policies = [Overflow::Infinity, Overflow::Saturate].into_iter();
+        let runs = policies.flat_map(|policy| [false, true].map(|sums| self.0.run(policy, sums)));
+        runs.map(|run| run.to_string()).collect()
+    }
+
     /// Every tensor, shard by shard.
     #[getter]
     fn tensors(&self) -> Vec<PlannedTensor> {
@@ -335,6 +345,18 @@ fn nesting(text: &[u8]) -> usize {
     crate::format::json::nesting(text)
 }
 
+/// Which of `names` a pattern of `--keep` matches, without any component.
+#[pyfunction]
+fn matching(pattern: &str, names: Vec<String>) -> PyResult<Vec<bool>> {
+    let pattern = Pattern::parse(pattern)?;
+    Ok(names.iter().map(|name| pattern.matches("", name)).collect())
+}
+
+#[pyfunction]
+fn keep_lists() -> &'static str {
+    crate::recognize::wide::LISTS
+}
+
 /// Everything that recast may say of a failure: what it is (the exception that an error becomes, or
 /// `warning`, `finding` or `note`), an example of the message, and the hint.
 #[pyfunction]
@@ -372,10 +394,13 @@ mod _core {
     #[pymodule_export]
     use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Tensor};
     #[pymodule_export]
-    use super::{check_local, messages, nesting, simd_level};
+    use super::{check_local, keep_lists, matching, messages, nesting, simd_level};
 
     #[pymodule_export]
     const SIMD_VARIABLE: &str = super::cast::level::VARIABLE;
+
+    #[pymodule_export]
+    const RECIPE_FORMAT: u32 = crate::recipe::FORMAT;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives it")]

@@ -125,6 +125,7 @@ impl<'a, 'p> Component<'a, 'p> {
         self.claim_beside();
         self.name_orphans();
         self.name_unscaled();
+        self.claim_beside_orphans();
     }
 
     /// The tensors of that name.
@@ -284,6 +285,20 @@ impl<'a, 'p> Component<'a, 'p> {
             let (name, at, _) = self.names[number];
             if self.is_free(at) && beside(name).is_some() {
                 self.mark(name, part);
+            }
+        }
+    }
+
+    /// The same where the codes have lost their scales, so that nothing was claimed before.
+    fn claim_beside_orphans(&mut self) {
+        let is_codes = |(shard, at): At| self.parts[shard][at] == Some(Part::Codes);
+        if !self.names.iter().any(|(_, at, _)| is_codes(*at)) {
+            return;
+        }
+        for number in 0..self.names.len() {
+            let (name, at, _) = self.names[number];
+            if self.is_free(at) && beside(name).is_some() {
+                self.mark_one(at, Part::Scale);
             }
         }
     }

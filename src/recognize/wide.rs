@@ -69,9 +69,11 @@ struct Entry {
     source: String,
 }
 
-static LIBRARIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("libraries.json")).expect("a test parses the file")
-});
+/// What the loaders of models keep wide, as `tools/keep_lists.py` writes it.
+pub const LISTS: &str = include_str!("libraries.json");
+
+static LIBRARIES: LazyLock<Vec<Entry>> =
+    LazyLock::new(|| serde_json::from_str(LISTS).expect("a test parses the file"));
 
 /// The tensors of one component (a folder of the checkpoint) that are wide on purpose.
 #[derive(Debug)]
@@ -97,12 +99,14 @@ struct Name {
 
 impl Wide {
     /// Looks at a component of a checkpoint that is to be cast to `to`: the model types and class
-    /// names that its configs name, nested ones too, and all of its floating tensors.
+    /// names that its configs name, nested ones too, the names of all its tensors, and those that
+    /// are plain floats.
     pub fn new<'a>(
         to: Float,
         model_types: &[String],
         class_names: &[String],
-        tensors: impl Iterator<Item = Tensor<'a>> + Clone,
+        names: &[&str],
+        tensors: impl Iterator<Item = Tensor<'a>>,
     ) -> Wide {
         if to == Float::F32 {
             return Wide {
@@ -122,6 +126,7 @@ impl Wide {
                 && (named(&entry.model_types, model_types)
                     || named(&entry.class_names, class_names))
         });
+        let present = Present::of(names);
         let mut names: Vec<Name> = Vec::new();
         for entry in listed {
             let reason = Reason { text: &entry.reason, source: &entry.source };
@@ -132,7 +137,6 @@ impl Wide {
                 reason,
             }));
         }
-        let present = Present::of(tensors.clone());
         let rules = || RULES.iter().filter(|rule| present.all_of(rule));
         for rule in rules().filter(|rule| rule.targets.contains(&to)) {
             let reason = Reason { text: rule.reason, source: rule.source };
@@ -202,14 +206,14 @@ fn deliberate<'a>(tensors: impl Iterator<Item = Tensor<'a>>) -> bool {
 struct Present(Vec<&'static str>);
 
 impl Present {
-    fn of<'a>(tensors: impl Iterator<Item = Tensor<'a>>) -> Present {
+    fn of(names: &[&str]) -> Present {
         let mut missing: Vec<&str> = RULES.iter().flat_map(|rule| rule.with).copied().collect();
         missing.sort_unstable();
         missing.dedup();
         let any = finder(missing.iter().copied()).expect("rules with companions");
         let mut found = Vec::new();
-        for tensor in tensors {
-            let dotted = format!(".{}.", tensor.name);
+        for name in names {
+            let dotted = format!(".{name}.");
             if any.is_match(&dotted) {
                 found.extend(missing.extract_if(.., |piece| dotted.contains(*piece)));
             }

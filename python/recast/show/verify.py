@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # More lines than this help nobody on a terminal; `--json` lists everything.
 LISTED = 20
+# So many kinds of problems are shown where nearly everything is wrong.
+KINDS = 4
 CAUSES = {
     "other_tensors": (
         "{dest} does not look like a conversion of {source}, which lacks {tensors:,} of its {of:,} "
@@ -63,7 +65,7 @@ def _examples(found: "Verification") -> list[str]:
     """One problem of each kind, and one wrong value: enough where nearly everything is wrong."""
     first = {problem.kind: problem.message for problem in reversed(found.problems)}
     values = [mismatch.message for mismatch in found.mismatches[:1]]
-    return [*reversed(first.values()), *values]
+    return [*list(reversed(first.values()))[:KINDS], *values]
 
 
 def cause_text(found: "Verification", cause: "LikelyCause") -> str:

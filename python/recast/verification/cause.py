@@ -1,8 +1,8 @@
 """Why nearly everything is wrong with a result: probably it was made from another source."""
 
 from recast.verification.compare import Comparison
-from recast.verification.expectation import Expectation
 from recast.verification.header import Headers
+from recast.verification.promise import Promise
 from recast.verification.result import LikelyCause
 
 # The share of wrong values from which a tensor differs throughout. A wrong way to cast does not
@@ -10,11 +10,13 @@ from recast.verification.result import LikelyCause
 THROUGHOUT = 0.9
 
 
-def likely_cause(
-    expected: Expectation, headers: Headers, compared: Comparison
-) -> LikelyCause | None:
+def likely_cause(promise: Promise, headers: Headers, compared: Comparison) -> LikelyCause | None:
     """The cause, where most tensors are unknown to the source, in other files, or all wrong."""
-    placed = {(tensor.file, tensor.name, *tensor.shape) for tensor in expected.plan.tensors}
+    placed = {
+        (file, name, *tensor.shape)
+        for file, tensors in promise.tensors.items()
+        for name, tensor in tensors.items()
+    }
     known = {tensor[1:] for tensor in placed}
     found = [
         (file, name, *entry.shape)

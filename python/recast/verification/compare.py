@@ -12,10 +12,11 @@ from recast.options import Progress
 from recast.verification import values
 from recast.verification.dequantized import Dequantized, Products
 from recast.verification.dtypes import FLOATS, SOURCES, torch_floats
-from recast.verification.expectation import Expectation
-from recast.verification.header import Entry, Headers
+from recast.verification.header import Entry, Headers, Key
 from recast.verification.loaders import Loader
+from recast.verification.promise import Promise
 from recast.verification.result import Mismatch
+from recast.verification.tally import Tally
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,8 @@ class Comparison:
     total: int = 0
     """The values that the compared tensors have."""
     mismatches: list[Mismatch] = field(default_factory=list)
+    tallies: dict[Key, Tally] = field(default_factory=dict)
+    """What became of the values that were cast, where all were compared."""
 
 
 class _Pair(NamedTuple):
@@ -52,7 +55,7 @@ class _Pair(NamedTuple):
 
 
 def compare(
-    expected: Expectation,
+    promise: Promise,
     root: Path,
     headers: Headers,
     loader: Loader | None,
@@ -60,12 +63,14 @@ def compare(
     *,
     samples: int | None,
     seed: int,
+    counts: bool,
     progress: Progress | None,
 ) -> Comparison:
     """Compares the tensors of the result below `root`: as `loader` loaded them, or else, and
-    without a loader, as they are in their files. `samples` is that of `values.ranges`."""
+    without a loader, as they are in their files. `samples` is that of `values.ranges`; `counts`
+    says whether to count what casts did, which is complete where every value is compared."""
     reader, files = values.Reader(device), values.Reader(device)
-    pairs = list(_pairs(expected, headers, samples, seed))
+    pairs = list(_pairs(promise, headers, samples, seed))
     to_do = sum(pair.bytes for pair in pairs)
     found, done = Comparison(), 0
     for pair in pairs:
@@ -78,14 +83,18 @@ def compare(
         if pair.weight is not None:
             read = Products(pair.weight, reader)
         else:
-            read = partial(reader.read, expected.source_file(pair.file), pair.entry)
+            read = partial(reader.read, promise.source.file(pair.file), pair.entry)
+        tally = None
+        if counts and pair.entry.dtype != pair.stored.dtype:
+            tally = found.tallies[pair.file, pair.name] = Tally(pair.weight is not None)
         count, wrong = values.compare(
             read,
             pair.entry,
             pair.stored,
             elements,
             pair.wanted,
-            expected.on_overflow,
+            promise.intent.on_overflow,
+            tally,
         )
         found.tensors += 1
         found.values += count
@@ -98,15 +107,13 @@ def compare(
     return found
 
 
-def _pairs(
-    expected: Expectation, headers: Headers, samples: int | None, seed: int
-) -> Iterator[_Pair]:
+def _pairs(promise: Promise, headers: Headers, samples: int | None, seed: int) -> Iterator[_Pair]:
     """The tensors whose values can be compared: a wrong shape, or a dtype that no cast gives, is a
     problem of the structure."""
-    weights = expected.quantized if expected.dequantizes else {}
+    weights = promise.source.quantized if promise.dequantizes else {}
     sources = {
         (file, name): entry
-        for file, entries in expected.source_headers.items()
+        for file, entries in promise.headers.items()
         for name, entry in entries.items()
     }
     sources |= {key: _exact(weight) for key, weight in weights.items()}

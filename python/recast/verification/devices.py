@@ -1,7 +1,6 @@
-"""Where a verification runs: a CPU, or a GPU that the model fits on."""
+"""Where a verification runs: a CPU, or a GPU."""
 
 from recast.errors import UsageError
-from recast.gpu.predict import predict_here
 from recast.terminal import shown
 from recast.verification import measure
 
@@ -38,10 +37,9 @@ def choose_device(device: str) -> str:
     return f"cuda:{index}"
 
 
-def check_fit(device: str, sizes: list[int]) -> None:
-    """Raises `VerificationError` unless tensors of `sizes` bytes fit on `device` for verifying."""
-    if device == "cpu":
-        return
-    import torch
+def check_workspace(device: str) -> None:
+    """Raises `VerificationError` unless `device` has the memory that comparing takes."""
+    if device != "cpu":
+        import torch
 
-    measure.check_fit(torch.cuda, device, predict_here(sizes))
+        measure.check_workspace(torch.cuda, device)

@@ -27,6 +27,7 @@ TABLE = (
     Float("bf16", "BF16", "bfloat16", ("bf16", "bfloat16")),
 )
 FLOATS: dict[str, FloatName] = {row.stored: row.name for row in TABLE}
+STORED: dict[FloatName, str] = {row.name: row.stored for row in TABLE}
 SOURCES = {
     **{row.stored: row.torch for row in TABLE},
     "F64": "float64",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recast.verification.files import open_regular
+from recast.verification.header import read_metadata
 from recast.verification.problems import Problem, problem
 
 # kohya's sd-scripts (`addnet_hash_safetensors`), and ModelSpec. What is no digest states nothing.
@@ -18,10 +19,7 @@ DIGESTS = {
 def differences(path: Path, file: str) -> Iterator[Problem]:
     """Where the metadata of the shard at `path`, which is `file` below the root, states another
     SHA-256 digest than that of the bytes after its header."""
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as shard:
-        metadata = shard.metadata() or {}
+    metadata = read_metadata(path)
     matches = {key: form.fullmatch(metadata.get(key, "")) for key, form in DIGESTS.items()}
     stated = {key: match for key, match in matches.items() if match}
     if not stated:

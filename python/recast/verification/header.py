@@ -102,6 +102,27 @@ def _entry(fields: Any, data: int) -> Entry:
     return Entry(dtype, tuple(shape), data + start, data + end)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says beside its tensors, as the safetensors library reads it."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        return file.metadata() or {}
+
+
+def plain_size(entries: dict[str, Entry], metadata: dict[str, str]) -> int:
+    """The bytes of a file with these tensors, in this order, as the safetensors library writes it:
+    without spaces, and the header padded to a multiple of 8."""
+    first = min((entry.start for entry in entries.values()), default=0)
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    for name, entry in entries.items():
+        offsets = [entry.start - first, entry.end - first]
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": offsets}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
+    length = len(text.encode(errors="surrogatepass"))
+    return 8 + -(-length // 8) * 8 + sum(entry.bytes for entry in entries.values())
+
+
 def read_headers(root: Path) -> tuple[Headers, dict[str, str]]:
     """The headers of all shards below `root`, and why those that are damaged cannot be read."""
     headers: Headers = {}

@@ -99,20 +99,23 @@ def stated(value: Any, at: str = "") -> Iterator[str]:
     """The keys of a config that say that weights are quantized, with the keys they are below."""
     for key, inner in value.items() if isinstance(value, dict) else ():
         path = f"{at}.{key}" if at else key
-        if (key in KEYS and inner is not None) or (
-            key == "quantization" and isinstance(inner, dict)
-        ):
+        if _says(key, inner):
             yield path
         else:
             yield from stated(inner, path)
 
 
-def in_metadata(path: Path) -> list[str]:
-    """The same of the metadata of a shard."""
-    from safetensors import safe_open
+def without(value: Any) -> Any:
+    """A config without these keys and what is below them."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without(inner) for key, inner in value.items() if not _says(key, inner)}
 
-    with safe_open(path, "numpy") as shard:
-        return sorted(METADATA & (shard.metadata() or {}).keys())
+
+def _says(key: str, inner: Any) -> bool:
+    return (key in KEYS and inner is not None) or (
+        key == "quantization" and isinstance(inner, dict)
+    )
 
 
 def descriptions(value: Any) -> Iterator[dict[str, Any]]:

@@ -76,13 +76,25 @@ def _free_blocks(cuda: Any, device: str) -> list[int]:
     return sorted(requests, reverse=True)
 
 
-def check_fit(cuda: Any, device: str, predicted: Memory) -> None:
-    """Raises `VerificationError` unless `predicted`, and `WORKSPACE` to compare, is free."""
+def too_large(cuda: Any, device: str, predicted: Memory) -> str | None:
+    """Why a model of `predicted` bytes cannot be loaded on `device` beside the `WORKSPACE` that
+    comparing takes; `None` where it can."""
     free, total = cuda.mem_get_info(device)
-    if predicted.reserved + WORKSPACE > free:
+    if predicted.reserved + WORKSPACE <= free:
+        return None
+    return (
+        f"the model does not fit on {device}: it requires {size(predicted.reserved)} and "
+        f"{size(WORKSPACE)} to compare, but {size(free)} of {size(total)} are free"
+    )
+
+
+def check_workspace(cuda: Any, device: str) -> None:
+    """Raises `VerificationError` unless what comparing takes is free on `device`."""
+    free, total = cuda.mem_get_info(device)
+    if free < WORKSPACE:
         raise VerificationError(
-            f"the model does not fit on {device}: it requires {size(predicted.reserved)} and "
-            f"{size(WORKSPACE)} to compare, but {size(free)} of {size(total)} are free",
+            f"comparing requires {size(WORKSPACE)} on {device}, but {size(free)} of {size(total)} "
+            "are free",
             "free memory there, choose another GPU with cuda:N, or verify on cpu",
         )
 

@@ -40,6 +40,11 @@ DTYPES = {
 MAPPED = 128 << 20
 """What is read of a mapped file stays in memory until the file is mapped anew, after so many
 bytes."""
+HEADS = {
+    *("lm_head.weight", "proj_out.weight", "embed_out.weight", "output_projection.weight"),
+    *("output.weight", "decoder.weight"),
+}
+"""The last parts of what models make of their embeddings."""
 ZIP = b"PK\x03\x04"
 
 State = dict[str, "torch.Tensor"]
@@ -92,9 +97,9 @@ class Pickles:
         self._load = lru_cache(maxsize=1)(_load)
         self._read = 0
 
-    def find(self, path: Path, key: str | None, wanted: set[str]) -> Found:
-        """The tensors below `key`, or without it those of the model. Of those that are tied, one
-        that is `wanted` is taken, if any is."""
+    def find(self, path: Path, key: str | None) -> Found:
+        """The tensors below `key`, or without it those of the model. Of tied ones, that is
+        taken which loaders make the others of."""
         state, _ = self._load(path, key)
         entries = {}
         for name, tensor in state.items():
@@ -102,7 +107,7 @@ class Pickles:
             entries[name] = Unpickled(dtype_of(tensor), shape, 0, size, path, key, name, self)
         tied: dict[str, str] = {}
         for names in same(state):
-            first = next((name for name in names if name in wanted), names[0])
+            first = min(names, key=_made_last)
             tied |= {name: first for name in names if name != first}
         return Found(entries, tied)
 
@@ -205,6 +210,16 @@ def dtype_of(tensor: "torch.Tensor") -> str:
     """What a header calls the dtype of a tensor; torch's own name where it has none."""
     name = str(tensor.dtype).removeprefix("torch.")
     return next((stored for stored, own in DTYPES.items() if own == name), name)
+
+
+def _made_last(name: str) -> int:
+    """How far loaders are from making a tensor of that name of another one."""
+    last = ".".join(name.split(".")[-2:])
+    if last == "shared.weight":
+        return 0
+    if last == "embed_tokens.weight":
+        return 2
+    return 3 if last in HEADS else 1
 
 
 def _tensors(value: Any) -> State:

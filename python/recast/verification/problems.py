@@ -8,12 +8,16 @@ from recast.terminal import shown
 Kind = Literal[
     "file_missing",
     "file_size",
+    "file_changed",
+    "file_unreadable",
     "file_unexpected",
+    "file_added",
     "shard_damaged",
     "tensor_missing",
     "tensor_unexpected",
     "tensor_tied",
-    "tensor_unknown",
+    "tensor_copied",
+    "tensors_copied",
     "tensor_shape",
     "tensor_dtype",
     "weight_unknown",
@@ -21,7 +25,10 @@ Kind = Literal[
     "scale_left",
     "hash",
     "metadata",
+    "report_other",
+    "report",
     "config_invalid",
+    "config_changed",
     "config_dtype",
     "index_unexpected",
     "index_invalid",
@@ -39,14 +46,20 @@ Kind = Literal[
 SENTENCES: dict[Kind, str] = {
     "file_missing": "{file} is missing",
     "file_size": "{file} has {found} bytes, expected {expected}",
+    "file_changed": "{file} is not the source's: they differ from byte {at} on",
+    "file_unreadable": "{file} cannot be compared with the source's: {reason}",
     "file_unexpected": "{file} is unexpected: the source has no such shard",
+    "file_added": "{file} is unexpected: the source has no such file",
     "shard_damaged": "{file} is damaged: {reason}",
     "tensor_missing": "tensor '{tensor}' in {file} is missing",
     "tensor_unexpected": "tensor '{tensor}' in {file} is unexpected: the source does not have it",
     "tensor_tied": (
         "tensor '{tensor}' in {file} should be left out: in the source it is the same as '{kept}'"
     ),
-    "tensor_unknown": "tensor '{tensor}' in {file} is none that torch finds in the source",
+    "tensor_copied": (
+        "tensor '{tensor}' in {file} is a second copy: the source has it only in {other}"
+    ),
+    "tensors_copied": "{count} more tensors are second copies",
     "tensor_shape": "tensor '{tensor}' in {file} has shape {found}, expected {expected}",
     "tensor_dtype": "tensor '{tensor}' in {file} is {found}, expected {expected}",
     "weight_unknown": (
@@ -58,7 +71,12 @@ SENTENCES: dict[Kind, str] = {
     "scale_left": "tensor '{tensor}' in {file} belongs to quantized weights, which are dequantized",
     "hash": "{file} states {key} = {found}, but the digest of its tensors is {expected}",
     "metadata": "{file} states {key} = {found} in its metadata, expected {expected}",
+    "report_other": (
+        "{file} is the report on another conversion: not of this source with the options it states"
+    ),
+    "report": "{file} states {key} = {found}, but this is {expected}",
     "config_invalid": "{file} is not JSON: {reason}",
+    "config_changed": "{file} states {key} = {found}, the source states {expected}",
     "config_dtype": "{file} states {key} = {found}, expected {expected}",
     "index_unexpected": "{file} is unexpected: the source has no such index",
     "index_invalid": "{file} is not an index: {reason}",
@@ -73,6 +91,9 @@ SENTENCES: dict[Kind, str] = {
     "memory_requested": "memory: requested is {found} bytes, {reason}",
     "memory_allocated": "memory: allocated is {found} bytes, {reason}",
 }
+
+LISTED = 20
+"""More problems of one kind than this help nobody."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 
 from recast._core import Plan
 from recast.errors import VerificationError
-from recast.options import Progress
+from recast.options import Options, Progress
 from recast.terminal import plain, shown
 from recast.verification import devices
 from recast.verification.devices import choose_device
@@ -12,18 +12,18 @@ from recast.verification.pickles import check_torch, is_pickle
 from recast.verification.result import Verification
 from recast.verification.run import verify_all
 
-__all__ = ["check_fit", "choose_device", "rejected", "verify_all", "verify_published"]
+__all__ = ["check", "choose_device", "rejected", "verify_all", "verify_published"]
 
 # More lines than this help nobody in an error.
 LISTED = 20
 
 
-def check_fit(planned: Plan, device: str) -> None:
-    """Raises `VerificationError` unless the result of `planned` fits on `device` for verifying, and
-    `UsageError` where this torch must not open its source."""
+def check(planned: Plan, device: str) -> None:
+    """Raises `VerificationError` where `device` has no room for comparing, and `UsageError` where
+    this torch must not open the source of `planned`."""
     if any(file.action == "cast" and is_pickle(file.source) for file in planned.files):
         check_torch()
-    devices.check_fit(device, planned.tensor_bytes)
+    devices.check_workspace(device)
 
 
 def rejected(planned: Plan, found: Verification, folder: str) -> VerificationError:
@@ -37,14 +37,14 @@ def rejected(planned: Plan, found: Verification, folder: str) -> VerificationErr
 
 
 def verify_published(
-    planned: Plan,
+    source: str,
     dest: str | os.PathLike[str],
-    on_overflow: str,
+    options: Options,
     device: str,
     progress: Progress | None,
 ) -> Verification:
     """Like `verify_all`, for a published result. Raises `VerificationError` for a wrong one."""
-    found = verify_all(planned, dest, on_overflow, device, progress)
+    found = verify_all(source, dest, options, device, progress)
     if not found.passed:
         raise VerificationError(
             f"{shown(dest)} was published before, and failed verification:\n{_failures(found)}",

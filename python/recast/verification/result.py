@@ -51,7 +51,7 @@ class MemoryFigure:
 
     expected: int
     measured: int | None
-    """`None` on a CPU."""
+    """`None` on a CPU, and on a GPU that the model does not fit on."""
 
 
 @dataclass(frozen=True)

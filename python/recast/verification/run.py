@@ -1,4 +1,4 @@
-"""`verify`: a result against its source: expectation, structure, load, values."""
+"""`verify`: a result against its source: promise, structure, load, values, report."""
 
 import os
 import secrets
@@ -8,17 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recast._core import Plan, check_local
+from recast._core import check_local
 from recast.errors import InputError, UsageError, VerificationError
+from recast.gpu.predict import Memory
 from recast.gpu.settings import read_settings
-from recast.options import Device, Progress
+from recast.options import Device, Options, Progress
 from recast.terminal import shown
-from recast.verification import compare, expectation, measure, structure
+from recast.verification import compare, facts, intent, measure, structure
 from recast.verification.cause import likely_cause
 from recast.verification.devices import choose_device
-from recast.verification.expectation import Expectation
 from recast.verification.files import shards
 from recast.verification.header import read_headers
+from recast.verification.intent import Asked
 from recast.verification.loaders import LOADERS, Loader, LoaderName, LoadError
 from recast.verification.problems import Problem, problem
 from recast.verification.result import MemoryCheck, MemoryFigure, Verification
@@ -73,7 +74,7 @@ def verify(
     blocks = None if full else SAMPLES if samples is None else samples
     seed = secrets.randbits(32) if seed is None else seed
     run = _Run(root, chosen, loader, blocks, seed, progress, started=started)
-    return run.finish(expectation.find(os.fspath(source), root, run.headers, run.notes))
+    return run.finish(intent.find(os.fspath(source), root, run.headers, run.notes))
 
 
 @dataclass
@@ -95,32 +96,38 @@ class _Run:
             problem("shard_damaged", file, reason=reason) for file, reason in damaged.items()
         ]
 
-    def finish(self, expected: Expectation) -> Verification:
-        """Checks that the result is as expected."""
+    def finish(self, asked: Asked) -> Verification:
+        """Checks that the result is what was asked for."""
         import torch
 
-        self.problems += structure.differences(expected, self.root, self.headers)
+        promise = asked.promise
+        self.problems += facts.of_another_run(asked)
+        self.problems += structure.differences(promise, self.root, self.headers)
         try:
             loader, memory = self._load()
             compared = compare.compare(
-                expected,
+                promise,
                 self.root,
                 self.headers,
                 loader,
                 self.device,
                 samples=self.samples,
                 seed=self.seed,
+                counts=self.samples is None and asked.report is not None,
                 progress=self.progress,
             )
+            if asked.report is not None and not (self.problems or compared.mismatches):
+                counted = compared.tallies if self.samples is None else None
+                self.problems += facts.differences(promise, asked.report, self.root, counted)
         except torch.cuda.OutOfMemoryError as error:
             raise VerificationError(
                 f"{self.device} ran out of memory while the model was verified: {error}",
                 "free memory there, choose another GPU with cuda:N, or verify on cpu",
             ) from error
         return Verification(
-            source=expected.plan.source,
+            source=str(promise.source.path),
             dest=str(self.root),
-            to=expected.to,
+            to=promise.to,
             device=self.device,
             loader=self.loader,
             samples=self.samples,
@@ -130,18 +137,36 @@ class _Run:
             values_total=compared.total,
             mismatches=compared.mismatches,
             problems=self.problems,
-            likely_cause=likely_cause(expected, self.headers, compared),
+            likely_cause=likely_cause(promise, self.headers, compared),
             notes=self.notes + read_settings()[1] + (loader.notes() if loader else []),
             memory=memory,
             seconds=time.perf_counter() - self.started,
         )
 
     def _load(self) -> tuple[Loader | None, MemoryCheck | None]:
-        """The loader with the model it loaded, and the memory of that; neither where a problem of
-        the result prevents loading."""
+        """The loader with the model it loaded, and the memory of that; no loader where the model
+        does not fit, and neither where a problem of the result prevents loading."""
+        import torch
+
         try:
             loader = LOADERS[self.loader](self.root, self.headers, self.device)
-            return loader, self._measure(loader)
+            predicted, expected = loader.predict()
+            if self.device == "cpu":
+                loader.load()
+                return loader, _memory(expected)
+            reason = measure.too_large(torch.cuda, self.device, expected)
+            if reason is not None:
+                measure.check_workspace(torch.cuda, self.device)
+                self.notes.append(f"{reason}; so its memory was not measured")
+                return None, _memory(expected)
+            options: dict[str, Any] = {"dtype": torch.uint8, "device": self.device}
+            _, measured = measure.measure(
+                torch.cuda, self.device, partial(torch.empty, **options), loader.load
+            )
+            self.problems += measure.explain(
+                torch.cuda, expected, measured, predicted, loader.allocations()
+            )
+            return loader, _memory(expected, measured)
         except LoadError as error:
             self.problems.append(problem("load_failed", reason=error))
         except InputError as error:
@@ -150,38 +175,25 @@ class _Run:
             self.problems.append(problem("load_failed", reason=error.message))
         return None, None
 
-    def _measure(self, loader: Loader) -> MemoryCheck:
-        """Loads the model and compares its memory with the prediction."""
-        import torch
 
-        predicted, expected = loader.predict()
-        measured = None
-        if self.device == "cpu":
-            loader.load()
-        else:
-            measure.check_fit(torch.cuda, self.device, expected)
-            options: dict[str, Any] = {"dtype": torch.uint8, "device": self.device}
-            _, measured = measure.measure(
-                torch.cuda, self.device, partial(torch.empty, **options), loader.load
-            )
-            self.problems += measure.explain(
-                torch.cuda, expected, measured, predicted, loader.allocations()
-            )
-        return MemoryCheck(
-            **{
-                name: MemoryFigure(getattr(expected, name), getattr(measured, name, None))
-                for name in expected._fields
-            }
-        )
+def _memory(expected: Memory, measured: Memory | None = None) -> MemoryCheck:
+    """The counters as predicted, and as measured where they were."""
+    return MemoryCheck(
+        **{
+            name: MemoryFigure(getattr(expected, name), getattr(measured, name, None))
+            for name in expected._fields
+        }
+    )
 
 
 def verify_all(
-    planned: Plan,
+    source: str,
     root: str | os.PathLike[str],
-    on_overflow: str,
+    options: Options,
     device: str,
     progress: Progress | None,
 ) -> Verification:
-    """Compares every value of a result, with safetensors, on a device `choose_device` gave."""
+    """Compares every value of a result that `options` make of `source`, a path that a plan gave,
+    with safetensors, on a device that `choose_device` gave."""
     run = _Run(Path(root), device, progress=progress)
-    return run.finish(Expectation.of_plan(planned, on_overflow))
+    return run.finish(Asked(intent.promised(source, options), None, []))

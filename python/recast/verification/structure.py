@@ -1,151 +1,108 @@
-"""The structure of a result: the expected files, the expected tensors, and nothing else."""
+"""The structure of a result: the promised files, the promised tensors, and nothing else."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from recast.verification import configs, hashes, labels
-from recast.verification.expectation import Expectation
+from recast.verification import configs, copies, hashes, labels, metadata
+from recast.verification.dtypes import FLOATS
+from recast.verification.filenames import DESCRIBING, is_shard
 from recast.verification.files import is_index, shards, walk
-from recast.verification.header import Headers
-from recast.verification.problems import Problem, problem
-
-if TYPE_CHECKING:
-    from recast._core import PlannedTensor
+from recast.verification.header import Headers, Key, plain_size, read_metadata
+from recast.verification.problems import LISTED, Kind, Problem, problem
+from recast.verification.promise import CODES, Promise
 
 
-def differences(expected: Expectation, dest: Path, headers: Headers) -> Iterator[Problem]:
+def differences(promise: Promise, dest: Path, headers: Headers) -> Iterator[Problem]:
     """Everything in which the structure of `dest`, whose shards have `headers`, is not as
-    expected."""
-    planned = {file.path: file for file in expected.plan.files}
-    for file, facts in planned.items():
-        path = dest / file
-        if not path.is_file():
+    promised."""
+    source = promise.source
+    needed = {*source.shards, *source.indexes, *source.settings, *source.others}
+    # Where no weight is quantized, what is said of quantization may be left behind.
+    carried = bool(source.quantized) and not promise.dequantizes
+    needed |= source.sidecars if carried else set()
+    for file in sorted(needed):
+        if not (dest / file).is_file():
             yield problem("file_missing", file)
-        elif expected.exact and facts.action == "cast" and path.stat().st_size != facts.bytes:
-            yield problem("file_size", file, found=path.stat().st_size, expected=facts.bytes)
-    for file in sorted(set(shards(dest)) - planned.keys()):
+    for file in sorted(set(shards(dest)) - source.shards.keys()):
         yield problem("file_unexpected", file)
-    found = {file: headers[file] for file in headers if file in planned}
-    yield from _tensors(expected, found)
-    yield from _weights(expected, found)
-    yield from _pickled(expected, dest, found)
-    for file in found:
+    yield from _tensors(promise, headers)
+    for file in headers.keys() & source.shards.keys():
         yield from hashes.differences(dest / file, file)
-        for key in labels.in_metadata(dest / file) if expected.dequantizes else ():
-            yield problem("quantization_left", file, key=key)
+        yield from metadata.differences(promise, dest / file, file)
+        size = plain_size(headers[file], read_metadata(dest / file))
+        if promise.exact and (dest / file).stat().st_size != size:
+            found = (dest / file).stat().st_size
+            yield problem("file_size", file, found=found, expected=size)
     for file in walk(dest):
-        if expected.dequantizes and os.path.basename(file) in labels.SIDECARS:
+        if promise.dequantizes and os.path.basename(file) in labels.SIDECARS:
             yield problem("sidecar_left", file)
         elif is_index(file):
-            yield from configs.index_differences(expected, dest, file, headers)
-        elif os.path.basename(file) == "config.json" and file in planned:
-            yield from configs.config_differences(expected, dest, file)
+            yield from configs.index_differences(promise, dest, file, headers)
+        elif file in source.settings:
+            yield from configs.config_differences(promise, dest, file)
+        elif file in source.others | source.sidecars:
+            yield from copies.differences(source.file(file), dest / file, file)
+        elif _is_added(promise, file):
+            yield problem("file_added", file)
 
 
-def _tensors(expected: Expectation, headers: Headers) -> Iterator[Problem]:
-    """In what the tensors of the expected files differ."""
-    unexpected = {(file, name) for file, entries in headers.items() for name in entries}
-    for tensor in expected.plan.tensors:
-        if tensor.file not in headers:
-            continue
-        where = (tensor.file, tensor.name)
-        unexpected.discard(where)
-        entry = headers[tensor.file].get(tensor.name)
-        if entry is None:
-            yield problem("tensor_missing", *where)
-            continue
-        if entry.shape != tuple(tensor.shape):
-            shape = list(entry.shape)
-            yield problem("tensor_shape", *where, found=shape, expected=tensor.shape)
-        kept = not expected.exact and entry.dtype == tensor.source_dtype
-        kept = kept and tensor.action != "dequantize"
-        if entry.dtype != tensor.dtype and not kept:
-            yield problem("tensor_dtype", *where, found=entry.dtype, expected=tensor.dtype)
-    for file, name in sorted(unexpected):
-        tied = expected.tied.get(file, {})
-        if name in tied:
-            yield problem("tensor_tied", file, name, kept=tied[name])
-        else:
-            yield problem("tensor_unexpected", file, name)
+def _is_added(promise: Promise, file: str) -> bool:
+    """Whether a file is none of the source's, so that a conversion has not put it there."""
+    is_hidden = os.path.basename(file).startswith(".")
+    return promise.exact and not (is_hidden or file in DESCRIBING or is_shard(file))
 
 
-def _pickled(expected: Expectation, dest: Path, headers: Headers) -> Iterator[Problem]:
-    """In what the plan differs from what torch finds in pickles, and what the shards made of them
-    state of tied tensors."""
-    planned: dict[str, dict[str, PlannedTensor]] = {file: {} for file in expected.pickles}
-    for tensor in expected.plan.tensors:
-        if tensor.file in planned:
-            planned[tensor.file][tensor.source_name] = tensor
-    for file, pickle in expected.pickles.items():
-        for name, tensor in planned[file].items():
-            entry = pickle.entries.get(name)
-            if name in expected.tied[file]:
-                yield problem("tensor_tied", file, name, kept=expected.tied[file][name])
-            elif entry is None:
-                yield problem("tensor_unknown", file, name)
-            elif entry.dtype != tensor.source_dtype:
-                found = tensor.source_dtype
-                yield problem("tensor_dtype", file, name, found=found, expected=entry.dtype)
-            elif tensor.action != "dequantize" and entry.shape != tuple(tensor.shape):
-                shape = list(entry.shape)
-                yield problem("tensor_shape", file, name, found=tensor.shape, expected=shape)
-        # Of dequantized weights it is known above which of their parts must be there.
-        for name in () if expected.dequantizes else expected.source_headers[file]:
-            if name not in planned[file]:
+def _tensors(promise: Promise, headers: Headers) -> Iterator[Problem]:
+    """In what the tensors of a result differ."""
+    for file, promised in promise.tensors.items():
+        # What is missing or damaged has been said of the file.
+        for name, tensor in promised.items() if file in headers else ():
+            entry = headers[file].get(name)
+            if entry is None:
                 yield problem("tensor_missing", file, name)
-        if file in headers:
-            yield from _metadata(dest / file, file, expected.notes(file))
+                continue
+            if entry.shape != tensor.shape:
+                expected = list(tensor.shape)
+                yield problem(
+                    "tensor_shape", file, name, found=list(entry.shape), expected=expected
+                )
+            if entry.dtype not in tensor.dtypes:
+                # Codes of which it is not known what they stand for.
+                is_unknown = tensor.source.dtype in CODES and entry.dtype in FLOATS
+                kind: Kind = "weight_unknown" if is_unknown else "tensor_dtype"
+                yield problem(kind, file, name, found=entry.dtype, expected=tensor.dtypes[0])
+    extra = [
+        (file, name)
+        for file in headers
+        for name in headers[file].keys() - promise.tensors.get(file, {}).keys()
+    ]
+    yield from _extra(promise, headers, sorted(extra))
 
 
-def _metadata(path: Path, file: str, tied: dict[str, str]) -> Iterator[Problem]:
-    """In what the metadata of a shard differ from those that loaders need."""
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as shard:
-        metadata = shard.metadata() or {}
-    # A tensor called "format" cannot be noted.
-    wanted = {**tied, "format": "pt"}
-    for key in sorted(wanted.keys() | metadata.keys()):
-        found, expected = metadata.get(key), wanted.get(key)
-        if found != expected:
-            tensor = key if key in tied else None
-            yield problem("metadata", file, tensor, key=key, found=found, expected=expected)
-
-
-def _weights(expected: Expectation, headers: Headers) -> Iterator[Problem]:
-    """In what the plan differs from what verification finds of quantized weights, and what of them
-    the expected files still hold."""
-    planned = {(tensor.file, tensor.name): tensor for tensor in expected.plan.tensors}
-    weights = expected.quantized
-    for key, tensor in planned.items():
-        if tensor.action != "dequantize":
-            continue
-        weight = weights.get(key)
-        if weight is None:
-            yield problem("weight_unknown", *key)
-        elif weight.shape != tuple(tensor.shape):
-            shape = list(tensor.shape)
-            yield problem("tensor_shape", *key, found=shape, expected=list(weight.shape))
-    if not expected.dequantizes:
-        # Codes and scales are of use only as they are.
-        for weight in weights.values():
-            for part in (weight.codes, *weight.scales):
-                found = headers.get(part.key[0], {}).get(part.key[1])
-                if found is not None and found.dtype != part.entry.dtype:
-                    dtype = part.entry.dtype
-                    yield problem("tensor_dtype", *part.key, found=found.dtype, expected=dtype)
-        return
-    for key, weight in weights.items():
-        if key not in planned or planned[key].action != "dequantize":
-            yield problem("weight_left", *weight.codes.key)
-    codes = {weight.codes.key for weight in weights.values()}
-    for file, entries in expected.source_headers.items():
-        for name in entries:
-            key = (file, name)
-            if key in expected.dropped:
-                if name in headers.get(file, {}):
-                    yield problem("scale_left", *key)
-            elif key not in planned and key not in codes:
-                yield problem("tensor_missing", *key)
+def _extra(promise: Promise, headers: Headers, extra: list[Key]) -> Iterator[Problem]:
+    """What the tensors are that a result should not have."""
+    homes = {
+        (os.path.dirname(file), name): file
+        for file, promised in promise.tensors.items()
+        for name in promised
+    }
+    codes = {(os.path.dirname(file), name): (file, name) for file, name in promise.codes}
+    gone = {(os.path.dirname(file), name) for file, name in promise.dropped}
+    copied = 0
+    for file, name in extra:
+        key = (os.path.dirname(file), name)
+        if name in promise.tied.get(file, {}):
+            yield problem("tensor_tied", file, name, kept=promise.tied[file][name])
+        elif key in codes and promise.codes[codes[key]].name not in headers[file]:
+            yield problem("weight_left", file, name)
+        elif key in gone:
+            yield problem("scale_left", file, name)
+        elif key in homes and name in headers.get(homes[key], {}):
+            copied += 1
+            if copied <= LISTED:
+                yield problem("tensor_copied", file, name, other=homes[key])
+        elif file in promise.tensors:
+            yield problem("tensor_unexpected", file, name)
+    if copied > LISTED:
+        yield problem("tensors_copied", count=f"{copied - LISTED:,}")

@@ -16,6 +16,7 @@ from recast.terminal import shown
 from recast.verification.dtypes import SOURCES, torch_floats
 from recast.verification.header import Entry
 from recast.verification.pickles import Unpickled
+from recast.verification.tally import Tally
 
 if TYPE_CHECKING:
     import torch
@@ -146,13 +147,14 @@ def compare(
     found: Callable[[list[Range]], "torch.Tensor"],
     wanted: list[Range],
     on_overflow: str,
+    tally: Tally | None = None,
 ) -> tuple[int, Wrong | None]:
     """Compares ranges of a tensor; how many values, and what is wrong with them, if anything is.
 
     `entry` is the tensor in the source, `stored` the one in the result; `read(ranges)` gives its
     bytes in the source, `found(ranges)` its elements as they were loaded, flat, of the dtype they
     were loaded in. What is not a float, and what was loaded as it was stored, is compared byte by
-    byte.
+    byte. A `tally` counts what becomes of a float that is cast.
     """
     import torch
 
@@ -170,6 +172,8 @@ def compare(
         values = raw.view(torch_floats()[entry.dtype]) if is_float else raw
         if is_float and (entry.dtype != stored.dtype or loaded.dtype != values.dtype):
             # A loader may widen what is stored, or narrow what was kept, by a cast of its own.
+            if tally is not None and entry.dtype != stored.dtype:
+                tally.add(values, torch_floats()[stored.dtype])
             expected = cast(values, torch_floats()[stored.dtype], on_overflow).to(loaded.dtype)
             different = differences(expected, loaded)
         else:

@@ -4,10 +4,17 @@ fn tensor(name: &str) -> Tensor<'_> {
     Tensor { name, bits: 32, elements: 8 }
 }
 
+/// What is wide in a component of these plain floats and nothing else.
+fn wide_of(to: Float, labels: &[String], tensors: &[Tensor<'_>]) -> Wide {
+    let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name).collect();
+    Wide::new(to, labels, labels, &names, tensors.iter().copied())
+}
+
 /// The reason for each of `names`, in a component of nothing else.
 fn reasons(to: Float, model: &str, names: &[&str]) -> Vec<Option<&'static str>> {
     let labels = [model.to_owned()];
-    let wide = Wide::new(to, &labels, &labels, names.iter().map(|name| tensor(name)));
+    let tensors: Vec<Tensor<'_>> = names.iter().map(|name| tensor(name)).collect();
+    let wide = wide_of(to, &labels, &tensors);
     names.iter().map(|name| wide.why(tensor(name)).map(|reason| reason.text)).collect()
 }
 
@@ -96,7 +103,7 @@ fn some_names_speak_only_beside_others() {
 
 #[test]
 fn a_scale_of_the_cache_is_one_number() {
-    let wide = Wide::new(Float::Bf16, &[], &[], [tensor("attn.k_scale")].into_iter());
+    let wide = wide_of(Float::Bf16, &[], &[tensor("attn.k_scale")]);
     assert!(wide.why(Tensor { elements: 1, ..tensor("attn.k_scale") }).is_some());
     assert!(wide.why(tensor("attn.k_scale")).is_none());
 }
@@ -107,8 +114,8 @@ fn a_family_is_recognized_by_its_names() {
     let (q, wo) = (format!("{prefix}.0.SelfAttention.q"), format!("{prefix}.1.DenseReluDense.wo"));
     let (q, wo) = (format!("{q}.weight"), format!("{wo}.weight"));
     let seen = |to, names: &[&String]| {
-        let tensors = names.iter().map(|name| tensor(name));
-        let wide = Wide::new(to, &[], &[], tensors);
+        let tensors: Vec<Tensor<'_>> = names.iter().map(|name| tensor(name)).collect();
+        let wide = wide_of(to, &[], &tensors);
         (wide.family, wide.why(tensor(&wo)).is_some())
     };
     assert_eq!(seen(Float::F16, &[&q, &wo]), (Some("T5"), true));
@@ -130,9 +137,7 @@ fn a_family_is_recognized_by_its_names() {
 fn few_wide_tensors_in_a_16_bit_component_are_deliberate() {
     let narrow = |elements| Tensor { name: "a", bits: 16, elements };
     let wide = |elements| Tensor { name: "b", bits: 32, elements };
-    let why = |tensors: &[Tensor<'_>]| {
-        Wide::new(Float::Bf16, &[], &[], tensors.iter().copied()).why(wide(1))
-    };
+    let why = |tensors: &[Tensor<'_>]| wide_of(Float::Bf16, &[], tensors).why(wide(1));
     assert_eq!(why(&[narrow(19), wide(1)]), Some(ITSELF));
     assert_eq!(why(&[narrow(18), wide(1)]), None);
     assert_eq!(why(&[narrow(19)]), None);
@@ -145,7 +150,7 @@ fn few_wide_tensors_in_a_16_bit_component_are_deliberate() {
 fn a_double_is_called_one() {
     let narrow = Tensor { name: "a", bits: 16, elements: 19 };
     let double = Tensor { name: "b", bits: 64, elements: 1 };
-    let wide = Wide::new(Float::Bf16, &[], &[], [narrow, double].into_iter());
+    let wide = wide_of(Float::Bf16, &[], &[narrow, double]);
     assert_eq!(wide.why(double), Some(ITSELF_DOUBLE));
     assert_eq!(wide.why(narrow), None);
 }
@@ -156,16 +161,25 @@ fn what_is_wide_beside_plain_fp8_is_what_was_not_made_fp8() {
     let wide = Tensor { name: "b", bits: 32, elements: 1 };
     let norm = Tensor { name: "c", bits: 16, elements: 1 };
     for tensors in [[fp8, wide, wide], [fp8, wide, norm]] {
-        let found = Wide::new(Float::Bf16, &[], &[], tensors.into_iter());
+        let found = wide_of(Float::Bf16, &[], &tensors);
         assert_eq!(tensors.map(|tensor| found.why(tensor)), [None; 3]);
     }
+}
+
+#[test]
+fn quantized_weights_tell_what_model_it_is() {
+    let bias = [tensor("layers.3.ffn.gate.bias")];
+    let names = [bias[0].name, "layers.3.ffn.gate.weight", "layers.3.ffn.experts.0.w1.weight"];
+    let wide = Wide::new(Float::Bf16, &[], &[], &names, bias.into_iter());
+    assert!(wide.why(bias[0]).is_some());
+    assert!(wide_of(Float::Bf16, &[], &bias).why(bias[0]).is_none());
 }
 
 #[test]
 fn plain_fp8_is_never_kept() {
     let names = ["a.DenseReluDense.wo.weight", "a.SelfAttention.q.weight"];
     let fp8 = names.map(|name| Tensor { name, bits: 8, elements: 1 });
-    let wide = Wide::new(Float::F16, &["t5".to_owned()], &[], fp8.into_iter());
+    let wide = wide_of(Float::F16, &["t5".to_owned()], &fp8);
     assert!(wide.why(Tensor { bits: 16, ..fp8[0] }).is_some());
     assert!(fp8.iter().all(|tensor| wide.why(*tensor).is_none()));
 }
@@ -173,7 +187,7 @@ fn plain_fp8_is_never_kept() {
 #[test]
 fn only_wide_tensors_are_kept() {
     let tensors = [tensor("A_log")];
-    let wide = Wide::new(Float::F16, &[], &[], tensors.into_iter());
+    let wide = wide_of(Float::F16, &[], &tensors);
     assert!(wide.why(Tensor { bits: 16, ..tensor("A_log") }).is_none());
     assert!(wide.why(Tensor { bits: 64, ..tensor("A_log") }).is_some());
 }

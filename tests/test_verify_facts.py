@@ -1,0 +1,160 @@
+"""What `recast.verify` checks where `recast.json` says what was asked for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import raw_bytes, stored
+from test_verify import BLOCK, SHARD, Plant, check, edited, result, source
+
+__all__ = ["result", "source"]
+
+
+def reported(change: Callable[[dict[str, Any]], object]) -> Plant:
+    """Changes what the report says."""
+
+    def plant(out: Path) -> None:
+        report = json.loads((out / "recast.json").read_text())
+        change(report)
+        (out / "recast.json").write_text(json.dumps(report))
+
+    return plant
+
+
+def rewritten(**metadata: str) -> Plant:
+    def plant(out: Path) -> None:
+        rows = [(name, *row) for name, row in stored(out / SHARD).items()]
+        (out / SHARD).write_bytes(raw_bytes(rows, metadata, pad_to=8))
+
+    return plant
+
+
+def audit_of(report: dict[str, Any], tensor: str) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = report["audit"]["tensors"]
+    return next(row for row in rows if row["name"] == tensor)
+
+
+OF_REPORTED: dict[str, tuple[Plant, str]] = {
+    "changed metadata": (
+        rewritten(format="np"),
+        f"{SHARD} states format = np in its metadata, expected pt",
+    ),
+    "added metadata": (
+        rewritten(format="pt", license="mine"),
+        f"{SHARD} states license = mine in its metadata, expected None",
+    ),
+    "a header with spaces": (
+        lambda out: (out / SHARD).write_bytes(
+            raw_bytes(
+                [(name, *row) for name, row in stored(out / SHARD).items()],
+                {"format": "pt"},
+                pad_to=64,
+            )
+        ),
+        f"{SHARD} has ",
+    ),
+    "another number in a config": (
+        edited("config.json", '"layers": 2', '"layers": 3'),
+        "config.json states layers = 3, the source states 2",
+    ),
+    "another number deeper in a config": (
+        edited("config.json", "[1, 2.5]", "[1, 2.25]"),
+        "config.json states text_config.sizes[1] = 2.25, the source states 2.5",
+    ),
+    "a key more in a config": (
+        edited("config.json", '{"model_type"', '{"auto_map": {"AutoModel": "x"}, "model_type"'),
+        'config.json states auto_map.AutoModel = "x", the source states None',
+    ),
+    "other metadata of an index": (
+        edited(f"{SHARD}.index.json", '"made_by": "x"', '"made_by": "y"'),
+        f'{SHARD}.index.json states metadata.made_by = "y", the source states "x"',
+    ),
+    "an added file": (
+        lambda out: (out / "modeling.py").write_text(""),
+        "modeling.py is unexpected: the source has no such file",
+    ),
+    "a report with another target": (
+        reported(lambda report: report["options"].update(to="fp16")),
+        "recast.json is the report on another conversion",
+    ),
+    "a report without what was kept": (
+        reported(lambda report: report["options"].update(keep=[])),
+        "'keep' in model.safetensors is F32, expected BF16",
+    ),
+    "a report with more that was kept": (
+        reported(lambda report: report["options"].update(keep=["keep", "special"])),
+        "'special' in model.safetensors is BF16, expected F32",
+    ),
+    "a report of another run": (
+        reported(lambda report: report.update(run="0" * 32)),
+        "recast.json is the report on another conversion: not of this source with the options",
+    ),
+    "a report with another number of values": (
+        reported(lambda report: report.update(parameters=5)),
+        f"recast.json states parameters = 5, but this is {15 * BLOCK + 13:,}",
+    ),
+    "a report with another number of tensors": (
+        reported(lambda report: report["tensors"].update(cast=4)),
+        "recast.json states tensors.cast = 4, but this is 5",
+    ),
+    "a report that hides what was kept": (
+        reported(lambda report: report.update(kept=[])),
+        "recast.json states kept = [], but this is ['keep']",
+    ),
+    "a report of a larger source": (
+        reported(lambda report: report.update(bytes_read=5)),
+        "recast.json states bytes_read = 5, but this is ",
+    ),
+    "a report that hides rounding": (
+        reported(lambda report: audit_of(report, "a").update(exact=True)),
+        "recast.json states audit.tensors, a, exact = True, but this is False",
+    ),
+    "a report that hides how much was rounded": (
+        reported(lambda report: report["audit"].update(inexact_tensors=0)),
+        "recast.json states audit.inexact_tensors = 0, but this is 4",
+    ),
+    "a report with another size": (
+        reported(lambda report: report.update(bytes_written=5)),
+        "recast.json states bytes_written = 5, but this is ",
+    ),
+    "a report with another size of a file": (
+        reported(lambda report: report["published_files"][0].update(bytes=5)),
+        f"recast.json states published_files, {SHARD} = 5, but this is ",
+    ),
+    "a report that lacks a file": (
+        reported(lambda report: report["published_files"].pop(0)),
+        f"recast.json states published_files, {SHARD} = None, but this is ",
+    ),
+    "a report that lacks a tensor": (
+        reported(lambda report: report["audit"]["tensors"].pop(0)),
+        "recast.json states audit.tensors, ",
+    ),
+    "a report that hides NaN": (
+        reported(lambda report: audit_of(report, "special").update(nan=0)),
+        "recast.json states audit.tensors, special, nan = 0, but this is 2",
+    ),
+    "a report that hides what became zero": (
+        reported(lambda report: audit_of(report, "special").update(to_zero=7)),
+        "recast.json states audit.tensors, special, to_zero = 7, but this is 1",
+    ),
+    "a report with another largest value": (
+        reported(lambda report: audit_of(report, "scalar").update(max_abs=3.0)),
+        "recast.json states audit.tensors, scalar, max_abs = 3.0, but this is 3.14",
+    ),
+    "a report with another sum": (
+        reported(lambda report: report["audit"].update(nan=3)),
+        "recast.json states audit.nan = 3, but this is 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", OF_REPORTED)
+def test_what_is_known_from_the_report_is_checked_too(
+    fault: str, source: Path, result: Path
+) -> None:
+    plant, says = OF_REPORTED[fault]
+    plant(result)
+    found = check(source, result, full=True)
+    assert any(says in failure for failure in found.failures()), found.failures()
