@@ -19,7 +19,7 @@ from support import raw_bytes, recast_here
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-OURS = r"tensors|dequantizers|dequantized_pairs|quantized_\w+|pickle_judge"
+OURS = r"tensors|dequantizers|dequantized_pairs|quantized_\w+|pickle_judge|on_gpu"
 TORCH = re.compile(rf"^ *(?:import|from) (?:torch|transformers|safetensors\.torch|{OURS})\b", re.M)
 VERIFIES = re.compile(r'recast\.verify\(|"--verify"|"--device"')
 
