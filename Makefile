@@ -54,7 +54,7 @@ test-sweep: build  ## load a result of every model class of transformers and dif
 	$(VENV) tests/sweep.py
 
 test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 inputs (41 GB on disk)
-	$(VENV) -m pytest tests/gpu -rs -s --timeout 3600
+	$(VENV) tests/gpu/run.py --installed --minutes 60 --out gpu-results
 
 lint: .venv/installed  ## check formatting, lints, spelling and types
 	cargo fmt --check
