@@ -124,12 +124,18 @@ def test_the_command_finds_the_gpu_by_itself(small: tuple[Path, Path]) -> None:
 def test_a_model_that_does_not_fit_is_verified_but_for_its_memory(
     small: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (257 << 20, 80 << 30))
     found = recast.verify(*small, device=DEVICE, full=True)
     assert found.passed, found.failures()
     assert found.values_checked == found.values_total > 0
-    assert found.memory is None
+    assert found.memory is not None
+    assert found.memory.requested.measured is None
     assert any("does not fit" in note for note in found.notes)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 80 << 30))
+    before = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
+    with pytest.raises(recast.VerificationError, match="comparing requires"):
+        recast.verify(*small, device=DEVICE)
+    assert torch.cuda.memory_stats().get("allocation.all.allocated", 0) == before
 
 
 @NOT_DRY
