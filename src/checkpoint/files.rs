@@ -14,7 +14,7 @@ use crate::format::json;
 use crate::format::pickle;
 use crate::format::quantization::Quantization;
 use crate::format::safetensors::Shard;
-use crate::place::{Place, Source, read_small};
+use crate::place::{Access, Place, Source, read_small};
 use crate::recognize::{loaded, pickles};
 use crate::shown::Shown;
 
@@ -58,7 +58,7 @@ impl<'a> Pickles<'a> {
         // What only has a suffix that many files have is looked at.
         for file in std::mem::take(&mut chosen) {
             let is_meant = pickles::is_loaded(&file) || pickles::part_number(&file).is_some();
-            if is_meant || pickle::is_one(&*place.open(&file, false)?)? {
+            if is_meant || pickle::is_one(&*place.open(&file, Access::Kept)?)? {
                 chosen.insert(file);
             }
         }
@@ -121,13 +121,13 @@ pub(super) fn read(
         Ok(bytes)
     };
     let kind = if name.ends_with(".safetensors") {
-        let object = place.open(key, false)?;
+        let object = place.open(key, Access::Kept)?;
         let shard = Shard::read(&*object, &location)?;
         let end = shard.tensors.last().map_or(shard.head, |tensor| tensor.start + tensor.bytes);
         (source.bytes, source.head, source.version) = (end, shard.head, shard.version);
         Kind::Shard(Arc::new(shard))
     } else if pickles.chosen.contains(key) {
-        let object = place.open(key, false)?;
+        let object = place.open(key, Access::Kept)?;
         let shard = pickle::read(&*object, &location, pickles.key, &loaded::tie_rank)?;
         source.version = shard.version;
         if let Some(facts) = &shard.pickled {

@@ -93,7 +93,7 @@ impl Conversion<'_> {
             destination::check_names(self.plan, &self.more(), &folder)?;
             self.checked_place = true;
         }
-        let stage = Stage::new(self.plan, folder, self.options.sync);
+        let stage = Stage::new(self.plan, folder, self.options.sync, self.access);
         self.stage(&stage, hooks)?;
         let verified = match self.verified(&stage, hooks)? {
             Verdict::None => None,

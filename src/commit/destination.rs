@@ -14,7 +14,7 @@ use crate::error::{DestinationFault, Difference, Error};
 use crate::fs;
 use crate::make::check::{self, Reading};
 use crate::place::local::Local;
-use crate::place::{Place, address, regular};
+use crate::place::{Access, Place, address, regular};
 use crate::plan::Plan;
 use crate::recipe::Span;
 use crate::report::Identity;
@@ -141,7 +141,7 @@ pub fn check_lengths(plan: &Plan, dest: &Path, report: &Identity) -> Result<(), 
             Some(Span::Hashed { text, at }) => (text, at.as_slice()),
             _ => continue,
         };
-        let (object, mut buffer) = (place.open(&file.path, false)?, Vec::new());
+        let (object, mut buffer) = (place.open(&file.path, Access::Kept)?, Vec::new());
         let mut found = object.get(0, head.len(), &mut buffer)?.to_vec();
         // The digits of a digest that only making all of it tells.
         for digits in unknown.iter().map(|at| *at..at + SHA256_DIGITS) {
@@ -172,6 +172,7 @@ pub fn check_content(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<String, Error> {
     let there = Local::directory(dest)?;
+    let access = Access::of(plan.bytes_read() + plan.bytes_written());
     let listed = &report.files;
     let find = |path: &Path| listed.iter().find(|file| file.path == path);
     let mut readings: Vec<Reading<'_, Digest>> = Vec::new();
@@ -182,13 +183,13 @@ pub fn check_content(
         let source = known.source.as_ref().ok_or_else(|| Error::Damaged { path: path.clone() })?;
         let there = &there;
         readings.push(Box::new(move |read| {
-            check::digest(&*there.open(&file.path, false)?, &file.recipe.blocks(), read)
+            check::digest(&*there.open(&file.path, access)?, &file.recipe.blocks(), read)
         }));
         expected.push((known.xxh3_128, Error::Damaged { path }));
         let differences = vec![Difference::Content { path: source.path.clone() }];
         let other = Error::OtherResult { path: dest.to_owned(), differences };
         readings.push(Box::new(move |read| {
-            check::source(&*plan.place, &file.recipe, 0, read).map(|(_, digest)| digest)
+            check::source(&*plan.place, &file.recipe, 0, access, read).map(|(_, digest)| digest)
         }));
         expected.push((source.xxh3_128, other));
     }
@@ -198,7 +199,7 @@ pub fn check_content(
         let there = &there;
         readings.push(Box::new(move |read| {
             let blocks = Blocks::new([], file.bytes);
-            check::digest(&*there.open(&file.path, false)?, &blocks, read)
+            check::digest(&*there.open(&file.path, access)?, &blocks, read)
         }));
         expected.push((file.xxh3_128, Error::Damaged { path: dest.join(&file.path) }));
         total += file.bytes;

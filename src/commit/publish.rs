@@ -17,6 +17,7 @@ use crate::format::index;
 use crate::format::listing::PIPELINE;
 use crate::fs;
 use crate::names;
+use crate::place::Access;
 use crate::report::{File, Identity};
 
 /// How often the folder of a file is made again that another process removed because it was empty.
@@ -181,7 +182,9 @@ impl Publication<'_> {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     // Two who made a lost file again are harmless.
                     let is_same = match file {
-                        Some(file) => published::problem(self.dest, file, &|_| true),
+                        Some(file) => {
+                            published::problem(self.dest, file, Access::of(file.bytes), &|_| true)
+                        }
                         None => read_own(&from, MAX_REPORT).and_then(|ours| {
                             let theirs = read_own(&to, MAX_REPORT)?;
                             Ok((ours != theirs).then_some(Damage::Bytes))

@@ -10,8 +10,8 @@ use crate::error::{Error, causes};
 use crate::format::safetensors::Shard;
 use crate::fs;
 use crate::make::check::{self, Reading};
-use crate::place::Place;
 use crate::place::local::Local;
+use crate::place::{Access, Place};
 use crate::recipe::FORMAT;
 use crate::report::File;
 
@@ -53,10 +53,13 @@ pub fn check_published(
         return Err(Error::NoReport { path: dest.join(REPORT) });
     };
     let files = &report.files;
+    // Whoever wrote the report.
+    let bytes = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
+    let access = Access::of(bytes);
     let readings: Vec<Reading<'_, Option<Damage>>> = files
         .iter()
         .map(|file| -> Reading<'_, _> {
-            Box::new(move |read| match problem(dest, file, read) {
+            Box::new(move |read| match problem(dest, file, access, read) {
                 // What cannot be opened or read for what it is, is a finding.
                 Err(Error::Stopped) => Err(Error::Stopped),
                 Err(Error::Io { path, action, source }) if !fs::is_missing(&source) => {
@@ -68,8 +71,6 @@ pub fn check_published(
             })
         })
         .collect();
-    // Whoever wrote the report.
-    let bytes = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
     let found = check::all(&readings, threads, &mut |done| progress(done, bytes))?;
     let named = files.iter().zip(found);
     let mut damaged: Vec<_> =
@@ -84,6 +85,7 @@ pub fn check_published(
 pub fn problem(
     dest: &Path,
     file: &File,
+    access: Access,
     read: &dyn Fn(u64) -> bool,
 ) -> Result<Option<Damage>, Error> {
     let (path, place) = (dest.join(&file.path), Local::directory(dest)?);
@@ -97,7 +99,7 @@ pub fn problem(
     if place.look(&file.path)?.marks.bytes != file.bytes {
         return Ok(Some(Damage::Length));
     }
-    let object = place.open(&file.path, false)?;
+    let object = place.open(&file.path, access)?;
     let blocks = if file.path.extension().is_some_and(|extension| extension == "safetensors") {
         Shard::read(&*object, &file.path)?.blocks(file.bytes)
     } else {

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::fs;
 use crate::held;
 use crate::make::{Made, Sink, Sinks, check};
+use crate::place::Access;
 use crate::plan::{Plan, PlannedFile};
 
 /// A file of at most so many bytes is written at once, so that nothing is gained by reserving room.
@@ -23,6 +24,8 @@ pub struct Stage<'a> {
     plan: &'a Plan,
     folder: RunFolder,
     sync: bool,
+    /// How sources are read again, and whether what is written stays in the system's memory.
+    access: Access,
     /// Of each file its seal, once it is known to be there and to be that of the source as it is.
     seals: Mutex<Vec<Option<Arc<Seal>>>>,
 }
@@ -40,8 +43,8 @@ pub enum State {
 
 impl<'a> Stage<'a> {
     /// The files that a folder holds of a plan, nothing of which is known yet.
-    pub fn new(plan: &'a Plan, folder: RunFolder, sync: bool) -> Stage<'a> {
-        Stage { plan, folder, sync, seals: Mutex::new(vec![None; plan.files.len()]) }
+    pub fn new(plan: &'a Plan, folder: RunFolder, sync: bool, access: Access) -> Stage<'a> {
+        Stage { plan, folder, sync, access, seals: Mutex::new(vec![None; plan.files.len()]) }
     }
 
     pub fn folder(&self) -> &RunFolder {
@@ -100,7 +103,8 @@ impl<'a> Stage<'a> {
                     continue;
                 }
                 // Other marks need not mean other bytes; only reading tells.
-                let (now, is) = check::source(&*self.plan.place, &file.recipe, index, read)?;
+                let (now, is) =
+                    check::source(&*self.plan.place, &file.recipe, index, self.access, read)?;
                 if is != *digest {
                     return Ok(State::Stale);
                 }
@@ -244,10 +248,14 @@ pub struct Part {
     file: File,
     path: PathBuf,
     sync: bool,
+    once: bool,
 }
 
 impl Sink for Part {
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        if self.once {
+            return fs::write_once_at(&self.file, &self.path, bytes, offset);
+        }
         fs::write_at(&self.file, &self.path, bytes, offset)?;
         if self.sync {
             fs::start_writeback(&self.file, offset, bytes.len() as u64);
@@ -270,7 +278,7 @@ impl Sinks for Stage<'_> {
         if planned.bytes > WRITTEN_AT_ONCE {
             fs::reserve(&file, planned.bytes);
         }
-        Ok(Part { file, path, sync: self.sync })
+        Ok(Part { file, path, sync: self.sync, once: self.access == Access::Once })
     }
 
     fn finish(
@@ -283,6 +291,9 @@ impl Sinks for Stage<'_> {
         let (planned, path) = (&self.plan.files[number], self.path(number));
         if self.sync {
             fs::sync_file(&part.file, &part.path, planned.bytes, stopped)?;
+        }
+        if part.once {
+            fs::let_go(&part.file);
         }
         let (seal, seal_path) = (Seal::new(made, self.sync), self.seal_path(number));
         if !put(&seal_path, &seal.text(), self.sync)? {

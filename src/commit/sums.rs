@@ -7,20 +7,25 @@ use sha2::{Digest as _, Sha256};
 use crate::error::Error;
 use crate::make::check::{self, Reading};
 use crate::names::hex;
-use crate::place::Place;
 use crate::place::local::Local;
+use crate::place::{Access, Place};
 use crate::recipe::PIECE;
 use crate::report::File;
 
 /// The text of the sums of `files`, which are in `folder`.
-pub fn of(files: &[File], folder: &Path, threads: Option<usize>) -> Result<Vec<u8>, Error> {
+pub fn of(
+    files: &[File],
+    folder: &Path,
+    threads: Option<usize>,
+    access: Access,
+) -> Result<Vec<u8>, Error> {
     let place = Local::directory(folder)?;
     let place = &place;
     let readings: Vec<Reading<'_, String>> = files
         .iter()
         .map(|file| -> Reading<'_, String> {
             Box::new(move |_| {
-                let (object, mut buffer) = (place.open(&file.path, false)?, Vec::new());
+                let (object, mut buffer) = (place.open(&file.path, access)?, Vec::new());
                 let (mut hasher, mut at) = (Sha256::new(), 0);
                 while at < file.bytes {
                     let bytes = (file.bytes - at).min(PIECE);

@@ -16,6 +16,7 @@ use crate::checksum::Digest;
 use crate::error::Error;
 use crate::fs;
 use crate::make::{self, make};
+use crate::place::Access;
 use crate::plan::Plan;
 use crate::report::{self, Identity};
 
@@ -31,6 +32,8 @@ pub struct Conversion<'a> {
     pub(super) plan: &'a Plan,
     pub(super) options: &'a Options,
     pub(super) level: Level,
+    /// How sources and results are read, and so whether what is written stays in memory.
+    pub(super) access: Access,
     pub(super) run: Digest,
     pub(super) dest: PathBuf,
     /// As the user named it.
@@ -69,6 +72,7 @@ impl<'a> Conversion<'a> {
             plan,
             options,
             level: Level::current()?,
+            access: Access::of(plan.bytes_read() + plan.bytes_written()),
             run: Digest::default(),
             folder: Folder::of(&absolute),
             dest: absolute,
@@ -128,7 +132,7 @@ impl Conversion<'_> {
         let options = make::Options {
             level: self.level,
             threads: self.options.threads,
-            mmap: self.options.mmap,
+            access: if self.options.mmap { Access::Mapped } else { self.access },
             stop_at_overflow: self.options.on_overflow == OnOverflow::Error,
         };
         let progress = &mut |done| hooks.progress(before + done, total);
@@ -194,7 +198,8 @@ impl Conversion<'_> {
         });
         let mut files: Vec<report::File> = files.collect();
         if self.options.sha256 {
-            let text = sums::of(&files, &stage.folder().new_files(), self.options.threads)?;
+            let text =
+                sums::of(&files, &stage.folder().new_files(), self.options.threads, self.access)?;
             stage.put(SUMS, &|out| out.write_all(&text))?;
             let (path, bytes) = (PathBuf::from(SUMS), text.len() as u64);
             let file = report::File { path, bytes, xxh3_128: Digest::of_head(&text), source: None };
@@ -217,12 +222,13 @@ impl Conversion<'_> {
         let Error::LostFile { path, .. } = &error else { return Err(error) };
         let lost = self.plan.files.iter().position(|file| self.dest.join(&file.path) == *path);
         let (Some(number), true) = (lost, run.hash == self.run) else { return Err(error) };
-        let stage = Stage::new(self.plan, self.folder.publication(run), self.options.sync);
+        let stage =
+            Stage::new(self.plan, self.folder.publication(run), self.options.sync, self.access);
         let files = [make::File { number, recipe: &self.plan.files[number].recipe }];
         let options = make::Options {
             level: self.level,
             threads: self.options.threads,
-            mmap: self.options.mmap,
+            access: if self.options.mmap { Access::Mapped } else { self.access },
             stop_at_overflow: false,
         };
         let total = self.plan.bytes_written();
@@ -246,7 +252,7 @@ impl Conversion<'_> {
                 let is_useful = error.is_resumable()
                     && fs::list(&folder.seals()).is_ok_and(|seals| !seals.is_empty());
                 if is_useful {
-                    let stage = Stage::new(self.plan, folder, false);
+                    let stage = Stage::new(self.plan, folder, false, self.access);
                     stage.remove_dead_parts();
                     left = Left::Staged;
                 } else {

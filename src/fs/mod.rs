@@ -1,6 +1,7 @@
 //! The one place that writes to a local file system, and where what is Linux-only has its plain
 //! fallback. Every call is a point at which a test may make it fail, stop or end the process.
 
+mod cache;
 #[cfg(feature = "faults")]
 pub mod fault;
 mod system;
@@ -10,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
+pub use cache::{is_too_large, let_go, read_once_at, write_once_at};
 #[cfg(feature = "faults")]
 use fault::point;
 pub use system::{

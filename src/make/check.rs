@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::checksum::{Blocks, Digest, Sums};
 use crate::error::Error;
 use crate::held;
-use crate::place::{Marks, Object, Place, Source};
+use crate::place::{Access, Marks, Object, Place, Source};
 use crate::recipe::{PIECE, Recipe};
 
 use super::threads;
@@ -92,10 +92,11 @@ pub fn source(
     place: &dyn Place,
     recipe: &Recipe,
     index: usize,
+    access: Access,
     read: &dyn Fn(u64) -> bool,
 ) -> Result<(Marks, Digest), Error> {
     let source = &recipe.sources[index];
-    let object = place.open(&source.key, false)?;
+    let object = place.open(&source.key, access)?;
     let marks = opened(place, source, &*object, |_| ())?;
     Ok((marks, digest(&*object, &recipe.source_blocks(index), read)?))
 }

@@ -9,7 +9,7 @@ use super::{check, threads};
 use crate::cast::{Audit, Level, Overflow};
 use crate::error::Error;
 use crate::held;
-use crate::place::{Marks, Object, Place, Source};
+use crate::place::{Access, Marks, Object, Place, Source};
 use crate::recipe::{Extent, INPUTS, Span};
 
 /// Bytes from a span of a recipe with these sources, from the one at `start`, to where they go.
@@ -146,7 +146,7 @@ impl Objects<'_> {
         if let Some(known) = open.get(&source.key) {
             return Ok(Arc::clone(&known.object));
         }
-        let object = self.place.open(&source.key, false)?;
+        let object = self.place.open(&source.key, Access::Kept)?;
         let marks = check::opened(self.place, source, &*object, |_| ())?;
         let object = Arc::new(object);
         let opened = Opened { object: Arc::clone(&object), source: source.clone(), marks };

@@ -11,7 +11,7 @@ use crate::cast::Audit;
 use crate::checksum::{Digest, Sums};
 use crate::error::Error;
 use crate::held;
-use crate::place::{Marks, Object, Place};
+use crate::place::{Access, Marks, Object, Place};
 use crate::recipe::{Extent, INPUTS, Input, Layout, Part, Recipe, Span};
 
 /// A file whose bytes are all written.
@@ -259,7 +259,7 @@ impl<'a, S: Sinks> Job<'a, S> {
         }
         let recipe = state.file.recipe;
         let sources = (0..recipe.sources.len())
-            .map(|at| OpenSource::open(self.place, recipe, at, self.options.mmap))
+            .map(|at| OpenSource::open(self.place, recipe, at, self.options.access))
             .collect::<Result<_, _>>()?;
         let mut audited = 0;
         let mut rank = Vec::with_capacity(recipe.spans.len());
@@ -311,10 +311,10 @@ impl OpenSource {
         place: &dyn Place,
         recipe: &Recipe,
         index: usize,
-        mmap: bool,
+        access: Access,
     ) -> Result<OpenSource, Error> {
         let source = &recipe.sources[index];
-        let object = place.open(&source.key, mmap)?;
+        let object = place.open(&source.key, access)?;
         let sums = Sums::new(recipe.source_blocks(index));
         let marks = check::opened(place, source, &*object, |head| {
             sums.add(0, head);

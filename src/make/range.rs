@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::cast::{Audit, Level};
 use crate::error::Error;
-use crate::place::{Object, Place};
+use crate::place::{Access, Object, Place};
 use crate::recipe::{Input, Recipe, Span};
 
 use super::{check, hashed};
@@ -65,7 +65,7 @@ impl Objects<'_> {
             Some(object) => object,
             slot => {
                 let source = &self.recipe.sources[source];
-                let object = self.place.open(&source.key, false)?;
+                let object = self.place.open(&source.key, Access::Kept)?;
                 check::opened(self.place, source, &*object, |_| ())?;
                 slot.insert(object)
             }

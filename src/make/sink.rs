@@ -3,7 +3,7 @@
 use crate::cast::{Audit, Level};
 use crate::checksum::Digest;
 use crate::error::Error;
-use crate::place::Marks;
+use crate::place::{Access, Marks};
 use crate::recipe::Recipe;
 
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +45,7 @@ pub trait Sinks: Sync {
 pub struct Options {
     pub level: Level,
     pub threads: Option<usize>,
-    /// Whether sources are read through a memory map where that is possible.
-    pub mmap: bool,
+    pub access: Access,
     /// Whether finite values that become infinite stop everything: nothing more is written then,
     /// but all is still examined.
     pub stop_at_overflow: bool,

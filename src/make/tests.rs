@@ -13,7 +13,7 @@ use crate::checksum::{BLOCK, Digest, SHA256_DIGITS};
 use crate::dtype::{Castable, Float};
 use crate::error::Error;
 use crate::make;
-use crate::place::Source;
+use crate::place::{Access, Source};
 use crate::recipe::{self, Extent, Gather, PIECE, Recipe, Scaled, Span};
 use crate::view::View;
 use changing::{Changing, Rewritten};
@@ -129,7 +129,7 @@ fn plain() -> (Memory, Recipe, Vec<u8>) {
 }
 
 const OPTIONS: make::Options =
-    make::Options { level: LEVEL, threads: None, mmap: false, stop_at_overflow: false };
+    make::Options { level: LEVEL, threads: None, access: Access::Kept, stop_at_overflow: false };
 
 fn made(place: &Memory, recipe: &Recipe, threads: usize) -> (Vec<u8>, make::Made) {
     let sink = MemorySinks::default();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::links::LinkPolicy;
 use super::regular;
-use super::{Marks, Object, ObjectInfo, Place};
+use super::{Access, Marks, Object, ObjectInfo, Place};
 use crate::error::Error;
 use crate::fs;
 
@@ -61,13 +61,16 @@ impl Place for Local {
         Ok(ObjectInfo { marks: marks(&found), executable: is_executable(&found) })
     }
 
-    fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
+    fn open(&self, key: &Path, access: Access) -> Result<Box<dyn Object>, Error> {
         self.look(key)?;
         let path = self.root.join(key);
         let (file, _) = regular::open(&path)?;
         fs::will_read_in_order(&file);
-        let map = if mmap { Some(Map::new(&file).map_err(Error::io("map", &path))?) } else { None };
-        Ok(Box::new(Opened { path, file, map }))
+        let map = match access {
+            Access::Mapped => Some(Map::new(&file).map_err(Error::io("map", &path))?),
+            Access::Kept | Access::Once => None,
+        };
+        Ok(Box::new(Opened { path, file, map, once: access == Access::Once }))
     }
 
     fn name(&self, key: &Path) -> PathBuf {
@@ -91,6 +94,8 @@ struct Opened {
     path: PathBuf,
     file: File,
     map: Option<Map>,
+    /// Whether what is read does not stay in the system's memory.
+    once: bool,
 }
 
 impl Object for Opened {
@@ -118,13 +123,15 @@ impl Object for Opened {
 
     fn fill(&self, start: u64, out: &mut [u8]) -> Result<(), Error> {
         let started = Instant::now();
-        fs::read_at(&self.file, out, start).map_err(|error| match error.kind() {
+        let read = if self.once { fs::read_once_at } else { fs::read_at };
+        read(&self.file, out, start).map_err(|error| match error.kind() {
             // A source that ends too early was cut short since it was opened.
             std::io::ErrorKind::UnexpectedEof => Error::Changed { path: self.path.clone() },
             _ => Error::io("read", &self.path)(error),
         })?;
         let bytes = out.len();
-        if bytes >= TELLING && started.elapsed() > Duration::from_nanos(bytes as u64) {
+        if !self.once && bytes >= TELLING && started.elapsed() > Duration::from_nanos(bytes as u64)
+        {
             // Slower than 1 GB/s is not memory but a disk, which may as well work on the next
             // pieces while this one is cast and written.
             fs::start_reading(&self.file, start + bytes as u64, AHEAD);

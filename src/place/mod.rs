@@ -41,6 +41,24 @@ pub struct Source {
     pub version: Digest,
 }
 
+/// How an object is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// What is read stays in the system's memory, as is usual.
+    Kept,
+    /// What was not there before does not stay.
+    Once,
+    /// Through a memory map.
+    Mapped,
+}
+
+impl Access {
+    /// That of reading, and writing, so many bytes in all.
+    pub fn of(bytes: u64) -> Access {
+        if crate::fs::is_too_large(bytes) { Access::Once } else { Access::Kept }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct ObjectInfo {
     pub marks: Marks,
@@ -53,15 +71,15 @@ pub trait Place: Send + Sync + std::fmt::Debug {
     /// What is at `key` now. Opens nothing.
     fn look(&self, key: &Path) -> Result<ObjectInfo, Error>;
 
-    /// Opens the object at `key`, through a memory map where that is asked for and possible.
-    fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error>;
+    /// Opens the object at `key`, to be read in that way where the place can.
+    fn open(&self, key: &Path, access: Access) -> Result<Box<dyn Object>, Error>;
 
     fn name(&self, key: &Path) -> PathBuf;
 }
 
 /// Reads the small object at `key`: all of it, when that is no more than `limit` bytes.
 pub fn read_small(place: &dyn Place, key: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    let object = place.open(key, false)?;
+    let object = place.open(key, Access::Kept)?;
     let bytes = object.marks()?.bytes;
     if bytes > limit {
         return Err(Error::json(&place.name(key))(JsonFault::TooLarge { bytes, limit }));

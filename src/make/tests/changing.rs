@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::memory::Memory;
 use crate::error::Error;
 use crate::held;
-use crate::place::{Marks, Object, ObjectInfo, Place};
+use crate::place::{Access, Marks, Object, ObjectInfo, Place};
 
 /// A place whose object with the scales has other values and other marks once it was read a number
 /// of times.
@@ -24,8 +24,8 @@ impl Place for Rewritten {
         self.0.look(key)
     }
 
-    fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
-        let object = self.0.open(key, mmap)?;
+    fn open(&self, key: &Path, access: Access) -> Result<Box<dyn Object>, Error> {
+        let object = self.0.open(key, access)?;
         let is_it = key == Path::new("scales");
         Ok(if is_it { Box::new(Other(object, AtomicUsize::new(0), self.1)) } else { object })
     }
@@ -77,8 +77,8 @@ impl Place for Changing {
         self.0.look(key)
     }
 
-    fn open(&self, key: &Path, mmap: bool) -> Result<Box<dyn Object>, Error> {
-        Ok(Box::new(Changed(self.0.open(key, mmap)?, Mutex::default())))
+    fn open(&self, key: &Path, access: Access) -> Result<Box<dyn Object>, Error> {
+        Ok(Box::new(Changed(self.0.open(key, access)?, Mutex::default())))
     }
 
     fn name(&self, key: &Path) -> PathBuf {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::{Made, Sink, Sinks};
 use crate::error::Error;
 use crate::held;
-use crate::place::{Marks, Object, ObjectInfo, Place};
+use crate::place::{Access, Marks, Object, ObjectInfo, Place};
 
 type Bytes = Arc<Vec<u8>>;
 
@@ -37,7 +37,7 @@ impl Place for Memory {
         self.find(key).map(|bytes| ObjectInfo { marks: marks(&bytes), executable: false })
     }
 
-    fn open(&self, key: &Path, _mmap: bool) -> Result<Box<dyn Object>, Error> {
+    fn open(&self, key: &Path, _access: Access) -> Result<Box<dyn Object>, Error> {
         Ok(Box::new(Opened { key: key.to_owned(), bytes: self.find(key)? }))
     }
 
