@@ -187,6 +187,25 @@ def test_any_number_of_threads_gives_the_same_values() -> None:
         assert torch.equal(recast.cast(x, "fp16", threads=threads), expected)
 
 
+@pytest.mark.parametrize(("source", "to"), [(a, b) for a, b in PAIRS if a != b])
+def test_a_large_result_is_written_in_place_and_nowhere_else(
+    source: FloatName, to: FloatName
+) -> None:
+    # Beyond 32 MiB, what lies in an `out` is overwritten past the caches.
+    elements = (33 << 20) // DTYPES[to].itemsize + 13
+    x = (torch.randn(elements) * 30_000).to(DTYPES[source])
+    expected = x.to(DTYPES[to])
+    bits = BITS[expected.element_size()]
+    whole = torch.empty(elements + 64, dtype=DTYPES[to])
+    for threads, start in ((1, 0), (2, 1), (3, 37)):
+        whole.view(bits).fill_(0x5A5A)
+        out = whole[start : start + elements]
+        recast.cast(x, to, out=out, threads=threads)
+        assert torch.equal(out.view(bits), expected.view(bits))
+        for around in (whole[:start], whole[start + elements :]):
+            assert bool((around.view(bits) == 0x5A5A).all())
+
+
 def test_without_new_threads_the_running_ones_do_the_work() -> None:
     # Room for a few stacks beside what the process has, and for nothing like 64 of them.
     code = """

@@ -243,6 +243,7 @@ def cast_bytes(
     out: npt.NDArray[np.uint8],
     dtype: str,
     *,
+    fresh: bool = True,
     threads: int | None = None,
     on_overflow: str = "inf",
 ) -> Audit: ...

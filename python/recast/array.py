@@ -76,7 +76,7 @@ def cast(
     source_bits, result_bits = _bits(x, source), _bits(result, target)
     if out is not None and np.may_share_memory(source_bits, result_bits):
         raise UsageError("out shares memory with x", "give an out of its own memory")
-    _cast_bits(source_bits, source, result_bits, target, on_overflow, threads)
+    _cast_bits(source_bits, source, result_bits, target, on_overflow, threads, fresh=out is None)
     return result
 
 
@@ -93,8 +93,13 @@ def _cast_bits(
     dtype: DtypeInfo,
     on_overflow: OnOverflow,
     threads: int | None,
+    *,
+    fresh: bool,
 ) -> None:
-    """Casts the values whose bits `source` holds, in any strides, into contiguous `out`."""
+    """Casts the values whose bits `source` holds, in any strides, into contiguous `out`.
+
+    `fresh` says that nothing was written there before.
+    """
     import numpy as np
 
     if source_dtype == dtype:
@@ -118,6 +123,7 @@ def _cast_bits(
             source_dtype.short_name,
             out_bytes[done:end],
             dtype.short_name,
+            fresh=fresh,
             threads=threads,
             on_overflow=on_overflow,
         )

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::double::F64;
 use super::element::{Element, INFINITY, MAGNITUDE, Source};
+use super::lanes::{LANES, Summaries};
 
 /// What a pass over a block saw, in binary32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +17,6 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub const EMPTY: Summary = Summary { largest: 0, smallest_less_one: u32::MAX, union: 0 };
-
     #[inline(always)]
     pub fn add(&mut self, bits: u32) {
         let magnitude = bits & MAGNITUDE;
@@ -26,12 +25,21 @@ impl Summary {
         self.union |= bits;
     }
 
+    /// The summary of all lanes.
     #[inline(always)]
-    pub fn join(&mut self, other: Summary) {
-        self.largest = self.largest.max(other.largest);
-        self.smallest_less_one = self.smallest_less_one.min(other.smallest_less_one);
-        self.union |= other.union;
+    pub fn of(lanes: Summaries) -> Summary {
+        Summary {
+            largest: join(lanes.largest, u32::max),
+            smallest_less_one: join(lanes.smallest_less_one, u32::min),
+            union: join(lanes.union, |one, other| one | other),
+        }
     }
+}
+
+/// Never inlined: a compiler that sees lanes joined may decide to keep them apart in the loop.
+#[inline(never)]
+fn join(lanes: [u32; LANES], two: impl Fn(u32, u32) -> u32) -> u32 {
+    lanes.into_iter().fold(lanes[0], two)
 }
 
 /// How many scales of a weight are unusual.

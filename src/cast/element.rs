@@ -4,7 +4,7 @@
 //! Narrowing rounds once, to nearest, ties to even; subnormals and the sign of zero are kept;
 //! NaN stays NaN with its sign and top payload bits, quieted.
 
-use super::lanes::{Binary16, LANES};
+use super::lanes::{Instructions, LANES};
 use crate::dtype::{Castable, Float};
 
 /// Bits of binary32 infinity; anything above it, the sign aside, is NaN.
@@ -31,7 +31,7 @@ pub trait Source: Copy {
     fn to_f32(self) -> u32;
     /// `to_f32` of many; a level's instructions may do it for binary16.
     #[inline(always)]
-    fn widen<H: Binary16>(values: [Self; LANES]) -> [u32; LANES] {
+    fn widen<H: Instructions>(values: [Self; LANES]) -> [u32; LANES] {
         values.map(Self::to_f32)
     }
 }
@@ -65,7 +65,7 @@ pub trait Element: Source {
     fn from_f32(bits: u32) -> Self;
     /// `from_f32` of many; a level's instructions may do it for binary16.
     #[inline(always)]
-    fn narrow<H: Binary16>(bits: [u32; LANES]) -> [Self; LANES] {
+    fn narrow<H: Instructions>(bits: [u32; LANES]) -> [Self; LANES] {
         bits.map(Self::from_f32)
     }
 }
@@ -185,7 +185,7 @@ impl Source for F16 {
     load!(u16);
 
     #[inline(always)]
-    fn widen<H: Binary16>(values: [Self; LANES]) -> [u32; LANES] {
+    fn widen<H: Instructions>(values: [Self; LANES]) -> [u32; LANES] {
         H::widen(values.map(|value| value.0))
     }
 
@@ -210,7 +210,7 @@ impl Element for F16 {
     store!();
 
     #[inline(always)]
-    fn narrow<H: Binary16>(bits: [u32; LANES]) -> [Self; LANES] {
+    fn narrow<H: Instructions>(bits: [u32; LANES]) -> [Self; LANES] {
         H::narrow(bits).map(F16)
     }
 

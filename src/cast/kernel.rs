@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::{Audit, Summary, Tally};
 use super::element::{Element, F16, INFINITY, MAGNITUDE, Source};
-use super::lanes::{Binary16, LANES};
+use super::lanes::{Instructions, LANES, Summaries};
+use super::memory::Memory;
 
 /// Elements per block: source and result of one block stay in the first-level cache.
 pub const BLOCK: usize = 4096;
@@ -29,10 +30,10 @@ pub struct Run<'a> {
     pub audit: &'a mut Audit,
 }
 
-/// binary16 by the specification, on any CPU.
+/// By the specification, on any CPU.
 pub struct Portable;
 
-impl Binary16 for Portable {
+impl Instructions for Portable {
     #[inline(always)]
     fn widen(bits: [u16; LANES]) -> [u32; LANES] {
         bits.map(|bits| F16(bits).to_f32())
@@ -41,32 +42,41 @@ impl Binary16 for Portable {
     fn narrow(bits: [u32; LANES]) -> [u16; LANES] {
         bits.map(|bits| F16::from_f32(bits).0)
     }
+    #[inline(always)]
+    fn add(summaries: &mut Summaries, bits: [u32; LANES]) {
+        let magnitudes = bits.map(|bits| bits & MAGNITUDE);
+        for (lane, magnitude) in summaries.largest.iter_mut().zip(magnitudes) {
+            *lane = magnitude.max(*lane);
+        }
+        for (lane, magnitude) in summaries.smallest_less_one.iter_mut().zip(magnitudes) {
+            *lane = magnitude.wrapping_sub(1).min(*lane);
+        }
+        for (lane, bits) in summaries.union.iter_mut().zip(bits) {
+            *lane |= bits;
+        }
+    }
 }
 
 /// Casts `src` into `dst`: `n * S::BYTES` bytes into `n * D::BYTES`, both at any address.
 #[inline(always)]
-pub fn cast_block<H: Binary16, S: Source, D: Element>(src: &[u8], dst: &mut [u8]) -> Summary {
-    let mut lanes = [Summary::EMPTY; LANES];
+pub fn cast_block<H: Instructions, M: Memory, S: Source, D: Element>(
+    src: &[u8],
+    dst: &mut [u8],
+) -> Summary {
+    let mut summaries = Summaries::EMPTY;
     let mut src = src.chunks_exact(LANES * S::BYTES);
     let mut dst = dst.chunks_exact_mut(LANES * D::BYTES);
     for (src, dst) in src.by_ref().zip(dst.by_ref()) {
+        M::reads(src);
         let mut values = [S::ZERO; LANES];
         for (value, src) in values.iter_mut().zip(src.chunks_exact(S::BYTES)) {
             *value = S::load(src);
         }
         let bits = S::widen::<H>(values);
-        for (lane, bits) in lanes.iter_mut().zip(bits) {
-            lane.add(bits);
-        }
-        let values = D::narrow::<H>(bits);
-        for (value, dst) in values.into_iter().zip(dst.chunks_exact_mut(D::BYTES)) {
-            value.store(dst);
-        }
+        H::add(&mut summaries, bits);
+        M::put(D::narrow::<H>(bits), dst);
     }
-    let mut summary = Summary::EMPTY;
-    for lane in lanes {
-        summary.join(lane);
-    }
+    let mut summary = Summary::of(summaries);
     let rest = src.remainder().chunks_exact(S::BYTES);
     for (src, dst) in rest.zip(dst.into_remainder().chunks_exact_mut(D::BYTES)) {
         let bits = S::load(src).to_f32();
@@ -77,16 +87,18 @@ pub fn cast_block<H: Binary16, S: Source, D: Element>(src: &[u8], dst: &mut [u8]
 }
 
 #[inline(always)]
-pub fn run_blocks<H: Binary16, S: Source, D: Element>(run: Run<'_>) {
+pub fn run_blocks<H: Instructions, M: Memory, S: Source, D: Element>(run: Run<'_>) {
     let blocks = run.src.chunks(BLOCK * S::BYTES).zip(run.dst.chunks_mut(BLOCK * D::BYTES));
     let mut tally = Tally::after(run.audit);
     for (src, dst) in blocks {
-        let summary = cast_block::<H, S, D>(src, dst);
+        let summary = cast_block::<H, M, S, D>(src, dst);
         tally.add_block::<S, D>(summary, src);
         if run.overflow == Overflow::Saturate && summary.largest >= D::INFINITE_FROM {
+            M::settle();
             saturate::<S, D>(src, dst);
         }
     }
+    M::settle();
     run.audit.merge(&tally.finish());
 }
 
@@ -105,12 +117,13 @@ fn saturate<S: Source, D: Element>(src: &[u8], dst: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::cast::element::{F16, F32};
+    use crate::cast::memory::Cached;
 
     #[test]
     fn a_summary_holds_the_extremes_and_the_union() {
         let src: Vec<u8> = [0.0_f32, -2.0, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
         let mut dst = [0; 6];
-        let summary = cast_block::<Portable, F32, F16>(&src, &mut dst);
+        let summary = cast_block::<Portable, Cached, F32, F16>(&src, &mut dst);
         assert_eq!(summary.largest, 2.0_f32.to_bits());
         assert_eq!(summary.smallest_less_one, 1.0_f32.to_bits() - 1);
         assert_eq!(summary.union, (-2.0_f32).to_bits() | 1.0_f32.to_bits());

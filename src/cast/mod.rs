@@ -8,6 +8,7 @@ pub mod element;
 pub mod kernel;
 pub mod lanes;
 pub mod level;
+mod memory;
 pub mod scaled;
 mod twice;
 #[cfg(target_arch = "x86_64")]
@@ -22,7 +23,12 @@ use byte::{E4m3, E4m3Fnuz, E5m2, E5m2Fnuz};
 use double::F64;
 use element::{Bf16, Element, F16, F32, Source, with_element};
 use kernel::{Portable, Run};
-use lanes::Binary16;
+use lanes::Instructions;
+#[cfg(not(target_arch = "x86_64"))]
+use memory::Cached as Streaming;
+use memory::{Cached, Memory};
+#[cfg(target_arch = "x86_64")]
+use x86::Streaming;
 
 /// Casts `n` little-endian elements of dtype `from` in `src` to dtype `to` in `dst`, and adds
 /// what it did to `audit`. A cast to the same dtype copies the bytes and audits nothing.
@@ -39,32 +45,62 @@ pub fn cast(
     overflow: Overflow,
     audit: &mut Audit,
 ) {
+    run::<Cached>(level, from.into(), to, Run { src, dst, overflow, audit });
+}
+
+/// As [`cast`], but past the caches where the CPU can: for a result that is larger than they are, in
+/// memory that was written before. What the system has only just cleared is in the caches anyway. A
+/// source of binary64 is cast as always.
+///
+/// # Panics
+/// As [`cast`] does.
+pub fn stream(
+    level: Level,
+    (from, src): (impl Into<Castable>, &[u8]),
+    (to, dst): (Float, &mut [u8]),
+    overflow: Overflow,
+    audit: &mut Audit,
+) {
     let from = from.into();
+    let before = dst.as_ptr().align_offset(LINE).min(dst.len());
+    if !before.is_multiple_of(to.bytes()) {
+        return cast(level, (from, src), (to, dst), overflow, audit);
+    }
+    let (unaligned, dst) = dst.split_at_mut(before);
+    let (first, src) = src.split_at(before / to.bytes() * from.bytes());
+    cast(level, (from, first), (to, unaligned), overflow, audit);
+    run::<Streaming>(level, from, to, Run { src, dst, overflow, audit });
+}
+
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
+
+fn run<M: Memory>(level: Level, from: Castable, to: Float, run: Run<'_>) {
+    let Run { src, dst, .. } = &run;
     assert!(src.len().is_multiple_of(from.bytes()), "source is not whole elements");
     assert_eq!(src.len() / from.bytes(), dst.len() / to.bytes(), "element counts differ");
     assert!(dst.len().is_multiple_of(to.bytes()), "destination is not whole elements");
-    let run = Run { src, dst, overflow, audit };
     if from == to.into() {
         return run.dst.copy_from_slice(run.src);
     }
     match from {
-        Castable::F64 => run_any::<F64>(level, to, run),
-        Castable::F32 => run_any::<F32>(level, to, run),
-        Castable::F16 => run_any::<F16>(level, to, run),
-        Castable::Bf16 => run_any::<Bf16>(level, to, run),
-        Castable::F8E5m2 => run_any::<E5m2>(level, to, run),
-        Castable::F8E4m3 => run_any::<E4m3>(level, to, run),
-        Castable::F8E4m3Fnuz => run_any::<E4m3Fnuz>(level, to, run),
-        Castable::F8E5m2Fnuz => run_any::<E5m2Fnuz>(level, to, run),
+        Castable::F64 => run_any::<M, F64>(level, to, run),
+        Castable::F32 => run_any::<M, F32>(level, to, run),
+        Castable::F16 => run_any::<M, F16>(level, to, run),
+        Castable::Bf16 => run_any::<M, Bf16>(level, to, run),
+        Castable::F8E5m2 => run_any::<M, E5m2>(level, to, run),
+        Castable::F8E4m3 => run_any::<M, E4m3>(level, to, run),
+        Castable::F8E4m3Fnuz => run_any::<M, E4m3Fnuz>(level, to, run),
+        Castable::F8E5m2Fnuz => run_any::<M, E5m2Fnuz>(level, to, run),
     }
 }
 
 /// Casts to any dtype, the same one included, and audits it.
-fn run_any<S: Source>(level: Level, to: Float, run: Run<'_>) {
-    with_element!(to, D => dispatch::<S, D>(level, run));
+fn run_any<M: Memory, S: Source>(level: Level, to: Float, run: Run<'_>) {
+    with_element!(to, D => dispatch::<M, S, D>(level, run));
 }
 
-fn dispatch<S: Source, D: Element>(level: Level, run: Run<'_>) {
+fn dispatch<M: Memory, S: Source, D: Element>(level: Level, run: Run<'_>) {
     // In a const block, so that no kernel is compiled for these pairs.
     if const { S::CASTABLE as u8 == D::CASTABLE as u8 && S::BYTES == 2 } {
         unreachable!("16 bits become the same 16 bits by copying");
@@ -73,21 +109,21 @@ fn dispatch<S: Source, D: Element>(level: Level, run: Run<'_>) {
     match level {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `available` just said that this CPU has every feature the level enables.
-        Level::Avx2 => unsafe { x86::run_avx2::<S, D>(run) },
+        Level::Avx2 => unsafe { x86::run_avx2::<M, S, D>(run) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Level::Avx512 => unsafe { x86::run_avx512::<S, D>(run) },
-        _ => run_blocks::<Portable, S, D>(run),
+        Level::Avx512 => unsafe { x86::run_avx512::<M, S, D>(run) },
+        _ => run_blocks::<Portable, Cached, S, D>(run),
     }
 }
 
 /// Compiled once for each level.
 #[inline(always)]
-fn run_blocks<H: Binary16, S: Source, D: Element>(run: Run<'_>) {
+fn run_blocks<H: Instructions, M: Memory, S: Source, D: Element>(run: Run<'_>) {
     if const { S::CASTABLE as u8 == Castable::F64 as u8 } {
         twice::run_blocks::<H, D>(run);
     } else {
-        kernel::run_blocks::<H, S, D>(run);
+        kernel::run_blocks::<H, M, S, D>(run);
     }
 }
 

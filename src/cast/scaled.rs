@@ -13,6 +13,7 @@ use super::byte::{E2m1, E4m3, E4m3Fnuz, E5m2, E5m2Fnuz};
 use super::element::F32;
 use super::kernel::{BLOCK, Run};
 use super::level::Level;
+use super::memory::Cached;
 use super::run_any;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -216,7 +217,7 @@ fn dispatch<C: Codes>(level: Level, products: Products<'_>) -> bool {
 /// Casts products, which are binary32.
 fn cast(how: How, values: &[Single], dst: &mut [u8], audit: &mut Audit) {
     let run = Run { src: values.as_flattened(), dst, overflow: how.overflow, audit };
-    run_any::<F32>(how.level, how.to, run);
+    run_any::<Cached, F32>(how.level, how.to, run);
 }
 
 /// Puts a column of a tile whose rows have `width` values of `N` bytes into a line.

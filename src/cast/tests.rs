@@ -75,6 +75,37 @@ fn every_level_gives_the_specification_at_every_length_and_offset() {
 }
 
 #[test]
+fn past_the_caches_every_length_at_every_address_gives_the_same_result_and_audit() {
+    let most = 2 * kernel::BLOCK + 40;
+    let lengths = [0, 1, 15, 16, 31, 32, 33, 63, 64, 65, 100, kernel::BLOCK + 17, most];
+    for level in Level::available_levels() {
+        for (from, to) in pairs() {
+            let src = noise(most * from.bytes() + 1, 11);
+            let mut whole = vec![0; 64 + most * to.bytes() + 64];
+            let first = whole.as_ptr().align_offset(64);
+            for offset in [0, 1, 2, 3, 4, 6, 16, 30, 32, 60, 62, 63] {
+                for (length, policy) in lengths.into_iter().flat_map(|length| {
+                    [Overflow::Infinity, Overflow::Saturate].map(|policy| (length, policy))
+                }) {
+                    let src = &src[length % 2..][..length * from.bytes()];
+                    let mut plain = vec![0; length * to.bytes()];
+                    let mut audits = [Audit::default(); 2];
+                    cast(level, (from, src), (to, &mut plain), policy, &mut audits[0]);
+                    whole.fill(0xA5);
+                    let (start, end) = (first + offset, first + offset + plain.len());
+                    let out = &mut whole[start..end];
+                    stream(level, (from, src), (to, out), policy, &mut audits[1]);
+                    assert!(*out == plain, "{level:?} {from}->{to} {length} at {offset}");
+                    assert_eq!(audits[0], audits[1], "{level:?} {from}->{to} {length} at {offset}");
+                    let around = whole[..start].iter().chain(&whole[end..]);
+                    assert!(around.copied().all(|byte| byte == 0xA5), "wrote beyond the result");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn the_audit_and_the_result_do_not_depend_on_the_level_or_on_how_the_input_is_cut() {
     for (from, to) in pairs() {
         let src = noise(10_000 * from.bytes(), 99);

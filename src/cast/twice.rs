@@ -5,7 +5,8 @@ use super::audit::Audit;
 use super::double::{DROPPED, F64, INFINITY_64, power_of_two};
 use super::element::{Element, F32, MAGNITUDE, Source};
 use super::kernel::{BLOCK, Overflow, Run, cast_block};
-use super::lanes::Binary16;
+use super::lanes::Instructions;
+use super::memory::Cached;
 use crate::dtype::Castable;
 
 /// What a pass over a block saw, as [`super::audit::Summary`] is for the other dtypes.
@@ -32,7 +33,7 @@ fn to_singles(src: &[u8], dst: &mut [u8]) -> Summary {
 
 /// Casts a run, block by block.
 #[inline(always)]
-pub fn run_blocks<H: Binary16, D: Element>(run: Run<'_>) {
+pub fn run_blocks<H: Instructions, D: Element>(run: Run<'_>) {
     let mut singles = [0; BLOCK * F32::BYTES];
     let blocks = run.src.chunks(BLOCK * F64::BYTES).zip(run.dst.chunks_mut(BLOCK * D::BYTES));
     for (src, dst) in blocks {
@@ -41,7 +42,7 @@ pub fn run_blocks<H: Binary16, D: Element>(run: Run<'_>) {
         } else {
             let singles = &mut singles[..src.len() / F64::BYTES * F32::BYTES];
             let summary = to_singles(src, singles);
-            cast_block::<H, F32, D>(singles, dst);
+            cast_block::<H, Cached, F32, D>(singles, dst);
             summary
         };
         let special = F64(summary.largest).to_f32() >= D::INFINITE_FROM;

@@ -16,14 +16,20 @@ use crate::make::threads;
 /// Elements a thread takes at a time; fewer are not worth another thread.
 const SPLIT: usize = 1 << 18;
 
+/// Bytes from which a result goes past the caches: what a core finds in the last-level cache of many
+/// servers. A smaller one may still be there when it is read.
+const STREAM_FROM: usize = 32 << 20;
+
 #[pyfunction]
-#[pyo3(signature = (source, source_dtype, out, dtype, *, threads=None, on_overflow="inf"))]
+#[pyo3(signature = (source, source_dtype, out, dtype, *, fresh=true, threads=None, on_overflow="inf"))]
+#[expect(clippy::too_many_arguments, reason = "as Python calls it")]
 pub fn cast_bytes(
     py: Python<'_>,
     source: PyReadonlyArray1<'_, u8>,
     source_dtype: &str,
     mut out: PyReadwriteArray1<'_, u8>,
     dtype: &str,
+    fresh: bool,
     threads: Option<usize>,
     on_overflow: &str,
 ) -> PyResult<Audit> {
@@ -35,6 +41,7 @@ pub fn cast_bytes(
     if src.len() % from.bytes() != 0 || dst.len() != elements * to.bytes() {
         return Err(PyValueError::new_err("source and out do not hold the same elements"));
     }
+    let streams = !fresh && dst.len() >= STREAM_FROM;
     let threads = threads::count(threads).min(elements.div_ceil(SPLIT).max(1));
     let audits = py.detach(|| {
         // Shares are small and taken in turn, so that a thread that is held up holds up nobody.
@@ -45,7 +52,11 @@ pub fn cast_bytes(
             loop {
                 let share = shares.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((src, dst)) = share else { break audit };
-                cast::cast(level, (from, src), (to, dst), overflow, &mut audit);
+                let (from, to) = ((from, src), (to, dst));
+                match streams {
+                    true => cast::stream(level, from, to, overflow, &mut audit),
+                    false => cast::cast(level, from, to, overflow, &mut audit),
+                }
             }
         };
         thread::scope(|scope| {
