@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
-use super::sink::{File, Made, Options, Overflowed, Sink, Sinks};
+use super::sink::{File, Made, Options, Overflowed, Sinks};
+use super::writer::{Writer, Written};
 use super::{check, hashed};
 use crate::cast::Audit;
 use crate::checksum::{Digest, Sums};
@@ -38,6 +39,7 @@ struct State<'a, S> {
     pieces: Vec<u64>,
     /// The next piece that no worker has taken.
     next: AtomicUsize,
+    /// Pieces that are not made yet, and those that are not written yet.
     remaining: AtomicUsize,
     open: Mutex<Option<Arc<Open<S>>>>,
     /// Of a file that was only examined.
@@ -47,7 +49,7 @@ struct State<'a, S> {
 struct Open<S> {
     sources: Vec<OpenSource>,
     layout: Layout,
-    sink: S,
+    writer: Writer<S>,
     sums: Sums,
     /// Of the spans that are audited; `rank` says which of them is whose.
     audits: Mutex<Vec<Audit>>,
@@ -87,7 +89,7 @@ impl<'a, S: Sinks> Job<'a, S> {
             State {
                 file: *file,
                 next: AtomicUsize::new(0),
-                remaining: AtomicUsize::new(pieces.len()),
+                remaining: AtomicUsize::new(2 * pieces.len()),
                 pieces,
                 open: Mutex::new(None),
                 examined: Mutex::new(None),
@@ -107,8 +109,8 @@ impl<'a, S: Sinks> Job<'a, S> {
     }
 
     /// The next piece of the file a worker is at; else of the next file; else of one that others
-    /// are at: the file, and where the piece starts and ends. A worker to a file, because writers
-    /// of one file wait for each other.
+    /// are at: the file, and where the piece starts and ends. A worker to a file, because only one
+    /// writes to a file at a time.
     pub fn take(&self, current: &mut Option<usize>) -> Option<(usize, u64, u64)> {
         loop {
             if let Some(file) = *current {
@@ -162,23 +164,24 @@ impl<'a, S: Sinks> Job<'a, S> {
     ) -> Result<(), Error> {
         let state = &self.files[file];
         let open = self.open(state)?;
-        self.make(state.file.recipe, &open, (start, end), buffers)?;
-        self.done.fetch_add(end - start, Ordering::Relaxed);
+        let written = self.make(state.file.recipe, &open, (start, end), buffers)?;
+        self.done.fetch_add(written.bytes, Ordering::Relaxed);
         drop(open);
-        if state.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let steps = 1 + written.pieces;
+        if state.remaining.fetch_sub(steps, Ordering::AcqRel) == steps {
             self.finish(state, finished)?;
         }
         Ok(())
     }
 
-    /// Makes the piece in this worker's memory and hands it to the sink.
+    /// Makes the piece in this worker's memory, and writes it, or has it written.
     fn make(
         &self,
         recipe: &Recipe,
         open: &Open<S::Sink>,
         (start, end): (u64, u64),
         buffers: &mut Buffers,
-    ) -> Result<(), Error> {
+    ) -> Result<Written, Error> {
         let bytes = (end - start) as usize;
         buffers.piece.resize(buffers.piece.len().max(bytes), 0);
         let mut at = 0;
@@ -187,10 +190,10 @@ impl<'a, S: Sinks> Job<'a, S> {
             self.part(recipe, open, part, start, at..next, buffers)?;
             at = next;
         }
-        if !self.overflowed.load(Ordering::Relaxed) {
-            open.sink.write(&buffers.piece[..bytes], start)?;
+        if self.overflowed.load(Ordering::Relaxed) {
+            return Ok(Written { pieces: 1, bytes: end - start });
         }
-        Ok(())
+        open.writer.write(&mut buffers.piece, bytes, start)
     }
 
     fn part(
@@ -270,7 +273,7 @@ impl<'a, S: Sinks> Job<'a, S> {
         let open = Arc::new(Open {
             sources,
             layout: recipe.layout(),
-            sink: self.sinks.create(state.file.number)?,
+            writer: Writer::new(self.sinks.create(state.file.number)?),
             sums: Sums::new(recipe.blocks()),
             audits: Mutex::new(vec![Audit::default(); audited as usize]),
             rank,
@@ -300,7 +303,7 @@ impl<'a, S: Sinks> Job<'a, S> {
         let digest = open.sums.finish();
         // They listen for as long as a worker can finish anything.
         let made = Made { digest, sources, audits };
-        let _ = finished.send((state.file.number, open.sink, made));
+        let _ = finished.send((state.file.number, open.writer.into_sink(), made));
         Ok(())
     }
 }

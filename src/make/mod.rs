@@ -10,6 +10,7 @@ mod job;
 mod range;
 mod sink;
 pub mod threads;
+mod writer;
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
