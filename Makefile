@@ -22,7 +22,7 @@ unexport CONDA_PREFIX
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-slow test-crash test-exhaustive test-model test-sweep test-gpu \
-    lint format build bench bench-against bench-dequantize bench-pickles bench-load bench-scale bench-cast \
+    lint format build bench bench-against bench-dequantize bench-pickles bench-load bench-scale bench-large bench-cast \
     docs dist picture constraints clean tools
 
 help:  ## list the targets
@@ -91,6 +91,9 @@ bench-load: build  ## time recast.load beside safetensors and torch (2.2 GB on d
 
 bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up to 28 GB on disk)
 	@$(VENV) benches/scale.py --write docs/benchmarks.md
+
+bench-large: build  ## time large conversions beside the page cache of others; one file beside four (24 GB on disk)
+	@$(VENV) benches/large.py --rounds $(ROUNDS) --write docs/benchmarks.md
 
 bench-against: build  ## time convert beside that of another checkout: BASE=PATH, built
 	@$(VENV) benches/against.py $(BASE)

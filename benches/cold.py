@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from common import CPUS, Contestant, convert, take_turns
+from common import CPUS, Contestant, build, convert, take_turns
 
 DROP = Path("/proc/sys/vm/drop_caches")
 HOW = {
@@ -51,6 +51,34 @@ def readers(source: Path) -> list[Contestant]:
     return result
 
 
+def both(source: Path, dest: Path) -> list[Contestant]:
+    """Writing the output alone, and while the source is read: what this disk can do at once."""
+    script = str(Path(__file__).with_name("direct_read.py"))
+    read = [sys.executable, script, str(source), str(CPUS), "1"]
+    write = [build("floor"), str(dest.with_name("first")), str(dest), str(CPUS), "sync", "spread"]
+    at_once = [sys.executable, str(Path(__file__).with_name("at_once.py")), *read, "--", *write]
+    return [
+        Contestant("floor: write the output, durable, read nothing", write, "print", "write"),
+        Contestant("floor: read with O_DIRECT and write, at once", at_once, "print", "both"),
+    ]
+
+
+def disk(contestants: list[Contestant], read: float, ours: float) -> str:
+    """What kind of disk this is, as a sentence."""
+    seconds = {one.kind: one.median("clock") for one in contestants}
+    write, at_once = seconds["write"], seconds["both"]
+    larger, total = max(read, write), read + write
+    # Nearer to which of the two.
+    together = at_once - larger < total - at_once
+    what = "does both at once" if together else "does one after the other"
+    floor = larger if together else total
+    return (
+        f"\nReading alone takes {read:.2f} s, writing alone {write:.2f} s, both at once "
+        f"{at_once:.2f} s: this disk {what} (the larger is {larger:.2f} s, the sum {total:.2f} s). "
+        f"recast, durable, takes {ours:.2f} s, which is {ours / floor:.2f} of that."
+    )
+
+
 def measure(source: Path, dest: Path, rounds: int, how: str, to: str) -> list[str]:
     """The cold rounds as Markdown."""
     title = "\n**Cold page cache**"
@@ -64,6 +92,7 @@ def measure(source: Path, dest: Path, rounds: int, how: str, to: str) -> list[st
     contestants.append(Contestant("recast --io auto --no-sync", unsynced, "json"))
     contestants.append(Contestant("cp -r", ["cp", "-r", str(source), str(dest)]))
     contestants += readers(source)
+    contestants += both(source, dest) if len(contestants) > 5 else []
     take_turns(contestants, rounds, dest, lambda: empty_cache(how, source))
     copy = next(one for one in contestants if one.name == "cp -r").median("wall")
     floor = min((one.seconds() for one in contestants if one.kind == "floor"), default=None)
@@ -82,4 +111,6 @@ def measure(source: Path, dest: Path, rounds: int, how: str, to: str) -> list[st
             f"| {one.name} | {one.median('wall'):.2f} s | {clock} | {ratio} "
             f"| {one.median('wall') / copy:.2f} |"
         )
+    if floor:
+        lines.append(disk(contestants, floor, contestants[0].median("clock")))
     return lines

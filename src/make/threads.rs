@@ -64,7 +64,14 @@ pub fn run(
     })
 }
 
-/// How many threads to run when so many are asked for; by default as many as the process may use.
+/// Threads by default at most. One makes 0.8 (of fp8 codes) to 2 GB of a result a second, so these
+/// make more than any one disk takes, and read and write what the memory of a server gives
+/// (docs/benchmarks.md): more would only wait for both.
+const MOST: usize = 32;
+
+/// How many threads to run when so many are asked for; by default as many as the process may use, up
+/// to [`MOST`].
 pub fn count(asked: Option<usize>) -> usize {
-    asked.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)).max(1)
+    let own = || thread::available_parallelism().map_or(1, usize::from).min(MOST);
+    asked.unwrap_or_else(own).max(1)
 }
