@@ -293,7 +293,7 @@ impl Sinks for Stage<'_> {
             fs::sync_file(&part.file, &part.path, planned.bytes, stopped)?;
         }
         if part.once {
-            fs::let_go(&part.file);
+            fs::let_go_of(&part.file, 0, planned.bytes);
         }
         let (seal, seal_path) = (Seal::new(made, self.sync), self.seal_path(number));
         if !put(&seal_path, &seal.text(), self.sync)? {

@@ -52,15 +52,47 @@ pub fn read_once_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> 
             Err(rustix::io::Errno::INTR) => {}
             Err(error) if is_unknown(error) => {
                 read_at(file, &mut out[done..], offset + done as u64)?;
-                let bytes = std::num::NonZeroU64::new(out.len() as u64);
-                // Advice: an error changes nothing. Pages that somebody has mapped stay.
-                let _ = rustix::fs::fadvise(file, offset, bytes, rustix::fs::Advice::DontNeed);
+                let_go_of(file, offset, out.len() as u64);
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
+}
+
+/// Whether most of a file of `bytes` bytes is in the cache, by a few samples of it.
+#[cfg(target_os = "linux")]
+pub fn is_cached(file: &File, bytes: u64) -> bool {
+    use rustix::fs::{SeekFrom, seek};
+    use rustix::io::{ReadWriteFlags, preadv2};
+    const SAMPLES: u64 = 32;
+    // Not at the start, which was read to plan.
+    let samples = (SAMPLES / 4..SAMPLES).map(|number| bytes / SAMPLES * number);
+    let (mut found, mut asked) = (0, 0);
+    for offset in samples {
+        // What was never written is read without a disk.
+        match seek(file, SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => continue,
+            Err(rustix::io::Errno::NXIO) => break,
+            _ => {}
+        }
+        let mut byte = [0];
+        // What would have to be read first is an error.
+        let flags = ReadWriteFlags::NOWAIT | DONT_CACHE;
+        let read = preadv2(file, &mut [io::IoSliceMut::new(&mut byte)], offset, flags);
+        found += u32::from(read.is_ok());
+        asked += 1;
+    }
+    2 * found > asked
+}
+
+/// Lets go of the pages of a range that are on the disk and that nobody has mapped.
+#[cfg(target_os = "linux")]
+pub fn let_go_of(file: &File, start: u64, bytes: u64) {
+    // Advice: an error changes nothing.
+    let bytes = std::num::NonZeroU64::new(bytes);
+    let _ = rustix::fs::fadvise(file, start, bytes, rustix::fs::Advice::DontNeed);
 }
 
 /// As [`write_at`]. The pages go as soon as they are on the disk.
@@ -85,22 +117,14 @@ pub fn write_once_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Res
             Err(error) if is_unknown(error) => {
                 write_at(file, path, &bytes[done..], at)?;
                 super::start_writeback(file, offset, bytes.len() as u64);
-                let start = offset.saturating_sub(BEHIND);
-                let written = std::num::NonZeroU64::new(bytes.len() as u64);
                 // What is not on the disk yet stays, and goes when all of it is.
-                let _ = rustix::fs::fadvise(file, start, written, rustix::fs::Advice::DontNeed);
+                let_go_of(file, offset.saturating_sub(BEHIND), bytes.len() as u64);
                 return Ok(());
             }
             Err(error) => return Err(Error::io("write", path)(error.into())),
         }
     }
     Ok(())
-}
-
-/// Lets go of all pages of a file that is on the disk.
-#[cfg(target_os = "linux")]
-pub fn let_go(file: &File) {
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
 /// `RWF_DONTCACHE`, since Linux 6.14.
@@ -125,7 +149,12 @@ pub fn write_once_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Res
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn let_go(_file: &File) {}
+pub fn is_cached(_file: &File, _bytes: u64) -> bool {
+    true
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn let_go_of(_file: &File, _start: u64, _bytes: u64) {}
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
@@ -148,7 +177,7 @@ mod tests {
                 write_once_at(&file, &path, &bytes[start..end], offset).expect("written");
             }
             crate::fs::sync_file(&file, &path, bytes.len() as u64, &|| false).expect("synced");
-            let_go(&file);
+            let_go_of(&file, 0, bytes.len() as u64);
             assert!(std::fs::read(&path).expect("read") == bytes);
             let file = File::open(&path).expect("opened");
             let mut read = vec![0; 1_500_001];

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-pub use cache::{is_too_large, let_go, read_once_at, write_once_at};
+pub use cache::{is_cached, is_too_large, let_go_of, read_once_at, write_once_at};
 #[cfg(feature = "faults")]
 use fault::point;
 pub use system::{

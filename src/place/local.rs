@@ -64,13 +64,15 @@ impl Place for Local {
     fn open(&self, key: &Path, access: Access) -> Result<Box<dyn Object>, Error> {
         self.look(key)?;
         let path = self.root.join(key);
-        let (file, _) = regular::open(&path)?;
+        let (file, found) = regular::open(&path)?;
         fs::will_read_in_order(&file);
         let map = match access {
             Access::Mapped => Some(Map::new(&file).map_err(Error::io("map", &path))?),
             Access::Kept | Access::Once => None,
         };
-        Ok(Box::new(Opened { path, file, map, once: access == Access::Once }))
+        let once = access == Access::Once;
+        let lets_go = once && !fs::is_cached(&file, found.len());
+        Ok(Box::new(Opened { path, file, map, once, lets_go }))
     }
 
     fn name(&self, key: &Path) -> PathBuf {
@@ -96,6 +98,9 @@ struct Opened {
     map: Option<Map>,
     /// Whether what is read does not stay in the system's memory.
     once: bool,
+    /// Whether it was not in memory before: readers of one file leave some of it there that each of
+    /// them has read ahead for the other.
+    lets_go: bool,
 }
 
 impl Object for Opened {
@@ -130,6 +135,9 @@ impl Object for Opened {
             _ => Error::io("read", &self.path)(error),
         })?;
         let bytes = out.len();
+        if self.lets_go {
+            fs::let_go_of(&self.file, start, bytes as u64);
+        }
         if !self.once && bytes >= TELLING && started.elapsed() > Duration::from_nanos(bytes as u64)
         {
             // Slower than 1 GB/s is not memory but a disk, which may as well work on the next
