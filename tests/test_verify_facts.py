@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import raw_bytes, stored
+import recast
+from support import fp32_bytes, header_of, raw_bytes, stored
 from test_verify import BLOCK, SHARD, Plant, check, edited, result, source
 
 __all__ = ["result", "source"]
@@ -158,3 +159,24 @@ def test_what_is_known_from_the_report_is_checked_too(
     plant(result)
     found = check(source, result, full=True)
     assert any(says in failure for failure in found.failures()), found.failures()
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+@pytest.mark.parametrize("to", ["fp32", "as-stored"])
+def test_a_hash_goes_where_the_tensors_come_in_another_order(
+    names: str, to: Any, tmp_path: Path
+) -> None:
+    before, out = tmp_path / "before", tmp_path / "out"
+    before.mkdir()
+    rows = [(name, "F32", [2], fp32_bytes(2, seed)) for seed, name in enumerate(names)]
+    hashes = {"sshs_legacy_hash": "12345678", "sshs_model_hash": "none"}
+    (before / SHARD).write_bytes(raw_bytes(rows, hashes, pad_to=8))
+    recast.convert(before, out, to=to)
+    assert ("sshs_legacy_hash" in metadata_of(out)) == (names == "ab")
+    found = check(before, out, full=True)
+    assert found.passed, found.failures()
+
+
+def metadata_of(out: Path) -> dict[str, str]:
+    found: dict[str, str] = header_of(out / SHARD)["__metadata__"]
+    return found

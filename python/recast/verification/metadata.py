@@ -5,12 +5,13 @@ from pathlib import Path
 
 from recast.verification import labels
 from recast.verification.hashes import DIGESTS
-from recast.verification.header import read_metadata
+from recast.verification.header import read_header, read_metadata
 from recast.verification.problems import Problem, problem
 from recast.verification.promise import Promise
 
 HASHES = {"sshs_legacy_hash", *DIGESTS}
-"""Hashes of the tensors' bytes. Digests are made again; any other goes where the bytes change."""
+"""Hashes of the tensors' bytes. Digests are made again; any other goes where the bytes change, or
+come in another order."""
 
 
 def differences(promise: Promise, path: Path, file: str) -> Iterator[Problem]:
@@ -28,7 +29,7 @@ def differences(promise: Promise, path: Path, file: str) -> Iterator[Problem]:
     before = {} if is_pickled else promise.source.metadata(file)
     # A tensor called "format" cannot be noted.
     wanted = {"format": "pt", **before, **{key: tied[key] for key in tied if key != "format"}}
-    changes = any(tensor.is_cast for tensor in promise.tensors[file].values())
+    changes = _changes(promise, path, file)
     for key in sorted(wanted.keys() | found.keys()):
         value, expected = found.get(key), wanted.get(key)
         form = DIGESTS.get(key)
@@ -43,3 +44,12 @@ def differences(promise: Promise, path: Path, file: str) -> Iterator[Problem]:
         if value != expected:
             tensor = key if key in tied else None
             yield problem("metadata", file, tensor, key=key, found=value, expected=expected)
+
+
+def _changes(promise: Promise, path: Path, file: str) -> bool:
+    """Whether the bytes of a shard's tensors are not those of the source's, one after the other."""
+    before, tensors = promise.source.headers[file], promise.tensors[file]
+    if len(tensors) < len(before) or any(tensor.is_cast for tensor in tensors.values()):
+        return True
+    starts = [before[name].start for name in read_header(path) if name in before]
+    return starts != sorted(starts)
