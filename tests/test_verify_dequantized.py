@@ -11,6 +11,7 @@ import recast
 import torch
 from conftest import build
 from judged import FP8, codes, packed, scales
+from quantized_models import gpt_oss
 from recast.options import FloatName
 from recast.verification import quantized
 from safetensors import safe_open
@@ -93,6 +94,16 @@ def test_what_another_tool_dequantized_passes_without_a_report(source: Path, res
     found = check(source, result)
     assert found.passed, found.failures()
     assert found.to == "bf16"
+
+
+def test_packed_codes_are_dequantized_to_the_dtype_of_the_rest_without_a_report(
+    tmp_path: Path,
+) -> None:
+    path = gpt_oss(tmp_path / "source")
+    recast.convert(path, tmp_path / "out", to="bf16", on_overflow="inf", sync=False)
+    (tmp_path / "out" / "recast.json").unlink()
+    found = check(path, tmp_path / "out")
+    assert found.passed, found.failures()
 
 
 def test_what_carries_quantized_weights_passes(source: Path, tmp_path: Path) -> None:

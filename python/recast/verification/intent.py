@@ -100,9 +100,10 @@ def _inferred(
     notes.append(f"{why}, so the target is inferred to be the dtype of most tensors: {target}")
     if kept:
         notes.append(f"not cast, which is assumed to be intended: {first_of(kept)}")
-    if all(after.get(key, dtype) == dtype for key, dtype in before.items()):
-        return Options(to=AS_STORED), target
+    # Their codes may be called otherwise, so that no tensor has another dtype than before.
     made = {key for key in source.quantized if after.get(key) in FLOATS}
+    if not made and all(after.get(key, dtype) == dtype for key, dtype in before.items()):
+        return Options(to=AS_STORED), target
     cast = {key for key, dtype in before.items() if dtype in FP8 and after.get(key) in FLOATS}
     options = Options(
         to=target or "fp32",
