@@ -148,6 +148,43 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
         reported(lambda report: report["audit"].update(nan=3)),
         "recast.json states audit.nan = 3, but this is 2",
     ),
+    "a report with a row whose name is a list": (
+        reported(lambda report: audit_of(report, "a").update(name=["a"])),
+        "recast.json states audit.tensors, a",
+    ),
+    "a report with a row of no tensor": (
+        reported(
+            lambda report: report["audit"]["tensors"].append({"file": SHARD, "name": "ghost"})
+        ),
+        "recast.json states audit.tensors, ghost = a tensor that was cast, but this is None",
+    ),
+    "a report that says that an added file has a source": (
+        lambda out: (
+            (out / "SHA256SUMS").write_text(""),
+            reported(
+                lambda report: report["published_files"].append(
+                    {"path": "SHA256SUMS", "bytes": 1, "source": True}
+                )
+            )(out),
+        ),
+        "recast.json states published_files, SHA256SUMS = 1, but this is 0",
+    ),
+    "a report on a file that is not there": (
+        reported(lambda report: report["published_files"].append({"path": "x", "bytes": 5})),
+        "recast.json states published_files, x = 5, but this is None",
+    ),
+    "a report with another number of tensors that were kept": (
+        reported(lambda report: report["tensors"].update(kept=2)),
+        "recast.json states tensors.kept = 2, but this is 1",
+    ),
+    "a report with a truth for a number": (
+        reported(lambda report: report["tensors"].update(kept=True)),
+        "recast.json states tensors.kept = True, but this is 1",
+    ),
+    "a report with another number of tensors that were copied": (
+        reported(lambda report: report["tensors"].update(copied=9)),
+        "recast.json states tensors.copied = 9, but this is ",
+    ),
 }
 
 

@@ -40,13 +40,18 @@ def differences(
     rows = [row for row in _list(report, "published_files") if isinstance(row, dict)]
     stated = {str(row.get("path")): row for row in rows}
     sizes = {file: (dest / there[file]).stat().st_size for file in there}
+    for file in sorted(stated.keys() - there.keys()):
+        yield _stated(f"published_files, {file}", stated[file].get("bytes"), None)
     for file, size in sizes.items():
         # Hidden files are of whoever looks after the folder.
         is_hidden = file.rpartition("/")[2].startswith(".")
         found = stated[file].get("bytes") if file in stated else None
         if found != size and not (found is None and is_hidden):
             yield _stated(f"published_files, {file}", found, size)
-    made = [there[file] for file, row in stated.items() if row.get("source") and file in there]
+    sources = promise.source
+    planned = {*sources.shards, *sources.indexes, *sources.settings, *sources.sidecars}
+    planned |= sources.others
+    made = sorted(planned & set(there.values()))
     read = sum(promise.source.file(file).stat().st_size for file in made)
     written = sum(sizes[json_names(file)] for file in made)
     tensors = [tensor for file in promise.tensors.values() for tensor in file.values()]
@@ -63,11 +68,16 @@ def differences(
         weights = sum(tensor.is_dequantized for tensor in tensors)
         wanted["tensors.cast"] = sum(tensor.is_cast for tensor in tensors) - weights
         wanted["tensors.dequantized"] = weights or None
+        wanted["tensors.kept"] = len(promise.kept)
+        cast = sum(tensor.is_cast for tensor in tensors)
+        wanted["tensors.copied"] = len(tensors) - cast - len(promise.kept)
         groups = [group for group in _list(report, "kept") if isinstance(group, dict)]
         names["kept"] = [name for group in groups for name in _list(group, "tensors")]
         expected["kept"] = promise.kept
     for key, value in wanted.items():
-        if (found := _at(report, key)) != value:
+        found = _at(report, key)
+        # To Python, `True` is 1.
+        if found != value or isinstance(found, bool):
             yield _stated(key, found, value)
     for key in names:
         if sorted(map(str, names[key])) != sorted(expected[key]):
@@ -103,13 +113,15 @@ def _audits(
     audit = report.get("audit")
     audit = audit if isinstance(audit, dict) else {}
     rows = [row for row in _list(audit, "tensors") if isinstance(row, dict)]
-    stated = {(row.get("file"), row.get("name")): row for row in rows}
+    stated = {(str(row.get("file")), str(row.get("name"))): row for row in rows}
     cast = {
         (json_names(file), name): (file, name)
         for file, tensors in promise.tensors.items()
         for name, tensor in tensors.items()
         if tensor.is_cast and len(tensor.dtypes) == 1
     }
+    each = [tensor for file in promise.tensors.values() for tensor in file.values()]
+    is_known = all(len(tensor.dtypes) == 1 for tensor in each)
     sums = dict.fromkeys(COUNTS, 0)
     sums["inexact_tensors"] = sum(row.get("exact") is False for row in stated.values())
     wrong = 0
@@ -128,9 +140,13 @@ def _audits(
             wrong += 1
             if wrong <= LISTED:
                 yield _stated(f"audit.tensors, {own[1]}", None, "a tensor that was cast")
+    extra = stated.keys() - cast.keys() if is_known else set()
+    for _, name in sorted(extra)[:LISTED]:
+        yield _stated(f"audit.tensors, {name}", "a tensor that was cast", None)
     for row in stated.values():
         for name in COUNTS:
             sums[name] += row[name] if type(row.get(name)) is int else 0
     for name, total in sums.items():
-        if (found := audit.get(name)) != total:
+        found = audit.get(name)
+        if found != total or isinstance(found, bool):
             yield _stated(f"audit.{name}", found, total)
