@@ -1,6 +1,7 @@
 """What `recast.verify` checks where `recast.json` says what was asked for."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,14 @@ def test_a_hash_goes_where_the_tensors_come_in_another_order(
 def metadata_of(out: Path) -> dict[str, str]:
     found: dict[str, str] = header_of(out / SHARD)["__metadata__"]
     return found
+
+
+def test_a_pattern_of_folders_goes_past_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    before, out = tmp_path / "before", tmp_path / "out"
+    for folder in (b"vae", b"v\xe4"):
+        path = before / os.fsdecode(folder)
+        path.mkdir(parents=True)
+        (path / SHARD).write_bytes(raw_bytes([("a", "F32", [2], fp32_bytes(2))], pad_to=8))
+    recast.convert(before, out, to="bf16", keep=["vae/*", "re:^v\ufffd/none|^vae"])
+    found = check(before, out, full=True)
+    assert found.passed, found.failures()

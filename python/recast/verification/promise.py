@@ -230,8 +230,13 @@ class Promise:
         names = [name for names in others.values() for name in names]
         found = {key for key, hit in zip(keys, matching(pattern, names), strict=True) if hit}
         if "/" in pattern:
+            # What is no text in the name of a folder is matched as what stands for it.
+            folders = {
+                file: os.fsencode(os.path.dirname(file)).decode(errors="replace")
+                for file, _ in keys
+            }
             below = [
-                f"{os.path.dirname(file)}/{name}" if os.path.dirname(file) else name
+                f"{folders[file]}/{name}" if folders[file] else name
                 for (file, _), name in zip(keys, names, strict=True)
             ]
             found |= {key for key, hit in zip(keys, matching(pattern, below), strict=True) if hit}
