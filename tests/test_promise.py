@@ -35,7 +35,7 @@ def shard(tensors: dict[str, tuple[str, int]]) -> bytes:
 def compare(source: Path, **options: Any) -> Promise:
     """Compares plan and promise, tensor by tensor and file by file."""
     planned = recast.plan(source, **options)
-    promise = promised(planned.source, Options(**options))
+    promise = promised(planned.source, Options(**options), {})
     decided = {(tensor.file, tensor.name): tensor.dtype for tensor in planned.tensors}
     dtypes = {
         (file, name): tensor.dtypes

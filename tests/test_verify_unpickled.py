@@ -262,6 +262,27 @@ def test_each_quantized_weight_has_codes_and_scales_of_its_own(
     assert recast.verify(tmp_path / "model", out, full=True).passed
 
 
+@pytest.mark.parametrize("to", ["bf16", "as-stored"])
+@pytest.mark.parametrize("report", [True, False])
+def test_the_same_tensor_of_several_carried_weights_is_there_for_each(
+    to: Any, report: bool, tmp_path: Path
+) -> None:
+    codes = torch.arange(16, dtype=torch.int32).reshape(4, 4)
+    order, unscaled = torch.zeros(4, dtype=torch.int32), torch.ones(4).to(torch.float8_e4m3fn)
+    held: dict[str, torch.Tensor] = {"x": unscaled, "y": unscaled, "norm.weight": torch.ones(3)}
+    for layer in "ab":
+        held |= {f"{layer}.qweight": codes + 1, f"{layer}.qzeros": codes, f"{layer}.g_idx": order}
+        held |= {f"{layer}.scales": torch.ones(4)}
+    save(tmp_path / "model" / "model.bin", {**held, "tied.weight": held["norm.weight"]})
+    out = tmp_path / "out"
+    recast.convert(tmp_path / "model", out, to=to, skip_quantized=True, verify="cpu", sync=False)
+    assert {*load_file(out / "model.safetensors")} == {*held}
+    if not report:
+        (out / "recast.json").unlink()
+    found = recast.verify(tmp_path / "model", out, device="cpu", full=True)
+    assert found.passed, found.failures()
+
+
 def test_memory_does_not_grow_with_a_pickle(tmp_path: Path) -> None:
     count = 63 << 20
     held = {"w": torch.zeros(3, count // 3), "turned": torch.zeros(1 << 12, 1 << 12).t()}

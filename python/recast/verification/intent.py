@@ -30,10 +30,11 @@ class Asked:
     """What a run of that conversion is called, as the report has to call it."""
 
 
-def promised(path: str, options: Options) -> Promise:
-    """What converting the source at `path`, which was opened before, with `options` must make."""
+def promised(path: str, options: Options, headers: Headers) -> Promise:
+    """What converting the source at `path`, which was opened before, with `options` must make, of
+    which `headers` are found."""
     to = None if options.to == AS_STORED else named(str(options.to))
-    return Promise(Source(Path(path), options.key), options, to, exact=True)
+    return Promise(Source(Path(path), options.key), options, to, exact=True, made=headers)
 
 
 def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Asked:
@@ -49,7 +50,7 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Asked:
         checkpoint = Checkpoint.open(source, options.key)
         # Of the plan nothing is used but that there is one, and its name.
         plan = checkpoint.plan(options)
-        return Asked(promised(plan.source, options), report, plan.runs)
+        return Asked(promised(plan.source, options, headers), report, plan.runs)
     except FileNotFoundError:
         why = f"there is no {REPORT_NAME}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -58,7 +59,7 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Asked:
     opened = Source(Path(checkpoint.path), None)
     options, to = _inferred(opened, headers, why, notes)
     checkpoint.plan(options)
-    return Asked(Promise(opened, options, to, exact=False), None, [])
+    return Asked(Promise(opened, options, to, exact=False, made=headers), None, [])
 
 
 def _options(report: Any) -> Options:
@@ -87,7 +88,7 @@ def _inferred(
     """The options by which a source most likely became a result with these `headers`, and the
     dtype that it was cast to, if it has any floats."""
     # With everything carried as it is, each tensor has the name that it has in the source.
-    carried = Promise(source, Options(to=AS_STORED), None, exact=False)
+    carried = Promise(source, Options(to=AS_STORED), None, exact=False, made=headers)
     before = _dtypes(carried.headers)
     after = _dtypes(headers)
     target = _target(before, after)

@@ -25,6 +25,9 @@ SCALES = ("scale", "zero", "absmax", "codebook", "quant", "lut")
 CODES = {"I8", "U8", "I16", "U16", "I32", "U32", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", *FP8}
 """The dtypes of such codes."""
 
+ALWAYS_CODES = {"F8_E8M0", *FP8}
+"""Of these, those of which nothing else is made, and what nothing tells from them."""
+
 
 class Promised(NamedTuple):
     """A tensor of the result."""
@@ -53,6 +56,8 @@ class Promise:
     """The dtype that configs and indexes must state; `None` where there is no float, and where they
     must state what they stated."""
     exact: bool
+    made: Headers
+    """The tensors of the result, for what is left to whoever makes it."""
 
     @property
     def is_as_stored(self) -> bool:
@@ -101,10 +106,20 @@ class Promise:
             file: {
                 name: kept
                 for name, kept in found.tied.items()
-                if not {(file, name), (file, kept)} & self._own
+                if self._is_left_out(file, name, kept)
             }
             for file, found in self.source.pickles.items()
         }
+
+    def _is_left_out(self, file: str, name: str, kept: str) -> bool:
+        """Whether a tensor of a pickle that is the same as another is not in the result: not where
+        it is of a quantized weight, and where that is not known, as the result has it."""
+        entries = self.source.pickles[file].entries
+        if {(file, name), (file, kept)} & self._own or entries[name].dtype in ALWAYS_CODES:
+            return False
+        carries = self.is_as_stored or self.intent.skip_quantized
+        may_be = carries and any(entry.dtype in CODES for entry in entries.values())
+        return not (may_be and name in self.made.get(file, {}))
 
     @cached_property
     def headers(self) -> Headers:

@@ -196,4 +196,4 @@ def verify_all(
     """Compares every value of a result that `options` make of `source`, a path that a plan gave,
     with safetensors, on a device that `choose_device` gave."""
     run = _Run(Path(root), device, progress=progress)
-    return run.finish(Asked(intent.promised(source, options), None, []))
+    return run.finish(Asked(intent.promised(source, options, run.headers), None, []))
