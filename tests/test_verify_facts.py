@@ -229,3 +229,78 @@ def test_a_pattern_of_folders_goes_past_a_folder_whose_name_is_no_text(tmp_path:
     recast.convert(before, out, to="bf16", keep=["vae/*", "re:^v\ufffd/none|^vae"])
     found = check(before, out, full=True)
     assert found.passed, found.failures()
+
+
+def with_config(folder: Path, text: str) -> Path:
+    folder.mkdir()
+    (folder / SHARD).write_bytes(raw_bytes([("a", "F32", [2], fp32_bytes(2))], pad_to=8))
+    (folder / "config.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"quantization_config": {"quant_method": "x"}}, {"dtype": "float32"}]',
+        '{"a": [{"quantization_config": 1, "b": 2}], "dtype": "float32"}',
+        '{"dtype": {"a": "float32", "transformers.js_config": "float32", "b": {"c": "float32"}}}',
+        '{"transformers.js_config": {"dtype": "float32"}, "dtype": ["float32", ["float32"]]}',
+    ],
+)
+@pytest.mark.parametrize("to", ["bf16", "fp32", "as-stored"])
+def test_what_a_conversion_changes_in_lists_and_in_objects_is_expected(
+    text: str, to: Any, tmp_path: Path
+) -> None:
+    before = with_config(tmp_path / "before", text)
+    recast.convert(before, tmp_path / "out", to=to)
+    found = check(before, tmp_path / "out", full=True)
+    assert found.passed, found.failures()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        f'{{"{"k" * 1_000_000}": [{"1, " * 100_000}1]}}',
+        "[" * 480 + "1, " * 100_000 + "1" + "]" * 480,
+        f'{{"dtype": [{"0, " * 100_000}0]}}',
+    ],
+    ids=["a long key", "deep", "dtypes"],
+)
+def test_a_config_with_a_hundred_thousand_faults_is_no_burden(hostile: str, tmp_path: Path) -> None:
+    before = with_config(tmp_path / "before", '{"a": 1}')
+    recast.convert(before, tmp_path / "out", to="bf16")
+    (tmp_path / "out" / "config.json").write_text(hostile)
+    found = check(before, tmp_path / "out")
+    assert len(found.failures()) == 21
+    assert found.failures()[-1].startswith("config.json: ")
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (('"other": 1', '"other": 2'), "states other = 2, the source states 1"),
+        (('"float16"', '"int8"'), 'states metadata.dtype = "int8", the source states "float32"'),
+        ((', "dtype": "float16"', ""), 'metadata.dtype = None, the source states "float32"'),
+        (('"weight_map": {', '"weight_map": [["a", 1]], "x": {'), "is not an index: TypeError"),
+    ],
+)
+def test_an_index_states_nothing_else(edit: tuple[str, str], says: str, tmp_path: Path) -> None:
+    before, out = with_config(tmp_path / "before", "{}"), tmp_path / "out"
+    index = {"metadata": {"total_size": 8, "dtype": "float32"}, "weight_map": {"a": SHARD}}
+    (before / f"{SHARD}.index.json").write_text(json.dumps({**index, "other": 1}))
+    recast.convert(before, out, to="fp16")
+    edited(f"{SHARD}.index.json", *edit)(out)
+    (failure, *_) = check(before, out).failures()
+    assert says in failure
+
+
+@pytest.mark.parametrize("metadata", ["null", '"text"', "[1]", "3"])
+def test_metadata_of_an_index_that_are_no_object_are_replaced(
+    metadata: str, tmp_path: Path
+) -> None:
+    before, out = with_config(tmp_path / "before", "{}"), tmp_path / "out"
+    text = f'{{"metadata": {metadata}, "weight_map": {{"a": "{SHARD}"}}}}'
+    (before / f"{SHARD}.index.json").write_text(text)
+    recast.convert(before, out, to="fp16")
+    found = check(before, out)
+    assert found.passed, found.failures()

@@ -3,6 +3,8 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +12,14 @@ from recast.terminal import shown
 from recast.verification import dtypes, labels
 from recast.verification.files import MAX_CONFIG, MAX_INDEX, read_json
 from recast.verification.header import Headers
-from recast.verification.problems import LISTED, Problem, problem
+from recast.verification.problems import LISTED, Kind, Problem, problem
 from recast.verification.promise import Promise
 
 FOREIGN = "transformers.js_config"
 """The settings of another library, whose `dtype` has values of its own."""
+
+MISSING = object()
+"""What stands for a value that is not there."""
 
 
 class Value(NamedTuple):
@@ -31,51 +36,94 @@ def config_differences(promise: Promise, dest: Path, file: str) -> Iterator[Prob
     of weights that are dequantized, and of all else what the source's states."""
     try:
         config = read_json(dest / file, MAX_CONFIG)
-        said = [*labels.stated(config)]
     except (OSError, ValueError, RecursionError) as error:
         yield problem("config_invalid", file, reason=shown(error))
         return
-    for key in said if promise.dequantizes else ():
-        yield problem("quantization_left", file, key=key)
     original = promise.source.json(file, MAX_CONFIG)
-    # What is said of quantization goes where no weight is quantized; where it must, that is above.
-    if promise.dequantizes or not (said or promise.source.quantized):
-        config, original = labels.without(config), labels.without(original)
-    stated, before = (dict(_stated(each, promise.casts_fp8)) for each in (config, original))
-    for key in sorted(before.keys() | stated.keys()):
-        own, was = stated.get(key), before.get(key)
+    # What is said of quantization goes where no weight is quantized.
+    goes = promise.dequantizes or not (labels.is_stated(config) or promise.source.quantized)
+    wrong = 0
+    for kind, pair, found, expected in _differences(promise, config, original, goes):
+        wrong += 1
+        if wrong <= LISTED:
+            yield problem(kind, file, key=pair.key(), found=found, expected=expected)
+    if wrong > LISTED:
+        yield problem("config_changes", file, count=f"{wrong - LISTED:,}")
+
+
+def _differences(
+    promise: Promise, config: Any, original: Any, goes: bool
+) -> "Iterator[tuple[Kind, _Pair, str | None, str | None]]":
+    """Every value in a config that holds no others and is not what it must be; `goes` says whether
+    what is said of quantization is not looked at, but for where it must not be said."""
+    # On a stack, and without paths: a config may come from anybody, and be deep, long, and full of
+    # long names.
+    todo = [_Pair(None, "", config, original)]
+    while todo:
+        pair = todo.pop()
+        if goes:
+            for key in labels.said(pair.found) if promise.dequantizes else ():
+                yield "quantization_left", _Pair(pair, key, None, None), None, None
+            pair = replace(pair, found=labels.rest(pair.found), before=labels.rest(pair.before))
+        todo += reversed(list(pair.members()))
+        own, was = pair.stated(pair.found, promise), pair.stated(pair.before, promise)
         found, expected = (each.text if each else None for each in (own, was))
         dtype, states = (each.dtype if each else None for each in (own, was))
         if (dtype or states) and not (promise.exact and was is None):
             allowed = promise.may_state(states)
             if allowed and dtype not in allowed:
-                wanted = promise.to or states
-                yield problem("config_dtype", file, key=key, found=dtype, expected=wanted)
+                yield "config_dtype", pair, dtype, promise.to or states
         elif promise.exact and found != expected:
-            yield problem("config_changed", file, key=key, found=found, expected=expected)
+            yield "config_changed", pair, found, expected
 
 
-def _stated(
-    value: Any, fp8: bool, at: str = "", *, is_dtype: bool = False
-) -> Iterator[tuple[str, Value]]:
-    """Every value in a config that holds no others, by the path of its key; `is_dtype` says that it
-    is below a key that is one for dtypes."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            path = f"{at}.{key}" if at else key
-            below = is_dtype and not isinstance(inner, dict | list)
-            own = key in ("dtype", "torch_dtype") or below
-            if key == FOREIGN:
-                yield path, Value(json.dumps(inner, sort_keys=True), None)
-            else:
-                yield from _stated(inner, fp8, path, is_dtype=own)
-    elif isinstance(value, list) and value:
-        for number, inner in enumerate(value):
-            below = is_dtype and not isinstance(inner, dict | list)
-            yield from _stated(inner, fp8, f"{at}[{number}]", is_dtype=below)
-    else:
-        dtype = dtypes.stated(value, fp8=fp8) if is_dtype else None
-        yield at, Value(json.dumps(value), dtype)
+@dataclass(frozen=True)
+class _Pair:
+    """A value of a config and that of the source's in the same place."""
+
+    above: "_Pair | None"
+    name: str | int
+    """Its key or number in what is above it."""
+    found: Any
+    before: Any
+    is_foreign: bool = False
+    """Whether it is a setting of another library."""
+
+    def members(self) -> "Iterator[_Pair]":
+        """What the values hold, in the order of their names."""
+        is_foreign = self.is_foreign or self.name == FOREIGN
+        own, was = (each if isinstance(each, dict) else {} for each in (self.found, self.before))
+        for key in sorted(own.keys() | was.keys()):
+            values = own.get(key, MISSING), was.get(key, MISSING)
+            yield _Pair(self, key, *values, is_foreign=is_foreign)
+        items = (each if isinstance(each, list) else [] for each in (self.found, self.before))
+        for number, values in enumerate(zip_longest(*items, fillvalue=MISSING)):
+            yield _Pair(self, number, *values, is_foreign=is_foreign)
+
+    def stated(self, value: Any, promise: Promise) -> Value | None:
+        """What one of the values states, if it is there and holds no others."""
+        if value is MISSING or (isinstance(value, dict | list) and value):
+            return None
+        # Also one of several, by their names or in a list.
+        is_one = self.above is not None and self.above.is_of_dtypes and isinstance(value, str)
+        is_dtype = self.is_of_dtypes or is_one
+        dtype = dtypes.stated(value, fp8=promise.casts_fp8) if is_dtype else None
+        return Value(json.dumps(value), dtype)
+
+    def key(self) -> str:
+        """The names of all that it is below, and its own."""
+        names: list[str] = []
+        pair: _Pair | None = self
+        while pair is not None and pair.above is not None:
+            dot = "." if pair.above.above else ""
+            names.append(f"[{pair.name}]" if isinstance(pair.name, int) else f"{dot}{pair.name}")
+            pair = pair.above
+        return "".join(reversed(names))
+
+    @property
+    def is_of_dtypes(self) -> bool:
+        """Whether it is under a key that is one for dtypes."""
+        return self.name in ("dtype", "torch_dtype") and not self.is_foreign
 
 
 def index_differences(
@@ -87,7 +135,9 @@ def index_differences(
         return
     try:
         index = read_json(dest / file, MAX_INDEX)
-        weight_map, metadata = dict(index["weight_map"]), dict(index.get("metadata") or {})
+        weight_map, metadata = index["weight_map"], index.get("metadata") or {}
+        if not (isinstance(weight_map, dict) and isinstance(metadata, dict)):
+            raise TypeError("its map or its metadata are no object")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         yield problem("index_invalid", file, reason=shown(repr(error)))
         return
@@ -113,17 +163,35 @@ def index_differences(
     size = metadata.get("total_size")
     if same and not lost and size != total:
         yield problem("index_size", file, found=size, expected=total)
-    before = promise.source.json(file, MAX_INDEX).get("metadata") or {}
+    original = promise.source.json(file, MAX_INDEX)
+    # What is no object says nothing, and is replaced.
+    before = original.get("metadata")
+    before = before if isinstance(before, dict) else {}
     dtype, stated = (
         dtypes.stated(each.get("dtype"), fp8=promise.casts_fp8) for each in (metadata, before)
     )
     allowed = promise.may_state(stated)
     if allowed and dtype not in (None, *allowed):
         yield problem("index_dtype", file, found=dtype, expected=promise.to or stated)
-    for key in sorted((before.keys() | metadata.keys()) - {"total_size", "dtype"}):
-        texts = [json.dumps(each[key]) if key in each else None for each in (metadata, before)]
-        if promise.exact and texts[0] != texts[1]:
-            found, expected = texts
-            yield problem(
-                "config_changed", file, key=f"metadata.{key}", found=found, expected=expected
-            )
+    if not promise.exact:
+        return
+    aside = {"total_size", "dtype"} if dtype else {"total_size"}
+    yield from _changes(file, "metadata.", metadata, before, aside)
+    yield from _changes(file, "", index, original, {"metadata", "weight_map"})
+
+
+def _changes(
+    file: str, at: str, found: dict[str, Any], before: dict[str, Any], aside: set[str]
+) -> Iterator[Problem]:
+    """The members of an index, but for those `aside`, that are not what they were."""
+    changed = 0
+    for key in sorted((before.keys() | found.keys()) - aside):
+        texts = [json.dumps(each[key]) if key in each else None for each in (found, before)]
+        if texts[0] != texts[1]:
+            changed += 1
+            if changed <= LISTED:
+                yield problem(
+                    "config_changed", file, key=f"{at}{key}", found=texts[0], expected=texts[1]
+                )
+    if changed > LISTED:
+        yield problem("config_changes", file, count=f"{changed - LISTED:,}")

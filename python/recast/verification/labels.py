@@ -95,21 +95,30 @@ def read_labels(root: Path, folder: str) -> Labels:
     return Labels(said)
 
 
-def stated(value: Any, at: str = "") -> Iterator[str]:
-    """The keys of a config that say that weights are quantized, with the keys they are below."""
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        path = f"{at}.{key}" if at else key
-        if _says(key, inner):
-            yield path
-        else:
-            yield from stated(inner, path)
+def is_stated(value: Any) -> bool:
+    """Whether a config says, at its top or deeper, that weights are quantized."""
+    todo = [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, dict):
+            if said(each):
+                return True
+            todo += each.values()
+        elif isinstance(each, list):
+            todo += each
+    return False
 
 
-def without(value: Any) -> Any:
-    """A config without these keys and what is below them."""
-    if not isinstance(value, dict):
-        return value
-    return {key: without(inner) for key, inner in value.items() if not _says(key, inner)}
+def said(value: Any) -> list[str]:
+    """The keys of a part of a config that say that weights are quantized."""
+    members = value.items() if isinstance(value, dict) else ()
+    return [key for key, inner in members if _says(key, inner)]
+
+
+def rest(value: Any) -> Any:
+    """A part of a config without these keys."""
+    gone = said(value)
+    return {key: value[key] for key in value if key not in gone} if gone else value
 
 
 def _says(key: str, inner: Any) -> bool:
@@ -120,10 +129,14 @@ def _says(key: str, inner: Any) -> bool:
 
 def descriptions(value: Any) -> Iterator[dict[str, Any]]:
     """What a config says of quantization, at its top and deeper."""
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        if key in KEYS and isinstance(inner, dict):
-            yield inner
-        yield from descriptions(inner)
+    todo = [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, dict):
+            yield from (each[key] for key in each if key in KEYS and isinstance(each[key], dict))
+            todo += reversed(each.values())
+        elif isinstance(each, list):
+            todo += reversed(each)
 
 
 def _read(path: Path) -> Any:
