@@ -304,3 +304,29 @@ def test_metadata_of_an_index_that_are_no_object_are_replaced(
     recast.convert(before, out, to="fp16")
     found = check(before, out)
     assert found.passed, found.failures()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["params.json", "sentence_config.json", "optimizer\u00e9.safetensors", "x.p\u212al"],
+)
+def test_a_file_is_what_its_name_says(name: str, tmp_path: Path) -> None:
+    before, out = with_config(tmp_path / "before", '{"dtype": "TORCH.float32"}'), tmp_path / "out"
+    text = b'[{"dtype": "float32"}]'
+    shard = raw_bytes([("b", "F32", [2], fp32_bytes(2))], pad_to=8)
+    (before / name).write_bytes(shard if name.endswith(".safetensors") else text)
+    recast.convert(before, out, to="bf16", sha256=True)
+    found = check(before, out, full=True)
+    assert found.passed, found.failures()
+
+
+@pytest.mark.parametrize("report", [True, False])
+def test_a_config_states_the_codes_that_are_carried(report: bool, tmp_path: Path) -> None:
+    before, out = with_config(tmp_path / "before", '{"dtype": "float8_e4m3fn"}'), tmp_path / "out"
+    rows = [("a", "F8_E4M3", [4], b"0123"), ("b", "F32", [2], fp32_bytes(2))]
+    (before / SHARD).write_bytes(raw_bytes(rows, pad_to=8))
+    recast.convert(before, out, to="bf16", skip_quantized=True)
+    if not report:
+        (out / "recast.json").unlink()
+    found = check(before, out, full=True)
+    assert found.passed, found.failures()

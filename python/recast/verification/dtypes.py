@@ -59,7 +59,7 @@ def stated(value: Any, *, fp8: bool = False) -> str | None:
     `fp8`, the 8-bit ones are."""
     if not isinstance(value, str):
         return None
-    word = value.lower().removeprefix("torch.")
+    word = value.removeprefix("torch.").lower()
     if word in ("float64", "double") or (fp8 and word.startswith("float8_")):
         return word
     return next((row.name for row in TABLE if word in row.stated), None)

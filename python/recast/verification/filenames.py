@@ -19,7 +19,7 @@ TRAINING = re.compile(
 """What trainers write beside weights."""
 NO_WEIGHTS = "spk_dict.pt"
 """The voices of Qwen2.5-Omni."""
-SETTINGS = re.compile(r"config\.json|params\.json|sentence_.*_config\.json", re.DOTALL)
+SETTINGS = re.compile(r"config\.json|params\.json|sentence_(.*_)?config\.json", re.DOTALL)
 """What may state a dtype: configs, Mistral's, those of sentence-transformers."""
 SUFFIX = (
     r"\.(bin|pth|pt|pth\.tar|pt\.tar|ckpt|distcp|pkl|pickle|h5|keras|tflite|msgpack|pb|onnx"
@@ -27,7 +27,7 @@ SUFFIX = (
 )
 OTHER_WEIGHTS = re.compile(
     rf".*{SUFFIX}|.*\.(onnx|onnx_data|ckpt)(\.data-|\.index|\.meta|_).*|.*{SUFFIX}\.index.*\.json",
-    re.DOTALL,
+    re.DOTALL | re.IGNORECASE | re.ASCII,
 )
 """Weights in other formats, of which a result has none, and their indexes."""
 
@@ -55,7 +55,7 @@ def is_other_weights(file: str) -> bool:
     """Whether a file that is neither a shard nor a pickle that is read holds weights, or is an
     index of such files."""
     name = os.path.basename(file)
-    return name != NO_WEIGHTS and OTHER_WEIGHTS.fullmatch(name.lower()) is not None
+    return name != NO_WEIGHTS and OTHER_WEIGHTS.fullmatch(name) is not None
 
 
 def pickles(files: list[str], reads: Reads) -> set[str]:

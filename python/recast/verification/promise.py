@@ -79,6 +79,8 @@ class Promise:
     @cached_property
     def casts_fp8(self) -> bool:
         """Whether 8-bit floats are cast, so that nothing may state that they are there."""
+        if not self.exact:
+            return self.dequantizes or self.intent.unscaled_fp8
         each = (promised for file in self.tensors.values() for promised in file.values())
         return self.dequantizes or any(
             promised.source.dtype in FP8 and promised.is_cast for promised in each

@@ -99,13 +99,14 @@ class Source:
     def settings(self) -> set[str]:
         """The files that may state dtypes: configs, and what is like one."""
         named = {file for file in self._files if filenames.is_settings(file)}
-        return {file for file in named if file.endswith("config.json") or self._is_object(file)}
+        return {file for file in named if file.endswith("config.json") or self._is_json(file)}
 
-    def _is_object(self, file: str) -> bool:
+    def _is_json(self, file: str) -> bool:
         try:
-            return isinstance(read_json(self.root / file, MAX_CONFIG), dict)
+            read_json(self.root / file, MAX_CONFIG)
         except (OSError, ValueError, RecursionError):
             return False
+        return True
 
     @cached_property
     def sidecars(self) -> set[str]:

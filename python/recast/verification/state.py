@@ -3,7 +3,7 @@
 import os
 import re
 
-FILE = re.compile(r"optim(izer)?([^a-z].*)?", re.IGNORECASE)
+FILE = re.compile(r"optim(izer)?([\W\d_].*)?", re.IGNORECASE | re.DOTALL)
 """What a file of nothing else is called."""
 MOMENTS = {
     *("exp_avg", "exp_avg_sq", "exp_avg_sq_col", "exp_avg_sq_row", "max_exp_avg_sq", "exp_inf"),
