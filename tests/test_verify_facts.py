@@ -170,6 +170,14 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
         ),
         "recast.json states published_files, SHA256SUMS = 1, but this is 0",
     ),
+    "a report with another source of a file": (
+        reported(lambda report: report["published_files"][0]["source"].update(path="x")),
+        f"recast.json states published_files, {SHARD}, source.path = x, but this is {SHARD}",
+    ),
+    "a report with another size of a source": (
+        reported(lambda report: report["published_files"][0]["source"].update(bytes=5)),
+        f"recast.json states published_files, {SHARD}, source.bytes = 5, but this is ",
+    ),
     "a report on a file that is not there": (
         reported(lambda report: report["published_files"].append({"path": "x", "bytes": 5})),
         "recast.json states published_files, x = 5, but this is None",
@@ -330,3 +338,9 @@ def test_a_config_states_the_codes_that_are_carried(report: bool, tmp_path: Path
         (out / "recast.json").unlink()
     found = check(before, out, full=True)
     assert found.passed, found.failures()
+
+
+def test_a_report_with_an_endless_pattern_is_not_followed(source: Path, result: Path) -> None:
+    reported(lambda report: report["options"].update(keep=["*" * 100_000]))(result)
+    (note, *_) = check(source, result).notes
+    assert "a pattern of --keep of more than 4,096 characters" in note

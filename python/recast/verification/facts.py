@@ -1,6 +1,7 @@
 """What the report in a result states, against what source and result are."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def differences(
     planned = {*sources.shards, *sources.indexes, *sources.settings, *sources.sidecars}
     planned |= sources.others
     made = sorted(planned & set(there.values()))
+    for file in made:
+        path, row = sources.file(file), stated.get(json_names(file), {}).get("source")
+        row = row if isinstance(row, dict) else {}
+        origin = json_names(os.path.relpath(path, sources.root)), path.stat().st_size
+        for key, value in zip(("path", "bytes"), origin, strict=True):
+            if (found := row.get(key)) != value:
+                yield _stated(f"published_files, {file}, source.{key}", found, value)
     read = sum(promise.source.file(file).stat().st_size for file in made)
     written = sum(sizes[json_names(file)] for file in made)
     tensors = [tensor for file in promise.tensors.values() for tensor in file.values()]

@@ -17,6 +17,8 @@ from recast.verification.source import Source
 
 # The most patterns of `--keep` that are taken from a report: each costs time and memory.
 PATTERNS = 256
+# The most characters of one.
+LONGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def _options(report: Any) -> Options:
         raise TypeError("an option is of the wrong type")
     if len(options["keep"]) > PATTERNS:
         raise ValueError(f"more than {PATTERNS} patterns of --keep")
+    if any(len(pattern) > LONGEST for pattern in options["keep"]):
+        raise ValueError(f"a pattern of --keep of more than {LONGEST:,} characters")
     if found["on_overflow"] not in POLICIES:
         raise ValueError("no such overflow policy")
     return Options(**options, on_overflow=found["on_overflow"])
