@@ -86,9 +86,6 @@ def of_verification() -> list[Message]:
         for name, sentence in sentences
     ]
     for path in sorted((ROOT / "python" / "recast" / "verification").rglob("*.py")):
-        # The errors of these files become reasons of notes, and errors of the source.
-        if path.name in ("intent.py", "source.py"):
-            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in REASONS_OF_PROBLEMS:
                 origin, words = f"{path.name}:{node.lineno}", _words(_constants(node.args[0]))

@@ -216,15 +216,18 @@ def test_a_duplicate_name_in_a_header_is_a_problem(model: Path, result: Path) ->
     ],
     ids=lambda options: str(options)[:40],
 )
-def test_a_report_with_impossible_options_is_ignored(
+def test_a_report_with_impossible_options_is_a_problem(
     options: dict[str, Any], model: Path, result: Path
 ) -> None:
     report = json.loads((result / "recast.json").read_text())
     report["options"].update(options)
     (result / "recast.json").write_text(json.dumps(report))
     found = recast.verify(model, result, device="cpu")
-    assert found.passed, found.failures()
-    assert found.notes[0].startswith("recast.json does not hold the options of a conversion (")
+    (problem,) = found.problems
+    assert problem.kind == "report_invalid"
+    assert problem.message.startswith("recast.json does not say what was asked for: ")
+    assert found.notes[0].startswith("recast.json does not say it, so the target is inferred")
+    assert found.values_checked > 0
 
 
 def test_an_index_that_loses_every_tensor_is_a_short_list(model: Path, result: Path) -> None:

@@ -45,7 +45,7 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
     ),
     "added metadata": (
         rewritten(format="pt", license="mine"),
-        f"{SHARD} states license = mine in its metadata, expected None",
+        f"{SHARD} states license = mine in its metadata, expected nothing",
     ),
     "a header with spaces": (
         lambda out: (out / SHARD).write_bytes(
@@ -67,7 +67,7 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
     ),
     "a key more in a config": (
         edited("config.json", '{"model_type"', '{"auto_map": {"AutoModel": "x"}, "model_type"'),
-        'config.json states auto_map.AutoModel = "x", the source states None',
+        'config.json states auto_map.AutoModel = "x", the source states nothing',
     ),
     "other metadata of an index": (
         edited(f"{SHARD}.index.json", '"made_by": "x"', '"made_by": "y"'),
@@ -95,39 +95,39 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
     ),
     "a report with another number of values": (
         reported(lambda report: report.update(parameters=5)),
-        f"recast.json states parameters = 5, but this is {15 * BLOCK + 13:,}",
+        f"recast.json states parameters = 5, expected {15 * BLOCK + 13:,}",
     ),
     "a report with another number of tensors": (
         reported(lambda report: report["tensors"].update(cast=4)),
-        "recast.json states tensors.cast = 4, but this is 5",
+        "recast.json states tensors.cast = 4, expected 5",
     ),
     "a report that hides what was kept": (
         reported(lambda report: report.update(kept=[])),
-        "recast.json states kept = [], but this is ['keep']",
+        "recast.json states kept = [], expected ['keep']",
     ),
     "a report of a larger source": (
         reported(lambda report: report.update(bytes_read=5)),
-        "recast.json states bytes_read = 5, but this is ",
+        "recast.json states bytes_read = 5, expected ",
     ),
     "a report that hides rounding": (
         reported(lambda report: audit_of(report, "a").update(exact=True)),
-        "recast.json states audit.tensors, a, exact = True, but this is False",
+        "recast.json states audit.tensors, a, exact = True, expected False",
     ),
     "a report that hides how much was rounded": (
         reported(lambda report: report["audit"].update(inexact_tensors=0)),
-        "recast.json states audit.inexact_tensors = 0, but this is 4",
+        "recast.json states audit.inexact_tensors = 0, expected 4",
     ),
     "a report with another size": (
         reported(lambda report: report.update(bytes_written=5)),
-        "recast.json states bytes_written = 5, but this is ",
+        "recast.json states bytes_written = 5, expected ",
     ),
     "a report with another size of a file": (
         reported(lambda report: report["published_files"][0].update(bytes=5)),
-        f"recast.json states published_files, {SHARD} = 5, but this is ",
+        f"recast.json states published_files, {SHARD} = 5, expected ",
     ),
     "a report that lacks a file": (
         reported(lambda report: report["published_files"].pop(0)),
-        f"recast.json states published_files, {SHARD} = None, but this is ",
+        f"recast.json does not state published_files, {SHARD}, expected ",
     ),
     "a report that lacks a tensor": (
         reported(lambda report: report["audit"]["tensors"].pop(0)),
@@ -135,19 +135,19 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
     ),
     "a report that hides NaN": (
         reported(lambda report: audit_of(report, "special").update(nan=0)),
-        "recast.json states audit.tensors, special, nan = 0, but this is 2",
+        "recast.json states audit.tensors, special, nan = 0, expected 2",
     ),
     "a report that hides what became zero": (
         reported(lambda report: audit_of(report, "special").update(to_zero=7)),
-        "recast.json states audit.tensors, special, to_zero = 7, but this is 1",
+        "recast.json states audit.tensors, special, to_zero = 7, expected 1",
     ),
     "a report with another largest value": (
         reported(lambda report: audit_of(report, "scalar").update(max_abs=3.0)),
-        "recast.json states audit.tensors, scalar, max_abs = 3.0, but this is 3.14",
+        "recast.json states audit.tensors, scalar, max_abs = 3.0, expected 3.14",
     ),
     "a report with another sum": (
         reported(lambda report: report["audit"].update(nan=3)),
-        "recast.json states audit.nan = 3, but this is 2",
+        "recast.json states audit.nan = 3, expected 2",
     ),
     "a report with a row whose name is a list": (
         reported(lambda report: audit_of(report, "a").update(name=["a"])),
@@ -157,7 +157,7 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
         reported(
             lambda report: report["audit"]["tensors"].append({"file": SHARD, "name": "ghost"})
         ),
-        "recast.json states audit.tensors, ghost = a tensor that was cast, but this is None",
+        "recast.json states audit.tensors, ghost = a tensor that was cast, expected nothing",
     ),
     "a report that says that an added file has a source": (
         lambda out: (
@@ -168,31 +168,31 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
                 )
             )(out),
         ),
-        "recast.json states published_files, SHA256SUMS = 1, but this is 0",
+        "recast.json states published_files, SHA256SUMS = 1, expected 0",
     ),
     "a report with another source of a file": (
         reported(lambda report: report["published_files"][0]["source"].update(path="x")),
-        f"recast.json states published_files, {SHARD}, source.path = x, but this is {SHARD}",
+        f"recast.json states published_files, {SHARD}, source.path = x, expected {SHARD}",
     ),
     "a report with another size of a source": (
         reported(lambda report: report["published_files"][0]["source"].update(bytes=5)),
-        f"recast.json states published_files, {SHARD}, source.bytes = 5, but this is ",
+        f"recast.json states published_files, {SHARD}, source.bytes = 5, expected ",
     ),
     "a report on a file that is not there": (
         reported(lambda report: report["published_files"].append({"path": "x", "bytes": 5})),
-        "recast.json states published_files, x = 5, but this is None",
+        "recast.json states published_files, x = 5, expected nothing",
     ),
     "a report with another number of tensors that were kept": (
         reported(lambda report: report["tensors"].update(kept=2)),
-        "recast.json states tensors.kept = 2, but this is 1",
+        "recast.json states tensors.kept = 2, expected 1",
     ),
     "a report with a truth for a number": (
         reported(lambda report: report["tensors"].update(kept=True)),
-        "recast.json states tensors.kept = True, but this is 1",
+        "recast.json states tensors.kept = True, expected 1",
     ),
     "a report with another number of tensors that were copied": (
         reported(lambda report: report["tensors"].update(copied=9)),
-        "recast.json states tensors.copied = 9, but this is ",
+        "recast.json states tensors.copied = 9, expected ",
     ),
 }
 
@@ -288,7 +288,10 @@ def test_a_config_with_a_hundred_thousand_faults_is_no_burden(hostile: str, tmp_
     [
         (('"other": 1', '"other": 2'), "states other = 2, the source states 1"),
         (('"float16"', '"int8"'), 'states metadata.dtype = "int8", the source states "float32"'),
-        ((', "dtype": "float16"', ""), 'metadata.dtype = None, the source states "float32"'),
+        (
+            (', "dtype": "float16"', ""),
+            'does not state metadata.dtype, the source states "float32"',
+        ),
         (('"weight_map": {', '"weight_map": [["a", 1]], "x": {'), "is not an index: TypeError"),
     ],
 )

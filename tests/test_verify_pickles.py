@@ -154,7 +154,7 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
             f"'embed.weight' in {SHARD} is missing",
             "'lm_head.weight' in model.safetensors should be left out: in the source it is the "
             "same as 'embed.weight'",
-            f"{NOTE}None in its metadata, expected embed.weight",
+            f"{SHARD} does not state lm_head.weight in its metadata, expected embed.weight",
         ],
     ),
     "a tied tensor twice": (both_tied, [f"'lm_head.weight' in {SHARD} should be left out"]),
@@ -165,13 +165,16 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     "a tensor left out": (lambda t, _: t.pop("ids"), [f"'ids' in {SHARD} is missing"]),
     "an empty tensor left out": (lambda t, _: t.pop("none"), [f"'none' in {SHARD} is missing"]),
     "another state dict": (other_key, [f"{name} in {SHARD}" for name in ("a", "b", "scalar")]),
-    "a missing note": (noted("lm_head.weight", None), [f"{NOTE}None in its metadata"]),
+    "a missing note": (
+        noted("lm_head.weight", None),
+        [f"{SHARD} does not state lm_head.weight in its metadata"],
+    ),
     "a wrong note": (noted("lm_head.weight", "b"), [f"{NOTE}b in its metadata"]),
     "a note on a tensor that is there": (
         noted("a", "b"),
-        [f"{SHARD} states a = b in its metadata, expected None"],
+        [f"{SHARD} states a = b in its metadata, expected nothing"],
     ),
-    "no format": (noted("format", None), [f"{SHARD} states format = None in its metadata"]),
+    "no format": (noted("format", None), [f"{SHARD} does not state format in its metadata"]),
     "another format": (noted("format", "np"), ["format = np in its metadata, expected pt"]),
     "another dtype": (
         lambda t, _: t.update(a=t["a"].half()),

@@ -26,8 +26,11 @@ SHOWN = 200
 def of_another_run(asked: Asked) -> Iterator[Problem]:
     """Whether the report in a result is that of a conversion of another source, or with other
     options than it states."""
-    if asked.report is None or asked.report.get("format") != RECIPE_FORMAT:
+    if asked.report is None:
         return
+    # What says that it is of another format cannot be told from one that was changed.
+    if (found := asked.report.get("format")) != RECIPE_FORMAT or isinstance(found, bool):
+        yield _stated("format", found, RECIPE_FORMAT)
     if asked.report.get("run") not in asked.runs:
         yield problem("report_other", REPORT_NAME)
 
@@ -97,7 +100,9 @@ def _stated(key: str, found: object, expected: object) -> Problem:
     return problem("report", REPORT_NAME, key=key, found=_short(found), expected=_short(expected))
 
 
-def _short(value: object) -> str:
+def _short(value: object) -> str | None:
+    if value is None:
+        return None
     text = f"{value:,}" if type(value) is int else str(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

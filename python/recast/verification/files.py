@@ -17,6 +17,8 @@ MAX_HEADER = MAX_INDEX = MAX_REPORT = 100_000_000
 MAX_CONFIG = 10_000_000
 # As deep as the core reads JSON.
 NESTING = 500
+# What Python reads by default has no more.
+DIGITS = 4300
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -62,7 +64,12 @@ def read_json(path: Path, limit: int) -> Any:
         data = file.read(limit + 1) if size <= limit else b""
     if (size := max(size, len(data))) > limit:
         raise ValueError(f"it has {size} bytes, and recast reads at most {limit} of such a file")
-    return json.loads(checked_depth(data))
+    return json.loads(checked_depth(data), parse_int=_whole)
+
+
+def _whole(digits: str) -> int | str:
+    """A whole number; as it is written where Python reads no number of so many digits."""
+    return int(digits) if len(digits) <= DIGITS else digits
 
 
 def checked_depth(data: bytes) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recast._core import Checkpoint
+from recast.errors import RecastError
 from recast.options import POLICIES, Options
 from recast.report import REPORT_NAME
 from recast.terminal import first_of, shown
@@ -30,6 +31,8 @@ class Asked:
     """What the report in the result says, where there is one."""
     runs: list[str]
     """What a run of that conversion is called, as the report has to call it."""
+    invalid: str | None = None
+    """Why the report that is there does not say what was asked for."""
 
 
 def promised(path: str, options: Options, headers: Headers) -> Promise:
@@ -45,7 +48,7 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Asked:
 
     Raises `InputError` where the source cannot be converted so.
     """
-    checkpoint = None
+    checkpoint, invalid = None, None
     try:
         report = read_json(root / REPORT_NAME, MAX_REPORT)
         options = _options(report)
@@ -55,35 +58,41 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Asked:
         return Asked(promised(plan.source, options, headers), report, plan.runs)
     except FileNotFoundError:
         why = f"there is no {REPORT_NAME}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        why = f"{REPORT_NAME} does not hold the options of a conversion ({shown(repr(error))})"
+    except (OSError, ValueError, RecursionError) as error:
+        invalid = error.message if isinstance(error, RecastError) else shown(error)
+        why = f"{REPORT_NAME} does not say it"
     checkpoint = checkpoint or Checkpoint.open(source)
     opened = Source(Path(checkpoint.path), None)
     options, to = _inferred(opened, headers, why, notes)
     checkpoint.plan(options)
-    return Asked(Promise(opened, options, to, exact=False, made=headers), None, [])
+    return Asked(Promise(opened, options, to, exact=False, made=headers), None, [], invalid)
 
 
 def _options(report: Any) -> Options:
     """The options that a report says a result was made with. Raises what reading raises, and
-    `TypeError` or `ValueError` for what no conversion writes."""
-    found = report["options"]
-    options = {name: found[name] for name in ("to", "keep", "auto_keep", "skip_quantized")}
-    options["unscaled_fp8"] = found.get("unscaled_fp8", False)
-    options["key"] = found.get("key")
-    flags = (options["auto_keep"], options["skip_quantized"], options["unscaled_fp8"])
-    is_key = isinstance(options["key"], str | None)
-    if not (isinstance(options["to"], str) and isinstance(options["keep"], list) and is_key):
-        raise TypeError("an option is of the wrong type")
-    if not all(isinstance(flag, bool) for flag in flags):
-        raise TypeError("an option is of the wrong type")
-    if len(options["keep"]) > PATTERNS:
-        raise ValueError(f"more than {PATTERNS} patterns of --keep")
-    if any(len(pattern) > LONGEST for pattern in options["keep"]):
-        raise ValueError(f"a pattern of --keep of more than {LONGEST:,} characters")
-    if found["on_overflow"] not in POLICIES:
-        raise ValueError("no such overflow policy")
-    return Options(**options, on_overflow=found["on_overflow"])
+    `ValueError` for what no conversion writes."""
+    found = report.get("options") if isinstance(report, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError("it has no options")
+    options = {name: found.get(name) for name in ("to", "key", "keep")}
+    flags = {name: found.get(name) for name in ("auto_keep", "skip_quantized")}
+    flags["unscaled_fp8"] = found.get("unscaled_fp8", False)
+    keep, policy = options["keep"], found.get("on_overflow")
+    of_type = {
+        "to": isinstance(options["to"], str),
+        "key": isinstance(options["key"], str | None),
+        "keep": isinstance(keep, list) and all(isinstance(each, str) for each in keep),
+        "on_overflow": isinstance(policy, str) and policy in POLICIES,
+        **{name: isinstance(flag, bool) for name, flag in flags.items()},
+    }
+    for name, is_right in of_type.items():
+        if not is_right:
+            raise ValueError(f"its option {name} is none of a conversion")
+    if len(keep) > PATTERNS:
+        raise ValueError(f"it has more than {PATTERNS} patterns of --keep")
+    if any(len(pattern) > LONGEST for pattern in keep):
+        raise ValueError(f"it has a pattern of --keep of more than {LONGEST:,} characters")
+    return Options(**options, **flags, on_overflow=policy)
 
 
 def _inferred(

@@ -25,6 +25,7 @@ Kind = Literal[
     "scale_left",
     "hash",
     "metadata",
+    "report_invalid",
     "report_other",
     "report",
     "config_invalid",
@@ -72,10 +73,11 @@ SENTENCES: dict[Kind, str] = {
     "scale_left": "tensor '{tensor}' in {file} belongs to quantized weights, which are dequantized",
     "hash": "{file} states {key} = {found}, but the digest of its tensors is {expected}",
     "metadata": "{file} states {key} = {found} in its metadata, expected {expected}",
+    "report_invalid": "{file} does not say what was asked for: {reason}",
     "report_other": (
         "{file} is the report on another conversion: not of this source with the options it states"
     ),
-    "report": "{file} states {key} = {found}, but this is {expected}",
+    "report": "{file} states {key} = {found}, expected {expected}",
     "config_invalid": "{file} is not JSON: {reason}",
     "config_changed": "{file} states {key} = {found}, the source states {expected}",
     "config_changes": "{file}: {count} more keys differ from the source's",
@@ -115,6 +117,11 @@ def problem(
 ) -> Problem:
     """A problem of that kind; `facts` complete its sentence. A `reason` must be fit to be shown
     as it is; all else may come from a file."""
+    sentence = SENTENCES[kind]
+    if "found" in facts and facts["found"] is None:
+        sentence = sentence.replace("states {key} = {found}", "does not state {key}")
+    if "expected" in facts and facts["expected"] is None:
+        facts["expected"] = "nothing"
     facts |= {"file": file, "tensor": tensor}
     texts = {name: fact if name == "reason" else shown(fact) for name, fact in facts.items()}
-    return Problem(kind, file, tensor, SENTENCES[kind].format_map(texts))
+    return Problem(kind, file, tensor, sentence.format_map(texts))

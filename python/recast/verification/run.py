@@ -13,6 +13,7 @@ from recast.errors import InputError, UsageError, VerificationError
 from recast.gpu.predict import Memory
 from recast.gpu.settings import read_settings
 from recast.options import Device, Options, Progress
+from recast.report import REPORT_NAME
 from recast.terminal import shown
 from recast.verification import compare, facts, intent, measure, structure
 from recast.verification.cause import likely_cause
@@ -101,6 +102,8 @@ class _Run:
         import torch
 
         promise = asked.promise
+        if asked.invalid is not None:
+            self.problems.append(problem("report_invalid", REPORT_NAME, reason=asked.invalid))
         self.problems += facts.of_another_run(asked)
         self.problems += structure.differences(promise, self.root, self.headers)
         try:
