@@ -65,7 +65,7 @@ def both(source: Path, dest: Path) -> list[Contestant]:
 
 def disk(contestants: list[Contestant], read: float, ours: float) -> str:
     """What kind of disk this is, as a sentence."""
-    seconds = {one.kind: one.median("clock") for one in contestants}
+    seconds = {one.kind: one.seconds() for one in contestants}
     write, at_once = seconds["write"], seconds["both"]
     larger, total = max(read, write), read + write
     # Nearer to which of the two.
