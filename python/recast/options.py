@@ -113,7 +113,9 @@ class Options:
             "auto|cpu|cuda[:N]",
         ),
     ] = None
-    threads: Annotated[int | None, About("Worker threads; default: the CPUs, up to 32.", "N")] = None
+    threads: Annotated[int | None, About("Worker threads; default: the CPUs, up to 32.", "N")] = (
+        None
+    )
     io: Annotated[
         Io, About("Read the source by positioned reads or through a memory map; auto reads.")
     ] = "auto"
