@@ -74,11 +74,11 @@ def page_cache(work: Path, layers: int, rounds: int) -> list[str]:
                 while opened.read(8 * MIB):
                     pass
 
-    befores: dict[str, Callable[[], None]] = {"nothing": empty, "the source": full}
-    rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in befores}
+    states: dict[str, Callable[[], None]] = {"nothing": empty, "the source": full}
+    rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in states}
     grouped: list[float] = []
     for number in range(rounds):
-        for name, before in befores.items():
+        for name, before in states.items():
             print(f"round {number + 1} of {rounds}: page cache with {name}", file=sys.stderr)
             before()
             others.read_bytes()

@@ -29,7 +29,9 @@ impl Pattern {
             Some(regex) => Regex::new(regex).map(Matcher::Regex).map_err(Reason::from),
             // Compiled here, because globset panics where that takes too much memory.
             None => Glob::new(text).map_err(Reason::from).and_then(|glob| {
-                bytes::Regex::new(glob.regex()).map(Matcher::Glob).map_err(Reason::from)
+                let mut builder = bytes::RegexBuilder::new(glob.regex());
+                builder.dot_matches_new_line(true);
+                builder.build().map(Matcher::Glob).map_err(Reason::from)
             }),
         };
         let matcher =
@@ -105,6 +107,7 @@ mod tests {
     #[test]
     fn globs_match_whole_names_and_regular_expressions_any_part() {
         assert!(matches("lm_head.*", "", "lm_head.weight"));
+        assert!(matches("lm?head.*", "", "lm\nhead.\nweight"));
         assert!(!matches("head.*", "", "lm_head.weight"));
         assert!(matches("re:head", "", "lm_head.weight"));
         assert!(Pattern::parse("re:(").is_err() && Pattern::parse("[").is_err());

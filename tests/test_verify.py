@@ -231,8 +231,8 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     ),
     "a missing file": (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json"),
     "a tampered tokenizer": (
-        edited("tokenizer.json", "the", "teh"),
-        "tokenizer.json is not the source's: they differ from byte 13 on",
+        edited("tokenizer.json", "the", "thx"),
+        "tokenizer.json is not the source's: they differ from byte 14 on",
     ),
     "a longer tokenizer": (
         lambda out: (out / "tokenizer.json").write_text("{} "),

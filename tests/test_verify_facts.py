@@ -131,7 +131,7 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
     ),
     "a report that lacks a tensor": (
         reported(lambda report: report["audit"]["tensors"].pop(0)),
-        "recast.json states audit.tensors, ",
+        "recast.json does not state audit.tensors, ",
     ),
     "a report that hides NaN": (
         reported(lambda report: audit_of(report, "special").update(nan=0)),
@@ -151,7 +151,7 @@ OF_REPORTED: dict[str, tuple[Plant, str]] = {
     ),
     "a report with a row whose name is a list": (
         reported(lambda report: audit_of(report, "a").update(name=["a"])),
-        "recast.json states audit.tensors, a",
+        "recast.json does not state audit.tensors, a",
     ),
     "a report with a row of no tensor": (
         reported(
@@ -345,5 +345,5 @@ def test_a_config_states_the_codes_that_are_carried(report: bool, tmp_path: Path
 
 def test_a_report_with_an_endless_pattern_is_not_followed(source: Path, result: Path) -> None:
     reported(lambda report: report["options"].update(keep=["*" * 100_000]))(result)
-    (note, *_) = check(source, result).notes
-    assert "a pattern of --keep of more than 4,096 characters" in note
+    (problem, *_) = check(source, result).problems
+    assert "it has a pattern of --keep of more than 4,096 characters" in problem.message

@@ -3,11 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from recast._core import Checkpoint
 from recast.errors import RecastError
-from recast.options import POLICIES, Options
+from recast.options import POLICIES, OnOverflow, Options
 from recast.report import REPORT_NAME
 from recast.terminal import first_of, shown
 from recast.verification.dtypes import FLOATS, FP8, SOURCES, STORED, FloatName, named
@@ -74,8 +74,8 @@ def _options(report: Any) -> Options:
     found = report.get("options") if isinstance(report, dict) else None
     if not isinstance(found, dict):
         raise ValueError("it has no options")
-    options = {name: found.get(name) for name in ("to", "key", "keep")}
-    flags = {name: found.get(name) for name in ("auto_keep", "skip_quantized")}
+    options: dict[str, Any] = {name: found.get(name) for name in ("to", "key", "keep")}
+    flags: dict[str, Any] = {name: found.get(name) for name in ("auto_keep", "skip_quantized")}
     flags["unscaled_fp8"] = found.get("unscaled_fp8", False)
     keep, policy = options["keep"], found.get("on_overflow")
     of_type = {
@@ -92,7 +92,7 @@ def _options(report: Any) -> Options:
         raise ValueError(f"it has more than {PATTERNS} patterns of --keep")
     if any(len(pattern) > LONGEST for pattern in keep):
         raise ValueError(f"it has a pattern of --keep of more than {LONGEST:,} characters")
-    return Options(**options, **flags, on_overflow=policy)
+    return Options(**options, **flags, on_overflow=cast(OnOverflow, policy))
 
 
 def _inferred(
