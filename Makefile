@@ -58,7 +58,6 @@ test-gpu: build  ## what only a GPU can show: exact memory, 7B models, all 2^32 
 
 lint: .venv/installed  ## check formatting, lints, spelling and types
 	cargo fmt --check
-	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --features faults,python -- -D warnings
 	$(VENV) -m ruff check --quiet
 	$(VENV) -m ruff format --check --quiet
