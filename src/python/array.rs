@@ -75,3 +75,8 @@ pub fn cast_bytes(
     }
     Ok(Audit::new(&whole))
 }
+
+#[pyfunction]
+pub fn simd_level() -> PyResult<&'static str> {
+    Ok(Level::current()?.name())
+}

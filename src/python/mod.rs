@@ -16,11 +16,10 @@ use pyo3::prelude::*;
 
 use options::Options;
 
-use crate::cast::{self, Level, Overflow};
+use crate::cast::{self, Overflow};
 use crate::checkpoint::{self, SourceFile};
 use crate::commit;
 use crate::error::Error;
-use crate::keep::Pattern;
 use crate::place::address;
 use crate::plan;
 use crate::report;
@@ -345,18 +344,6 @@ fn nesting(text: &[u8]) -> usize {
     crate::format::json::nesting(text)
 }
 
-/// Which of `names` a pattern of `--keep` matches, without any component.
-#[pyfunction]
-fn matching(pattern: &str, names: Vec<String>) -> PyResult<Vec<bool>> {
-    let pattern = Pattern::parse(pattern)?;
-    Ok(names.iter().map(|name| pattern.matches("", name)).collect())
-}
-
-#[pyfunction]
-fn keep_lists() -> &'static str {
-    crate::recognize::wide::LISTS
-}
-
 /// Everything that recast may say of a failure: what it is (the exception that an error becomes, or
 /// `warning`, `finding` or `note`), an example of the message, and the hint.
 #[pyfunction]
@@ -374,17 +361,12 @@ fn messages() -> Vec<(&'static str, String, Option<String>)> {
         .collect()
 }
 
-#[pyfunction]
-fn simd_level() -> PyResult<&'static str> {
-    Ok(Level::current()?.name())
-}
-
 #[pymodule]
 mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::array::cast_bytes;
+    use super::array::{cast_bytes, simd_level};
     #[pymodule_export]
     use super::convert::{Converted, check_published, convert, look, summary};
     #[pymodule_export]
@@ -392,9 +374,11 @@ mod _core {
     #[pymodule_export]
     use super::load::{can_cut, fill};
     #[pymodule_export]
+    use super::options::{keep_lists, matching};
+    #[pymodule_export]
     use super::{Audit, Checkpoint, Plan, PlannedFile, PlannedTensor, Tensor};
     #[pymodule_export]
-    use super::{check_local, keep_lists, matching, messages, nesting, simd_level};
+    use super::{check_local, messages, nesting};
 
     #[pymodule_export]
     const SIMD_VARIABLE: &str = super::cast::level::VARIABLE;

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use crate::commit::{self, OnOverflow};
 use crate::dtype::{Castable, Float};
 use crate::error::Error;
+use crate::keep::Pattern;
 use crate::plan;
 use crate::report::AS_STORED;
 
@@ -75,4 +76,16 @@ fn is_mmap(name: &str) -> PyResult<bool> {
         "mmap" => Ok(true),
         _ => Err(Error::NoSuchIo { name: name.to_owned() }.into()),
     }
+}
+
+/// Which of `names` a pattern of `--keep` matches, without any component.
+#[pyfunction]
+pub fn matching(pattern: &str, names: Vec<String>) -> PyResult<Vec<bool>> {
+    let pattern = Pattern::parse(pattern)?;
+    Ok(names.iter().map(|name| pattern.matches("", name)).collect())
+}
+
+#[pyfunction]
+pub fn keep_lists() -> &'static str {
+    crate::recognize::wide::LISTS
 }
