@@ -58,7 +58,7 @@ def find(source: str, root: Path, headers: Headers, notes: list[str]) -> Asked:
         return Asked(promised(plan.source, options, headers), report, plan.runs)
     except FileNotFoundError:
         why = f"there is no {REPORT_NAME}"
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         invalid = error.message if isinstance(error, RecastError) else shown(error)
         why = f"{REPORT_NAME} does not say it"
     checkpoint = checkpoint or Checkpoint.open(source)
@@ -79,9 +79,9 @@ def _options(report: Any) -> Options:
     flags["unscaled_fp8"] = found.get("unscaled_fp8", False)
     keep, policy = options["keep"], found.get("on_overflow")
     of_type = {
-        "to": isinstance(options["to"], str),
-        "key": isinstance(options["key"], str | None),
-        "keep": isinstance(keep, list) and all(isinstance(each, str) for each in keep),
+        "to": _is_text(options["to"]),
+        "key": options["key"] is None or _is_text(options["key"]),
+        "keep": isinstance(keep, list) and all(map(_is_text, keep)),
         "on_overflow": isinstance(policy, str) and policy in POLICIES,
         **{name: isinstance(flag, bool) for name, flag in flags.items()},
     }
@@ -93,6 +93,11 @@ def _options(report: Any) -> Options:
     if any(len(pattern) > LONGEST for pattern in keep):
         raise ValueError(f"it has a pattern of --keep of more than {LONGEST:,} characters")
     return Options(**options, **flags, on_overflow=cast(OnOverflow, policy))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string that has a spelling in UTF-8, which half a character has not."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _inferred(
