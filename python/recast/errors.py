@@ -11,7 +11,7 @@ RecastError
 ├── StorageError                    74   reading or writing failed
 └── CheckError                       1   the result is not what was asked for
     ├── CastOverflowError                finite values would become infinite
-    └── VerificationError                the result failed, or does not fit the GPU
+    └── VerificationError                the result failed, or the GPU has no room to compare
 """
 
 import re

@@ -48,12 +48,13 @@ def verify(
     tensor the first and last 4,096 and `samples` random blocks of as many (default: 64), drawn
     from `seed`; or with `full` every one. `progress(done, total)` is called with bytes.
 
-    What is expected is read from `dest`'s `recast.json`; without one, each tensor may have kept its
-    dtype or have been cast to one common dtype.
+    What was asked for is read from `dest`'s `recast.json`, and a damaged one is a problem; without
+    one, each tensor may have kept its dtype or have been cast to one common dtype. The values of a
+    model that does not fit on the GPU are compared all the same, and its memory is not measured.
 
     Raises `UsageError` where the options make no sense or torch or the device is missing,
     `InputError` where the source cannot be read or `dest` holds no model, and `VerificationError`
-    where the model does not fit the device. A wrong result is not an exception: see `passed`.
+    where the device has no room to compare. A wrong result is not an exception: see `passed`.
     """
     started = time.perf_counter()
     if full and samples is not None:
