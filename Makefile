@@ -94,7 +94,7 @@ bench-scale: build  ## time and memory over size, tensors and shards; 27 GB (up 
 bench-large: build  ## time large conversions beside the page cache of others; one file beside four (24 GB on disk)
 	@$(VENV) benches/large.py --rounds $(ROUNDS) --write docs/benchmarks.md
 
-bench-against: build  ## time convert beside that of another checkout: BASE=PATH, built
+bench-against: build  ## time this checkout beside another: BASE=PATH, built there
 	@$(VENV) benches/against.py $(BASE)
 
 bench-cast: build  ## time the casts beside memcpy, torch, numpy, ml_dtypes and half

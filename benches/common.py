@@ -164,6 +164,13 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def commit(tree: Path) -> str:
+    """The commit that is checked out in `tree`."""
+    command = ["git", "describe", "--always", "--dirty"]
+    said = subprocess.run(command, cwd=tree, capture_output=True, text=True).stdout.strip()
+    return said or "unknown"
+
+
 def machine(*packages: str) -> str:
     """The machine, the versions and the commit that the numbers belong to."""
     processor = platform.processor() or platform.machine()
@@ -171,14 +178,11 @@ def machine(*packages: str) -> str:
         lines = cpuinfo.read_text().splitlines()
         names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
         processor = names[0] if names else processor
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     versions = [f"{name} {version(name)}" for name in packages]
     return (
         f"{processor}, {CPUS} CPUs, {memory() / 2**30:.0f} GiB, {platform.system()} "
         f"{platform.release()}, Python {platform.python_version()}, {', '.join(versions)}, "
-        f"commit {commit or 'unknown'}"
+        f"commit {commit(ROOT)}"
     )
 
 
