@@ -76,7 +76,7 @@ pub fn cast_block<H: Instructions, M: Memory, S: Source, D: Element>(
         H::add(&mut summaries, bits);
         M::put(D::narrow::<H>(bits), dst);
     }
-    let mut summary = Summary::of(summaries);
+    let mut summary = H::join(summaries);
     let rest = src.remainder().chunks_exact(S::BYTES);
     for (src, dst) in rest.zip(dst.into_remainder().chunks_exact_mut(D::BYTES)) {
         let bits = S::load(src).to_f32();

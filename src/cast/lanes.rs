@@ -1,5 +1,7 @@
 //! What an instruction set may do better than the compiler.
 
+use super::audit::Summary;
+
 /// Elements the loop takes at a time: a whole register of the widest level.
 pub const LANES: usize = 16;
 
@@ -25,4 +27,9 @@ pub trait Instructions {
     /// Takes in binary32 bits. The compiler may keep each lane in a register of its own: that is a
     /// matter of luck, and made some casts 0.4 times as fast.
     fn add(summaries: &mut Summaries, bits: [u32; LANES]);
+    /// The summary of all lanes.
+    #[inline(always)]
+    fn join(summaries: Summaries) -> Summary {
+        Summary::of(summaries)
+    }
 }

@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use super::audit::Summary;
 use super::element::{Element, MAGNITUDE, Source};
 use super::kernel::Run;
 use super::lanes::{Instructions, LANES, Summaries};
@@ -112,6 +113,17 @@ impl Instructions for Avx512 {
             summaries.largest = transmute::<__m512i, [u32; LANES]>(largest);
             summaries.smallest_less_one = transmute::<__m512i, [u32; LANES]>(smallest);
             summaries.union = transmute::<__m512i, [u32; LANES]>(union);
+        }
+    }
+    #[inline(always)]
+    fn join(summaries: Summaries) -> Summary {
+        // SAFETY: as above.
+        unsafe {
+            Summary {
+                largest: _mm512_reduce_max_epu32(transmute(summaries.largest)),
+                smallest_less_one: _mm512_reduce_min_epu32(transmute(summaries.smallest_less_one)),
+                union: _mm512_reduce_or_epi32(transmute(summaries.union)).cast_unsigned(),
+            }
         }
     }
 }
