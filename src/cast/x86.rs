@@ -120,10 +120,11 @@ impl Instructions for Avx512 {
     fn join(summaries: Summaries) -> Summary {
         // SAFETY: as above.
         unsafe {
+            let lanes = |lanes| transmute::<[u32; LANES], __m512i>(lanes);
             Summary {
-                largest: _mm512_reduce_max_epu32(transmute(summaries.largest)),
-                smallest_less_one: _mm512_reduce_min_epu32(transmute(summaries.smallest_less_one)),
-                union: _mm512_reduce_or_epi32(transmute(summaries.union)).cast_unsigned(),
+                largest: _mm512_reduce_max_epu32(lanes(summaries.largest)),
+                smallest_less_one: _mm512_reduce_min_epu32(lanes(summaries.smallest_less_one)),
+                union: _mm512_reduce_or_epi32(lanes(summaries.union)).cast_unsigned(),
             }
         }
     }
