@@ -4,17 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::double::F64;
 use super::element::{Element, INFINITY, MAGNITUDE, Source};
-use super::lanes::{LANES, Summaries};
-
-/// What a pass over a block saw, in binary32 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// The largest magnitude; above infinity when there is a NaN.
-    pub largest: u32,
-    /// One less than the smallest non-zero magnitude; `u32::MAX` when all are zero.
-    pub smallest_less_one: u32,
-    pub union: u32,
-}
+use super::lanes::Summary;
 
 impl Summary {
     #[inline(always)]
@@ -24,22 +14,6 @@ impl Summary {
         self.smallest_less_one = self.smallest_less_one.min(magnitude.wrapping_sub(1));
         self.union |= bits;
     }
-
-    /// The summary of all lanes.
-    #[inline(always)]
-    pub fn of(lanes: Summaries) -> Summary {
-        Summary {
-            largest: join(lanes.largest, u32::max),
-            smallest_less_one: join(lanes.smallest_less_one, u32::min),
-            union: join(lanes.union, |one, other| one | other),
-        }
-    }
-}
-
-/// Never inlined: a compiler that sees lanes joined may decide to keep them apart in the loop.
-#[inline(never)]
-fn join(lanes: [u32; LANES], two: impl Fn(u32, u32) -> u32) -> u32 {
-    lanes.into_iter().fold(lanes[0], two)
 }
 
 /// How many scales of a weight are unusual.

@@ -4,9 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::audit::{Audit, Summary, Tally};
+use super::audit::{Audit, Tally};
 use super::element::{Element, F16, INFINITY, MAGNITUDE, Source};
-use super::lanes::{Instructions, LANES, Summaries};
+use super::lanes::{Instructions, LANES, Summaries, Summary};
 use super::memory::Memory;
 
 /// Elements per block: source and result of one block stay in the first-level cache.

@@ -1,9 +1,17 @@
 //! What an instruction set may do better than the compiler.
 
-use super::audit::Summary;
-
 /// Elements the loop takes at a time: a whole register of the widest level.
 pub const LANES: usize = 16;
+
+/// What a pass over a block saw, in binary32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The largest magnitude; above infinity when there is a NaN.
+    pub largest: u32,
+    /// One less than the smallest non-zero magnitude; `u32::MAX` when all are zero.
+    pub smallest_less_one: u32,
+    pub union: u32,
+}
 
 /// What the values of each lane were: the summary of a block is that of all lanes.
 pub struct Summaries {
@@ -30,6 +38,16 @@ pub trait Instructions {
     /// The summary of all lanes.
     #[inline(always)]
     fn join(summaries: Summaries) -> Summary {
-        Summary::of(summaries)
+        Summary {
+            largest: join(summaries.largest, u32::max),
+            smallest_less_one: join(summaries.smallest_less_one, u32::min),
+            union: join(summaries.union, |one, other| one | other),
+        }
     }
+}
+
+/// Never inlined: a compiler that sees lanes joined may decide to keep them apart in the loop.
+#[inline(never)]
+fn join(lanes: [u32; LANES], two: impl Fn(u32, u32) -> u32) -> u32 {
+    lanes.into_iter().fold(lanes[0], two)
 }

@@ -9,7 +9,7 @@ use super::lanes::Instructions;
 use super::memory::Cached;
 use crate::dtype::Castable;
 
-/// What a pass over a block saw, as [`super::audit::Summary`] is for the other dtypes.
+/// What a pass over a block saw, as [`super::lanes::Summary`] is for the other dtypes.
 #[derive(Clone, Copy)]
 struct Summary {
     largest: u64,

@@ -6,10 +6,9 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::LINE;
-use super::audit::Summary;
 use super::element::{Element, MAGNITUDE, Source};
 use super::kernel::Run;
-use super::lanes::{Instructions, LANES, Summaries};
+use super::lanes::{Instructions, LANES, Summaries, Summary};
 use super::memory::{Cached, Memory};
 use super::run_blocks;
 use super::scaled::product::{Codes, Products};
