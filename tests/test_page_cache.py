@@ -66,12 +66,20 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def convert(source: Path, out: Path, available: int, *options: str) -> None:
-    """Converts where `/proc/meminfo` says that so many MiB are available."""
+def convert(
+    source: Path, out: Path, available: int, *options: str, seen_at: Path | None = None
+) -> None:
+    """Converts where `/proc/meminfo` says that so many MiB are available.
+
+    With `seen_at`, an empty directory, the source is read there, through an overlay.
+    """
     fake = out.with_name("meminfo")
     fake.write_text(f"MemTotal: 99999999 kB\nMemAvailable:  {available * 1024} kB\n")
     script = 'mount --bind "$0" /proc/meminfo && exec "$@"'
-    ours = [sys.executable, "-m", "recast", "convert", source, out, "--to", "bf16"]
+    if seen_at is not None:
+        layers = f"lowerdir={source}:{source.parent / 'empty'}"
+        script = f"mount -t overlay overlay -o '{layers}' '{seen_at}' && {script}"
+    ours = [sys.executable, "-m", "recast", "convert", seen_at or source, out, "--to", "bf16"]
     command = [*UNSHARE, "sh", "-c", script, fake, *ours]
     done = subprocess.run(
         [*map(str, command), *options],
@@ -110,3 +118,17 @@ def test_what_is_large_does_not_stay_in_memory_and_what_was_there_does(
     reference = recast.convert(source, tmp_path / "here", to="bf16", sync=False)
     assert reference.audit["inexact_tensors"] == 2
     assert stored(out / "a.safetensors") == stored(tmp_path / "here" / "a.safetensors")
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare of util-linux")
+def test_what_was_in_memory_stays_where_the_system_cannot_read_past_it(
+    source: Path, tmp_path: Path
+) -> None:
+    # An overlay, as in a container, refuses RWF_DONTCACHE, as every system before Linux 6.14 does.
+    out, seen_at = tmp_path / "large", tmp_path / "overlay"
+    for folder in (seen_at, tmp_path / "empty"):
+        folder.mkdir()
+    convert(source, out, 95, "--threads", "1", seen_at=seen_at)
+    assert cached(source / "a.safetensors") < 0.3
+    assert cached(source / "b.safetensors") > 0.9
+    assert max(cached(out / f"{name}.safetensors") for name in "ab") < 0.1

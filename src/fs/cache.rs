@@ -35,7 +35,8 @@ fn available() -> Option<u64> {
     None
 }
 
-/// As [`read_at`]. Pages that were not in the cache before do not stay there.
+/// As [`read_at`]. Pages that were not in the cache before do not stay there where the system can do
+/// that; where it cannot, the caller has to let go of them ([`is_cached`], [`let_go_of`]).
 ///
 /// # Errors
 /// As [`read_at`].
@@ -51,9 +52,7 @@ pub fn read_once_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> 
             Ok(count) => done += count,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) if is_unknown(error) => {
-                read_at(file, &mut out[done..], offset + done as u64)?;
-                let_go_of(file, offset, out.len() as u64);
-                return Ok(());
+                return read_at(file, &mut out[done..], offset + done as u64);
             }
             Err(error) => return Err(error.into()),
         }
@@ -67,8 +66,9 @@ pub fn is_cached(file: &File, bytes: u64) -> bool {
     use rustix::fs::{SeekFrom, seek};
     use rustix::io::{ReadWriteFlags, preadv2};
     const SAMPLES: u64 = 32;
-    // Not at the start, which was read to plan.
-    let samples = (SAMPLES / 4..SAMPLES).map(|number| bytes / SAMPLES * number);
+    // Not at the start, which was read to plan; and at the start of a page, whatever its size.
+    let samples =
+        (SAMPLES / 4..SAMPLES).map(|number| bytes / SAMPLES * number / LARGEST_PAGE * LARGEST_PAGE);
     let (mut found, mut asked) = (0, 0);
     for offset in samples {
         // What was never written is read without a disk.
@@ -81,10 +81,32 @@ pub fn is_cached(file: &File, bytes: u64) -> bool {
         // What would have to be read first is an error.
         let flags = ReadWriteFlags::NOWAIT | DONT_CACHE;
         let read = preadv2(file, &mut [io::IoSliceMut::new(&mut byte)], offset, flags);
-        found += u32::from(read.is_ok());
+        found += u32::from(match read {
+            Err(error) if is_unknown(error) => is_resident(file, offset),
+            read => read.is_ok(),
+        });
         asked += 1;
     }
     2 * found > asked
+}
+
+/// A page is at most as large as this on any CPU, and begins at a multiple of it.
+#[cfg(target_os = "linux")]
+const LARGEST_PAGE: u64 = 64 << 10;
+
+/// Whether the page that begins at `offset` is in the cache, by a look at the page tables. The system
+/// says yes of every page of a file that is another user's, and of what it does not say.
+#[cfg(target_os = "linux")]
+fn is_resident(file: &File, offset: u64) -> bool {
+    // SAFETY: nothing is read through the map, so that it does not matter who changes the file.
+    let Ok(map) = (unsafe { memmap2::MmapOptions::new().offset(offset).len(1).map(file) }) else {
+        return true;
+    };
+    let mut page = 1;
+    // SAFETY: the map begins at this address, that of a page, because `offset` is one. The system
+    // writes one byte a page.
+    let answered = unsafe { libc::mincore(map.as_ptr().cast_mut().cast(), map.len(), &mut page) };
+    answered != 0 || page & 1 == 1
 }
 
 /// Lets go of the pages of a range that are on the disk and that nobody has mapped.
