@@ -287,7 +287,7 @@ causes! {
         Full { path: PathBuf = "PATH", action: &'static str = "ACTION",
                source: io::Error = io::Error::other("No space left on device") }
             "{}: cannot {action}: {source}", path.shown()
-            => "free space on the destination's disk; the same command then continues";
+            => "free space there, or raise the quota; the same command then continues";
     }
 
     "CastOverflowError" {
@@ -341,7 +341,9 @@ impl Error {
     /// For `map_err`: what was tried, on which file.
     pub fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
         move |source| match source.kind() {
-            ErrorKind::StorageFull => Error::Full { path: path.to_owned(), action, source },
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                Error::Full { path: path.to_owned(), action, source }
+            }
             _ => Error::Io { path: path.to_owned(), action, source },
         }
     }
@@ -370,5 +372,18 @@ impl Error {
                 | Error::NoThreads { .. }
                 | Error::Panicked
         )
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_is_a_full_disk() {
+        for (number, is_full) in [(28, true), (122, true), (5, false)] {
+            let error = Error::io("write", Path::new("x"))(io::Error::from_raw_os_error(number));
+            assert_eq!(matches!(error, Error::Full { .. }), is_full, "{error}");
+        }
     }
 }
