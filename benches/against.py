@@ -35,8 +35,7 @@ from inputs import FULL_MEGABYTES, random_llama, tiny_file, tiny_shards
 
 HOW_COLD = choose()
 WAYS = {"durable": [], "--no-sync": ["--no-sync"]}
-
-
+# Of the small casts.
 ELEMENTS = (4 << 10, 32 << 10, 256 << 10, 1 << 20)
 
 

@@ -15,8 +15,6 @@ import recast
 import torch
 
 NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
 LINE = 64
 PAGE = 4096
 
