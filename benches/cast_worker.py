@@ -14,7 +14,8 @@ from functools import partial
 import recast
 import torch
 
-NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from cast import NAMES
+
 LINE = 64
 PAGE = 4096
 

@@ -94,8 +94,8 @@ pub fn is_cached(file: &File, bytes: u64) -> bool {
 #[cfg(target_os = "linux")]
 const LARGEST_PAGE: u64 = 64 << 10;
 
-/// Whether the page that begins at `offset` is in the cache, by a look at the page tables. The system
-/// says yes of every page of a file that is another user's, and of what it does not say.
+/// Whether the page that begins at `offset` is in the cache, without reading it. The system says yes
+/// of every page of a file that this user neither owns nor may write, and so does an error.
 #[cfg(target_os = "linux")]
 fn is_resident(file: &File, offset: u64) -> bool {
     // SAFETY: nothing is read through the map, so that it does not matter who changes the file.
